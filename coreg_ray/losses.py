@@ -1,0 +1,127 @@
+"""One function per loss of the method (METHOD sections 2 to 4): tensors in, a scalar of at least float32 out.
+
+Every loss is a mean over rows. `denominator` replaces the number of rows here, so that replicas that each hold a part
+of a batch can divide by the rows of the whole team and add up; a count below one acts as one. An empty batch costs
+nothing and still has a gradient. Logits are log-normalised in float32, so that no finite input gives NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """CE = mean_B -sum_j t_j log p_j (METHOD section 3, step 4): logits (B, K), targets (B, K) distributions."""
+    rows = -(targets * _log_probs(logits)).sum(dim=1)
+    return _mean(rows, denominator)
+
+
+def consistency(logits: Tensor, targets: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """mean_{B,K} (p - t)^2 (METHOD section 3, step 4): logits (B, K), targets (B, K); `denominator` counts rows."""
+    rows = (_wide(logits).softmax(dim=1) - targets).square().mean(dim=1)
+    return _mean(rows, denominator)
+
+
+def partial_cross_entropy(logits: Tensor, candidates: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """mean over rows with |S| < K of -log sum_{j in S} p_j (METHOD section 2).
+
+    Args:
+        logits: (B, K).
+        candidates: (B, K) bool.
+        denominator: number of `informative` rows in the whole team; None counts them here.
+
+    Returns:
+        Scalar; zero if no row is informative.
+    """
+    counted = informative(candidates)
+    # Other rows take all classes: that keeps their logarithm and its gradient finite, and they are then weighted zero.
+    inside = candidates | ~counted[:, None]
+    rows = -_log_probs(logits).masked_fill(~inside, -math.inf).logsumexp(dim=1)
+    return _mean(rows * counted, counted.sum() if denominator is None else denominator)
+
+
+def informative(candidates: Tensor) -> Tensor:
+    """Which rows exclude a class and keep one, 0 < |S| < K: candidates (B, K) bool -> (B,) bool."""
+    return candidates.any(dim=1) & ~candidates.all(dim=1)
+
+
+def negative_entropy(logits: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """mean_B sum_j p_j log p_j (METHOD section 2): logits (B, K); between -log K and 0."""
+    log_probs = _log_probs(logits)
+    return _mean((log_probs.exp() * log_probs).sum(dim=1), denominator)
+
+
+def noise_tolerant_contrast(
+    queries: Tensor,
+    keys: Tensor,
+    classes: Tensor,
+    confident: Tensor,
+    queue: Tensor,
+    queue_classes: Tensor,
+    queue_confident: Tensor,
+    queue_valid: Tensor,
+    temperature: float = 0.07,
+    *,
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Supervised contrast that trusts equal pseudo-classes only when both are confident (METHOD section 4).
+
+    L_i = -1/|pos| sum_pos [s_ij - log sum_{pos and neg} exp s_ij], s = query . entry / temperature, over the entries
+    [keys, queue]. Positives: the anchor's own key, and entries of its class when both are confident. Entries of its
+    class otherwise are in neither sum. All other classes are negatives.
+
+    Args:
+        queries: (A, D) normalised features of the anchors' first strong views.
+        keys: (A, D) the same rows' second views through the key encoder; key i is anchor i's own.
+        classes: (A,) int pseudo-classes.
+        confident: (A,) bool, from the labelled side.
+        queue: (Q, D) older keys; Q may be 0.
+        queue_classes: (Q,) int.
+        queue_confident: (Q,) bool.
+        queue_valid: (Q,) bool; slots not yet filled take no part.
+        denominator: number of anchors in the whole team.
+
+    Returns:
+        Scalar, mean over anchors. Nothing larger than (A, A + Q) is built.
+
+    Raises:
+        ValueError: temperature not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} cannot divide similarities; use a number above 0")
+    if not len(queries):  # no anchor, no sum to take the logarithm of
+        return _mean(_wide(queries).sum(dim=1), denominator)
+    with torch.autocast(queries.device.type, enabled=False):  # similarities up to 14 need more than 8 bits
+        similarity = _wide(queries) @ _wide(torch.cat([keys, queue.to(keys.dtype)])).T / temperature  # (A, A + Q)
+
+    own = torch.eye(*similarity.shape, dtype=torch.bool, device=queries.device)
+    same_class = classes[:, None] == torch.cat([classes, queue_classes])
+    both_confident = confident[:, None] & torch.cat([confident, queue_confident])
+    valid = torch.cat([torch.ones_like(confident), queue_valid])
+    positive = own | (same_class & both_confident & valid)
+    counted = positive | (~same_class & valid)
+
+    normaliser = similarity.masked_fill(~counted, -math.inf).logsumexp(dim=1)  # (A,)
+    attraction = similarity.masked_fill(~positive, 0.0).sum(dim=1) / positive.sum(dim=1)
+    return _mean(normaliser - attraction, denominator)
+
+
+def _mean(rows: Tensor, denominator: Tensor | float | None) -> Tensor:
+    """The sum of rows (B,) over `denominator`, or over B."""
+    if denominator is None:
+        denominator = rows.shape[0]
+    if isinstance(denominator, Tensor):
+        return rows.sum() / denominator.clamp(min=1)
+    return rows.sum() / max(denominator, 1)
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    return F.log_softmax(_wide(logits), dim=1)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
