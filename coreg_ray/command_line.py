@@ -69,8 +69,7 @@ def run(main: Any) -> None:
 
 def resolved_yaml(config: Config) -> str:
     """The whole configuration as YAML that `--config` takes back."""
-    tree = config.model_dump(mode="json", include=set(Config.model_fields))
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.settings(), sort_keys=False, allow_unicode=True)
 
 
 def _parse(arguments: list[str], command: type[Config], description: str) -> dict[str, Any]:

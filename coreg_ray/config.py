@@ -15,39 +15,72 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+UNDECISIVE = ("output", "cluster", "checkpoint", "export", "report")  # the same run may go on elsewhere
+
+
+RUNNING = (  # settings of an annotator that decide how it runs, not what it answers
+    *("batch_size", "min_actors", "max_actors", "num_gpus", "num_cpus", "endpoint", "allow_upload", "key_variable"),
+    *("concurrency", "timeout_s", "retries", "max_requests", "price_input", "price_output"),
+)
+
+
 class Section(BaseModel):
     """A frozen part of the tree that refuses keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+SourceKind = Literal["digits", "folder", "parquet", "webdataset", "huggingface", "torchvision"]
+KNOWS_CLASSES = ("digits", "huggingface", "torchvision")  # sources that bring their class names along
+
+
 class SourceConfig(Section):
     """Where the unlabelled images come from, and what may be in them."""
 
-    kind: Literal["digits", "folder", "parquet"] = Field("digits", description="kind of image source")
-    path: str | None = Field(None, description="folder, file or URI of the images (not for digits)")
+    kind: SourceKind = Field("digits", description="kind of image source")
+    path: str | None = Field(None, description="folder, file, glob or URI of the images (not for digits)")
+    name: str | None = Field(None, description="torchvision: the set (cifar10, ...); huggingface: its split")
     classes: str | list[str] | None = Field(None, description="class names: a text or YAML file, or a list")
     prompts: str | list[str] | None = Field(None, description="prompt templates with {}: a file, or a list")
+    folder_labels: bool = Field(False, description="folder: sub-folders are labels, which only score")
+    image_column: str = Field("image", description="parquet, huggingface: column of the images")
+    id_column: str = Field("image_id", description="parquet, huggingface: column of the ids, if there is one")
+    label_column: str = Field("label", description="parquet, huggingface: column of the labels, if there is one")
+    manual_labels: str | None = Field(None, description="CSV or Parquet of image_id,label: rows that are trusted")
+    background: list[str] = Field([], description="texts of images of no class, e.g. 'a blank page'; for warnings")
     holdout: float = Field(0.05, ge=0, le=0.5, description="share of images annotated but not trained on")
 
 
 class TestConfig(Section):
     """Labelled images that only score the result; leave `kind` empty when there are none."""
 
-    kind: Literal["digits", "folder", "parquet"] | None = Field(None, description="kind of image source")
-    path: str | None = Field(None, description="folder, file or URI of the labelled images")
+    kind: SourceKind | None = Field(None, description="kind of image source")
+    path: str | None = Field(None, description="folder, file, glob or URI of the labelled images")
+    name: str | None = Field(None, description="torchvision: the set (cifar10, ...); huggingface: its split")
 
 
 class AnnotatorConfig(Section):
     """The vision-language model that answers several prompts about every image."""
 
-    kind: Literal["clip"] = Field("clip", description="kind of annotator")
-    model: str = Field("ViT-B-32", description="open_clip model name, hf-hub id, or `embedded` (the tiny CLIP)")
-    pretrained: str | None = Field(None, description="open_clip pretrained tag or path of a checkpoint")
-    batch_size: int = Field(256, ge=1, description="images per batch")
-    min_actors: int = Field(1, ge=1, description="smallest size of the actor pool")
-    max_actors: int = Field(1, ge=1, description="largest size of the actor pool")
-    num_gpus: float = Field(0, ge=0, description="GPUs per actor, fractions allowed; 0 runs on CPUs")
+    kind: Literal["clip", "chat"] = Field("clip", description="clip: embeds images; chat: answers questions")
+    model: str = Field("ViT-B-32", description="open_clip name, hf-hub id, `embedded`, or the chat model's name")
+    pretrained: str | None = Field(None, description="clip: open_clip's pretrained tag or the path of a checkpoint")
+    batch_size: int | None = Field(None, ge=1, description="clip: images per batch; empty: found automatically")
+    min_actors: int = Field(1, ge=1, description="clip: smallest size of the actor pool")
+    max_actors: int = Field(1, ge=1, description="clip: largest size of the actor pool")
+    num_gpus: float = Field(0, ge=0, description="clip: GPUs per actor, fractions allowed; 0 runs on CPUs")
+    num_cpus: float = Field(1, gt=0, description="clip: CPUs per actor that Ray reserves")
+    endpoint: str | None = Field(None, description="chat: address of an OpenAI-compatible server, http://host:port/v1")
+    allow_upload: bool = Field(False, description="chat: images may be sent to the endpoint")
+    questions: str | list[str] | None = Field(None, description="chat: templates with {} for the classes: file or list")
+    key_variable: str = Field("OPENAI_API_KEY", description="chat: environment variable that holds the key")
+    concurrency: int = Field(8, ge=1, description="chat: requests under way at once")
+    timeout_s: float = Field(60, gt=0, description="chat: seconds to wait for an answer")
+    retries: int = Field(5, ge=0, description="chat: further attempts after 429, 5xx, time-outs and broken answers")
+    max_requests: int | None = Field(None, ge=1, description="chat: requests after which a run stops, to go on later")
+    image_side: int = Field(336, ge=32, le=2048, description="chat: side of the images sent, in pixels")
+    price_input: float = Field(0, ge=0, description="chat: price of a million input tokens, for the report")
+    price_output: float = Field(0, ge=0, description="chat: price of a million output tokens, for the report")
 
     @model_validator(mode="after")
     def _pool(self) -> AnnotatorConfig:
@@ -55,15 +88,19 @@ class AnnotatorConfig(Section):
             raise ValueError(
                 f"max_actors={self.max_actors} is below min_actors={self.min_actors}; raise max_actors or lower min_actors"
             )
+        if self.kind == "chat" and not self.endpoint:
+            raise ValueError("annotator.kind=chat needs annotator.endpoint, for example http://localhost:8000/v1")
         return self
 
 
 class CandidatesConfig(Section):
     """How the annotator's answers become candidate sets (METHOD: section 1)."""
 
-    mode: Literal["union", "single", "top_k", "threshold", "ratio", "cumulative"] = Field(
-        "union", description="rule that turns prompt probabilities into a set"
+    mode: Literal["union", "single", "top_k", "threshold", "ratio", "cumulative", "synthetic"] = Field(
+        "union", description="rule that turns prompt probabilities into a set; synthetic: from labels, for benchmarks"
     )
+    partial_rate: float = Field(0.1, ge=0, le=1, description="synthetic: chance of a wrong class to enter a set")
+    noise_rate: float = Field(0.1, ge=0, le=1, description="synthetic: chance of the truth to leave its set")
     k: int = Field(5, ge=1, description="top_k: set size; ratio: largest set")
     threshold: float = Field(0.1, gt=0, le=1, description="threshold: least probability")
     ratio: float = Field(0.5, gt=0, le=1, description="ratio: least share of the highest probability")
@@ -147,6 +184,26 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=1, description="last checkpoints kept")
 
 
+class ExportConfig(Section):
+    """How the trained model is written; never part of a run's fingerprint."""
+
+    network: Literal["auto", "a", "b", "ensemble"] = Field(
+        "auto", description="which network is deployed; auto: the better one by what needs no labels"
+    )
+    calibrate: bool = Field(True, description="fit a temperature on the purified labels")
+    onnx: bool | None = Field(None, description="also write model.onnx; empty: when the onnx extra is installed")
+    program: bool = Field(False, description="also write model.pt2, a torch.export program")
+
+
+class ReportConfig(Section):
+    """What the report shows; never part of a run's fingerprint."""
+
+    pictures: int = Field(12, ge=0, le=200, description="pictures in each gallery; 0 for private pools")
+    images: int = Field(4096, ge=0, description="most images of a split that both networks are asked about")
+    baselines: bool = Field(True, description="train a linear probe and a distilled student to compare with")
+    review: int = Field(100, ge=0, description="images in review.csv, for a human look")
+
+
 class Config(Section):
     """Everything a run depends on. Build it with `load` (command line) or directly (it checks itself)."""
 
@@ -156,11 +213,14 @@ class Config(Section):
     source: SourceConfig = SourceConfig()
     test: TestConfig = TestConfig()
     annotator: AnnotatorConfig = AnnotatorConfig()
+    further_annotators: list[AnnotatorConfig] = Field([], description="more annotators, whose votes are added")
     candidates: CandidatesConfig = CandidatesConfig()
     method: MethodConfig = MethodConfig()
     student: StudentConfig = StudentConfig()
     cluster: ClusterConfig = ClusterConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    export: ExportConfig = ExportConfig()
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -172,20 +232,22 @@ class Config(Section):
         for name, section in (("source", self.source), ("test", self.test)):
             if section.kind not in (None, "digits") and not section.path:
                 raise ValueError(f"{name}.kind={section.kind} needs {name}.path, the folder or file of the images")
-        if self.source.kind != "digits" and self.source.classes is None:
+        if self.source.kind not in KNOWS_CLASSES and self.source.classes is None:
             raise ValueError(
                 f"source.kind={self.source.kind} needs source.classes, a file with one class name a line or a list"
             )
         return self
 
-    def decisive(self) -> dict[str, Any]:
-        """All that decides the result: data, annotation, method, student and seed.
+    def settings(self) -> dict[str, Any]:
+        """The tree as plain values that JSON, YAML and `Config.model_validate` take; a job's own fields are left out."""
+        return self.model_dump(mode="json", include=set(Config.model_fields))
 
-        Cluster, checkpoint and output settings are left out: the same run may go on elsewhere.
-        """
-        decisive = self.model_dump(include=set(Config.model_fields) - {"output", "cluster", "checkpoint"})
-        for pool_setting in ("batch_size", "min_actors", "max_actors", "num_gpus"):
-            decisive["annotator"].pop(pool_setting)
+    def decisive(self) -> dict[str, Any]:
+        """All that decides the result: data, annotation, method, student and seed."""
+        decisive = {name: value for name, value in self.settings().items() if name not in UNDECISIVE}
+        for annotator in (decisive["annotator"], *decisive["further_annotators"]):
+            for name in RUNNING:
+                annotator.pop(name)
         return decisive
 
     def fingerprint(self) -> str:

@@ -1,0 +1,70 @@
+"""`history.csv` and TensorBoard events: what a run did, epoch by epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from coreg_ray.storage import Folder
+
+COLUMNS = (
+    "epoch", "phase", "loss/a", "loss/b", "clean/a", "clean/b", "agreement", "test/accuracy", "test/accuracy_a",
+    "test/accuracy_b", "criterion/label_free",
+)  # fmt: skip
+
+
+class History:
+    """Rank 0's record of a run: one CSV row an epoch, replaced as a whole, and TensorBoard events beside it.
+
+    On object stores the events are written locally and copied after each epoch.
+    """
+
+    def __init__(self, output: Folder, enabled: bool = True) -> None:
+        self.output = output
+        self.enabled = enabled
+        self._written = -1
+        self._events: Any = None
+        self._folder = Path(output.path) / "tensorboard" if output.local else Path(tempfile.mkdtemp(prefix="coreg-tb-"))
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._events is not None:
+            self._events.close()
+
+    def write(self, history: list[dict[str, Any]]) -> None:
+        """Write all finished epochs, oldest first; epochs that were seen before are not logged twice."""
+        if not self.enabled or not history:
+            return
+        self.output.write("history.csv", as_csv(history))
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(self._folder), purge_step=int(history[-1]["epoch"]))
+            self._written = int(history[-1]["epoch"]) - 1
+        for metrics in history:
+            if metrics["epoch"] > self._written:
+                for name, value in metrics.items():
+                    if isinstance(value, int | float) and name != "epoch":
+                        self._events.add_scalar(name, value, metrics["epoch"])
+        self._written = int(history[-1]["epoch"])
+        self._events.flush()
+        if not self.output.local:
+            for file in self._folder.iterdir():
+                self.output.write(f"tensorboard/{file.name}", file.read_bytes())
+
+
+def as_csv(history: list[dict[str, Any]]) -> str:
+    """The fixed columns first, then all others in the order of their names; times last. Missing values are empty."""
+    others = sorted({name for metrics in history for name in metrics} - set(COLUMNS))
+    columns = [*COLUMNS, *sorted(others, key=lambda name: (name.startswith("time/"), name))]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()

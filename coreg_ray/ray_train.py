@@ -1,0 +1,174 @@
+"""Ray Train runs the method: one worker holding both networks, or two equal teams of workers."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from coreg_ray.config import ClusterConfig, Config
+from coreg_ray.coreg import NonFiniteLossError
+from coreg_ray.errors import UserError
+from coreg_ray.mesh import Mesh
+from coreg_ray.storage import Folder
+from coreg_ray.training import Task, train
+
+log = logging.getLogger(__name__)
+
+
+def fit(config: Config) -> dict[str, Any]:
+    """Train on what lies in the run folder; blocks until the last epoch is done and returns its metrics.
+
+    The same call after any interruption continues from the newest whole checkpoint.
+
+    Raises:
+        UserError: the cluster cannot hold the workers within `cluster.wait_s`, or the folder belongs to another run.
+        NonFiniteLossError: a loss became infinite or NaN; the last good checkpoint stays.
+        ray.train.TrainingFailedError: workers failed more often than `cluster.max_failures`.
+    """
+    output = Folder.at(config.output)
+    Task.read(config, output)
+    scaling = scaling_config(config.cluster)
+    wait_for_resources(scaling, config.cluster.wait_s)
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config=config.settings(),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=scaling,
+        run_config=RunConfig(
+            # A name of its own each time: what continues is the method's state in checkpoints/, never Ray's snapshot,
+            # which is not written atomically and would also continue a run of another configuration.
+            name=time.strftime("%Y%m%d-%H%M%S"),
+            storage_path=f"{config.output if '://' in config.output else output.path}/ray",
+            failure_config=FailureConfig(max_failures=config.cluster.max_failures, controller_failure_limit=2),
+        ),
+    )
+    with _progress(output, config.method.epochs):
+        outcome: dict[str, Any] = trainer.fit().return_value
+    if "non_finite" in outcome:
+        raise NonFiniteLossError(outcome["non_finite"])
+    if "refused" in outcome:
+        raise UserError(outcome["refused"])
+    return outcome["metrics"]
+
+
+def worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """What every Ray Train worker runs. Errors that a retry cannot mend are returned, so that none is attempted."""
+    logging.basicConfig(level=logging.INFO)
+    config = Config.model_validate(settings)
+    context = ray.train.get_context()
+    torch.set_num_threads(_threads(config.cluster, context.get_world_size()))
+    metrics: dict[str, Any] = {}
+    try:
+        for epoch in train(config, Mesh(get_device())):
+            metrics = epoch.metrics
+            ray.train.report(metrics)
+    except NonFiniteLossError as error:
+        return {"non_finite": str(error)}
+    except UserError as error:
+        return {"refused": str(error)}
+    return {"metrics": metrics or Folder.at(config.output).read_json("metrics.json").get("train", {})}
+
+
+def scaling_config(cluster: ClusterConfig) -> ScalingConfig:
+    """Ray's own scaling settings for `cluster`: GPUs when there are enough, all CPUs for a worker that is alone."""
+    available = ray.cluster_resources()
+    use_gpu = cluster.use_gpu
+    if use_gpu is None:
+        use_gpu = available.get("GPU", 0) >= cluster.num_workers
+    resources = cluster.resources_per_worker
+    if resources is None:
+        alone = cluster.num_workers == 1 and not use_gpu
+        resources = {"CPU": float(max(1, _largest_node_cpus() if alone else 1))} | ({"GPU": 1.0} if use_gpu else {})
+    return ScalingConfig(
+        num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=resources, placement_strategy="PACK"
+    )
+
+
+def wait_for_resources(scaling: ScalingConfig, wait_s: float) -> None:
+    """Return once the cluster is large enough for all workers; says every 30 s what is missing.
+
+    Raises:
+        UserError: it is not after `wait_s` seconds.
+    """
+    needed = {name: amount * scaling.num_workers for name, amount in scaling.resources_per_worker.items()}
+    deadline = time.monotonic() + wait_s
+    while missing := _missing(needed):
+        if time.monotonic() >= deadline:
+            waited = f" after {wait_s:.0f} s" if wait_s else ""
+            raise UserError(
+                f"cluster.num_workers={scaling.num_workers} with {scaling.resources_per_worker} each needs {missing}"
+                f"{waited}; lower it, use cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
+            )
+        log.info("waiting for the cluster: %s", missing)
+        time.sleep(min(30.0, max(deadline - time.monotonic(), 0.0)))
+
+
+def _missing(needed: dict[str, float]) -> str:
+    available = ray.cluster_resources()
+    short = {name: amount for name, amount in needed.items() if available.get(name, 0) < amount}
+    return ", ".join(f"{amount:g} {name} (there are {available.get(name, 0):g})" for name, amount in short.items())
+
+
+def _largest_node_cpus() -> int:
+    """CPUs of the node that has most; a single worker cannot span nodes. Ray may count more CPUs than there are cores."""
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+    return int(min(largest, os.cpu_count() or 1)) if len(ray.nodes()) == 1 else int(largest)
+
+
+def _threads(cluster: ClusterConfig, world: int) -> int:
+    if cluster.threads:
+        return cluster.threads
+    if world > 1:
+        return 1
+    assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+    return max(1, int(assigned))
+
+
+@contextmanager
+def _progress(output: Folder, epochs: int) -> Iterator[None]:
+    """A line for every epoch that appears in `history.csv`, which is all that the driver sees of its workers."""
+    done = threading.Event()
+    watcher = threading.Thread(target=_follow, args=(output, epochs, done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _follow(output: Folder, epochs: int, done: threading.Event) -> None:
+    said = -1 if not output.exists("history.csv") else len(output.read("history.csv").splitlines()) - 2
+    while True:
+        ending = done.wait(1.0)
+        if output.exists("history.csv"):
+            for row in csv.DictReader(output.read("history.csv").decode().splitlines()):
+                if int(row["epoch"]) > said:
+                    said = int(row["epoch"])
+                    log.info("%s", _line(row, epochs))
+        if ending:
+            return
+
+
+def _line(row: dict[str, str], epochs: int) -> str:
+    """One epoch in one line, e.g. `epoch 12/20 coreg   loss 1.02 1.01  clean 0.81 0.79  test 0.953  7.1 s`."""
+    parts = [f"epoch {int(row['epoch']) + 1}/{epochs} {row['phase']:6}"]
+    for title, names in (
+        ("loss", ("loss/a", "loss/b")), ("clean", ("clean/a", "clean/b")), ("agreement", ("criterion/label_free",)),
+        ("test", ("test/accuracy",)),
+    ):  # fmt: skip
+        values = [f"{float(row[name]):.3f}" for name in names if row.get(name)]
+        if values:
+            parts.append(f"{title} {' '.join(values)}")
+    return "  ".join([*parts, f"{float(row['time/epoch_s']):.1f} s"])

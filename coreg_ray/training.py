@@ -1,0 +1,150 @@
+"""One training run on one process of the mesh, from the tables in the run folder to the last checkpoint. Ray-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreg_ray import checkpoint
+from coreg_ray.config import Config
+from coreg_ray.coreg import Epoch, fit
+from coreg_ray.errors import UserError
+from coreg_ray.evaluate import Scored
+from coreg_ray.history import History
+from coreg_ray.mesh import Mesh
+from coreg_ray.rows import Images, Rows, Share, load_images, load_rows
+from coreg_ray.state import State, build_state
+from coreg_ray.storage import Folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training run learns: made by annotation, read by every process.
+
+    Attributes:
+        classes: K class names. prior: (K,) or None for uniform. fingerprint: of configuration and annotation together.
+    """
+
+    classes: list[str]
+    prior: Tensor | None
+    fingerprint: str
+
+    @classmethod
+    def read(cls, config: Config, output: Folder) -> Task:
+        """From `candidates/manifest.json` of the run folder.
+
+        Raises:
+            UserError: nothing was annotated there, or the prior is none for these classes.
+        """
+        if not output.exists("candidates/manifest.json"):
+            raise UserError(f"{output.path} has no candidates/; annotate first (jobs/annotate.py or jobs/pipeline.py)")
+        manifest = output.read_json("candidates/manifest.json")
+        classes = list(manifest["class_names"])
+        content = json.dumps([config.fingerprint(), manifest.get("fingerprint"), classes], sort_keys=True)
+        fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return cls(classes, _prior(config.method.prior, manifest, len(classes)), fingerprint)
+
+
+def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | None:
+    if wanted == "uniform":
+        return None
+    values = manifest["prior"] if wanted == "annotator" else json.loads(Folder.at(wanted).read("").decode())
+    prior = torch.tensor(values, dtype=torch.float32)
+    if prior.shape != (num_classes,) or not bool((prior > 0).all()):
+        raise UserError(
+            f"method.prior={wanted} holds {prior.numel()} numbers, smallest {float(prior.min()):.3g}; it needs one "
+            f"positive number for each of the {num_classes} classes"
+        )
+    return prior
+
+
+def train(config: Config, mesh: Mesh) -> Iterator[Epoch]:
+    """Train this process's part of a run; yields after every epoch, once its checkpoint and history are written.
+
+    Continues from the newest whole checkpoint of the same fingerprint in the run folder, else from `start_from`, else
+    from the beginning.
+
+    Raises:
+        UserError: the folder's checkpoints belong to another run, or to other classes or networks.
+        NonFiniteLossError: on every process alike; the last good checkpoint stays.
+    """
+    output = Folder.at(config.output)
+    task = Task.read(config, output)
+    rows, scored = load_data(config, output, task, mesh)
+    state = build_state(config.method, config.student, config.seed, task.classes, rows, mesh, task.prior)
+    begin(state, config, output, task, mesh)
+    first = state.epoch
+    with History(output, enabled=mesh.rank == 0) as history:
+        for epoch in fit(state, rows, scored, mesh):
+            epoch.metrics["world_size"] = mesh.world
+            epoch.metrics["start_epoch"] = first
+            last = epoch.number + 1 == config.method.epochs
+            if last or (epoch.number + 1) % config.checkpoint.every == 0:
+                checkpoint.save(state, output / "checkpoints", task.fingerprint, mesh)
+                if mesh.rank == 0:
+                    checkpoint.prune(output / "checkpoints", config.checkpoint.keep)
+            history.write(state.history)
+            yield epoch
+
+
+def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh) -> None:
+    """Put `state` where the run stands: at its newest checkpoint, at `start_from`, or at the beginning."""
+    newest = checkpoint.newest(output / "checkpoints")
+    if newest is not None:
+        found = checkpoint.describe(newest)["fingerprint"]
+        if found != task.fingerprint:
+            raise UserError(
+                f"{output.path} holds checkpoints of another run (fingerprint {found}, this one is {task.fingerprint}); "
+                "choose another --output, or pass the old checkpoint with --start_from"
+            )
+        checkpoint.resume(state, newest, mesh)
+        log.info("continuing after epoch %d of %s", state.epoch - 1, newest.path)
+    elif config.start_from:
+        checkpoint.start_from(state, Folder.at(config.start_from))
+        log.info("starting from the networks of %s", config.start_from)
+
+
+def load_data(config: Config, output: Folder, task: Task, mesh: Mesh) -> tuple[Rows, Scored]:
+    """This replica's training rows, and the images that every process scores."""
+    side, holdout = config.student.resolution, config.source.holdout
+    limit = config.cluster.memory_share * physical_memory()
+    wanted = Share(mesh.replica, mesh.replicas, holdout)
+    rows = load_rows(output, len(task.classes), side, wanted, limit)
+    held_out = load_images(output, "pool", side, Share(holdout=holdout, held_out=True), limit) if holdout else None
+    test = load_images(output, "test", side, Share(), limit) if config.test.kind else None
+    _to_device([rows, *(images for images in (held_out, test) if images is not None)], mesh)
+    return rows, Scored(held_out, test)
+
+
+def _to_device(parts: list[Images], mesh: Mesh) -> None:
+    """Images live on the GPU when all of them fit into half of its free memory."""
+    if mesh.device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(mesh.device)
+    size = sum(part.pixels.numel() for part in parts)
+    if size < free / 2:
+        for part in parts:
+            part.pixels = part.pixels.to(mesh.device)
+    log.info("%.2f GB of images %s the GPU", size / 1e9, "on" if size < free / 2 else "stay off")
+
+
+def physical_memory() -> int:
+    """Bytes of memory this process may use: the machine's, or its container's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(limit) as file:  # noqa: PTH123 (a kernel file, not a path of ours)
+                total = min(total, int(file.read()))
+        except (OSError, ValueError):
+            continue
+    return total

@@ -1,0 +1,79 @@
+"""A small image problem that trains in seconds: bars of four kinds under noise, with synthetic candidate sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreg_ray.candidates import synthetic_candidates
+from coreg_ray.config import MethodConfig, StudentConfig
+from coreg_ray.coreg import fit
+from coreg_ray.draws import generator
+from coreg_ray.evaluate import Scored
+from coreg_ray.mesh import Mesh
+from coreg_ray.rows import Images, Rows, make_rows, share
+from coreg_ray.state import State, build_state
+
+CLASSES = ["horizontal", "vertical", "dot", "cross"]
+SIDE = 12
+
+
+@dataclass
+class Toy:
+    rows: Rows
+    scored: Scored
+    labels: Tensor  # of the training rows, in their order; for the tests' eyes only
+
+
+def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """uint8 (count, S, S, 3) and labels (count,): a bright shape at a random place on noise."""
+    random = generator(seed)
+    labels = torch.randint(0, len(CLASSES), (count,), generator=random)
+    pixels = torch.randint(0, 110, (count, SIDE, SIDE, 3), generator=random)
+    places = torch.randint(3, SIDE - 3, (count, 2), generator=random)
+    for i, (label, (y, x)) in enumerate(zip(labels.tolist(), places.tolist(), strict=True)):
+        if label in (0, 3):
+            pixels[i, y, x - 3 : x + 4] += 120
+        if label in (1, 3):
+            pixels[i, y - 3 : y + 4, x] += 120
+        if label == 2:
+            pixels[i, y - 1 : y + 2, x - 1 : x + 2] += 120
+    return pixels.clamp(max=255).to(torch.uint8), labels
+
+
+def toy(count: int = 240, partial: float = 0.2, noise: float = 0.15, seed: int = 1) -> Toy:
+    pixels, labels = images(count, seed)
+    numbers = torch.randint(0, 2**62, (count,), generator=generator(seed + 1000))
+    candidates = synthetic_candidates(labels, len(CLASSES), partial, noise, generator(seed + 2000))
+    test_pixels, test_labels = images(200, seed + 1)
+    test = Images(torch.arange(200), test_pixels, test_labels)
+    held_pixels, _ = images(60, seed + 2)
+    held_out = Images(torch.arange(60), held_pixels)
+    return Toy(make_rows(numbers, pixels, candidates), Scored(held_out, test), labels[torch.argsort(numbers)])
+
+
+def method(**settings: Any) -> MethodConfig:
+    """A short schedule with the contrastive branch on from the second epoch after warm-up."""
+    defaults: dict[str, Any] = {
+        "epochs": 5, "warmup_epochs": 2, "contrast_delay": 0, "batch_size": 32, "warmup_batch_size": 32,
+        "learning_rate": 0.02, "ramp_epochs": 2, "key_momentum": 0.9, "queue_size": 64, "exchanges": 2,
+    }  # fmt: skip
+    return MethodConfig(**(defaults | settings))
+
+
+STUDENT = StudentConfig(resolution=SIDE, width=4, projection=8, precision="float32")
+
+
+def start(data: Toy, mesh: Mesh, seed: int = 0, student: StudentConfig = STUDENT, **settings: Any) -> tuple[State, Rows]:
+    """A fresh state on this process's share of the rows."""
+    rows = share(data.rows, mesh.replica, mesh.replicas)
+    return build_state(method(**settings), student, seed, CLASSES, rows, mesh), rows
+
+
+def history(data: Toy, mesh: Mesh, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
+    """Train to the end and return every epoch's metrics."""
+    state, rows = start(data, mesh, seed, **settings)
+    return [epoch.metrics for epoch in fit(state, rows, data.scored, mesh)]
