@@ -1,10 +1,10 @@
 """The method's state on disk: written by every process, read at any world size, without unpickling anything.
 
-    checkpoints/epoch-000012/
-        network_a.safetensors   student, key encoder, momentum, prototypes, alignment mean   (replica 0 of network a)
-        rows_a_0.safetensors    losses by row number, this replica's queue                   (every replica)
-        state.json              epoch, fingerprint, classes, architecture, history           (rank 0)
-        manifest.json           the size of every file; written last, so that a folder with it is whole
+checkpoints/epoch-000012/
+    network_a.safetensors   student, key encoder, momentum, prototypes, alignment mean   (replica 0 of network a)
+    rows_a_0.safetensors    losses by row number, this replica's queue                   (every replica)
+    state.json              epoch, fingerprint, classes, architecture, history           (rank 0)
+    manifest.json           the size of every file; written last, so that a folder with it is whole
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from coreg_ray.storage import Folder
 log = logging.getLogger(__name__)
 
 CRITERION = "criterion/label_free"
+QUEUE = ("keys", "classes", "confident", "valid")
 
 
 def save(state: State, folder: Folder, fingerprint: str, mesh: Mesh) -> Folder:
@@ -58,8 +59,8 @@ def newest(folder: Folder) -> Folder | None:
 
 
 def prune(folder: Folder, keep: int) -> None:
-    """Keep the `keep` newest checkpoints and the best by the label-free criterion; the manifest goes first."""
-    names = [name for name in folder.entries() if name.startswith("epoch-") and (folder / name).exists("manifest.json")]
+    """Keep the `keep` newest whole checkpoints and the best by the label-free criterion; the manifest goes first."""
+    names = [name for name in folder.entries() if name.startswith("epoch-") and _fault(folder / name) is None]
     kept = set(names[-keep:])
     if names:
         history = (folder / names[-1]).read_json("state.json")["history"]
@@ -79,7 +80,9 @@ def describe(checkpoint: Folder) -> dict[str, Any]:
     """
     fault = _fault(checkpoint)
     if fault is not None:
-        raise UserError(f"{checkpoint.path} is no whole checkpoint ({fault}); give a folder like checkpoints/epoch-000012")
+        raise UserError(
+            f"{checkpoint.path} is no whole checkpoint ({fault}); give a folder like checkpoints/epoch-000012"
+        )
     return checkpoint.read_json("state.json")
 
 
@@ -153,8 +156,8 @@ def _architecture(state: State) -> dict[str, Any]:
 def _refuse_other_network(state: State, said: dict[str, Any], checkpoint: Folder) -> None:
     if said["classes"] != state.classes:
         raise UserError(
-            f"{checkpoint.path} knows {len(said['classes'])} classes ({', '.join(said['classes'][:3])}, ...), this run has "
-            f"{len(state.classes)} ({', '.join(state.classes[:3])}, ...); give the same class names in the same order"
+            f"{checkpoint.path} knows {len(said['classes'])} classes ({', '.join(said['classes'][:3])}, ...), this run "
+            f"has {len(state.classes)} ({', '.join(state.classes[:3])}, ...); give the same names in the same order"
         )
     if said["student"] != _architecture(state):
         raise UserError(
@@ -179,9 +182,8 @@ def _network_tensors(learner: Learner) -> dict[str, Tensor]:
 
 def _row_tensors(learner: Learner, state: State) -> dict[str, Tensor]:
     queue = learner.queue
-    order = (torch.arange(len(queue), device=queue.keys.device) + queue.position) % max(len(queue), 1)  # oldest first
-    tensors = {name: getattr(queue, name)[order] for name in ("keys", "classes", "confident", "valid")}
-    tensors = {f"queue.{name}": tensor.cpu() for name, tensor in tensors.items()}
+    tensors = {f"queue.{name}": getattr(queue, name).roll(-queue.position, 0).cpu() for name in QUEUE}  # oldest first
+    tensors["queue.position"] = torch.tensor(queue.position)
     return tensors | {"numbers": state.numbers.clone(), "losses": learner.losses}
 
 
@@ -218,13 +220,18 @@ def _losses_of(numbers: Tensor, parts: list[dict[str, Tensor]], length: int) -> 
 
 
 def _restore_queue(queue: Queue, parts: list[dict[str, Tensor]], mesh: Mesh) -> None:
-    """This replica's queue: its own file where the team is as large as it was, else its share of all valid entries."""
-    mine = parts[mesh.replica : mesh.replica + 1] if len(parts) == mesh.replicas else parts
-    entries = {name: torch.cat([part[f"queue.{name}"] for part in mine]) for name in ("keys", "classes", "confident")}
-    valid = torch.cat([part["queue.valid"] for part in mine]).nonzero()[:, 0]
-    if len(parts) != mesh.replicas:
-        valid = valid[mesh.replica :: mesh.replicas]
-    device = queue.keys.device
+    """This replica's queue: slot by slot where the team is as large as it was, else its share of all valid entries.
+
+    The slots matter, because sums over them are rounded in their order.
+    """
+    if len(parts) == mesh.replicas:
+        mine = parts[mesh.replica]
+        queue.position = int(mine["queue.position"])
+        for name in QUEUE:
+            getattr(queue, name).copy_(mine[f"queue.{name}"].roll(queue.position, 0))
+        return
+    valid = torch.cat([part["queue.valid"] for part in parts]).nonzero()[mesh.replica :: mesh.replicas, 0]
+    entries = (torch.cat([part[f"queue.{name}"] for part in parts])[valid] for name in QUEUE[:3])
     queue.valid.zero_()
     queue.position = 0
-    queue.push(*(entries[name][valid].to(device) for name in ("keys", "classes", "confident")))
+    queue.push(*(entry.to(queue.keys.device) for entry in entries))

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import sys
-from collections.abc import Iterator
+from argparse import ArgumentError, ArgumentParser, HelpFormatter
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from shutil import get_terminal_size
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from coreg_ray.config import Config
+from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.errors import UserError
 
 C = TypeVar("C", bound=Config)
@@ -28,7 +31,7 @@ class Command(Config):
     preset: str | None = Field(None, description="named settings under it: digits (the embedded default), smoke")
 
 
-def load(arguments: list[str], command: type[C], description: str = "") -> C:
+def load(arguments: list[str], command: type[C], description: str | None = None) -> C:
     """The checked configuration of a job.
 
     Args:
@@ -51,19 +54,19 @@ def load(arguments: list[str], command: type[C], description: str = "") -> C:
     try:
         return command.model_validate(values | {"config": file, "preset": preset})
     except ValidationError as error:
-        raise UserError("\n".join(_explain(problem) for problem in error.errors())) from error
+        raise UserError("\n".join(_explain(problem, command) for problem in error.errors())) from error
 
 
-def run(main: Any) -> None:
+def run(main: Callable[[list[str]], None]) -> None:
     """Call a job's `main` with the command line; a person's own mistakes end in one line and exit code 2."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 (what a job says is its interface)
+        sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues this run", file=sys.stderr)  # noqa: T201
+        sys.stderr.write("\nstopped; the same command continues this run\n")
         sys.exit(130)
 
 
@@ -72,18 +75,61 @@ def resolved_yaml(config: Config) -> str:
     return yaml.safe_dump(config.settings(), sort_keys=False, allow_unicode=True)
 
 
-def _parse(arguments: list[str], command: type[Config], description: str) -> dict[str, Any]:
+def _parse(arguments: list[str], command: type[Config], description: str | None) -> dict[str, Any]:
     """Only what was given, as a tree; pydantic-settings builds the parser and the help from the fields."""
-    settings = _settings(command)
-    settings.__doc__ = description
+    parser = ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        usage="%(prog)s [--config FILE] [--section.key VALUE ...]",
+        description=description,
+        epilog="The embedded digits have other defaults: those of the preset `digits`, unless --preset names another.",
+        formatter_class=_HelpLayout,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    source = CliSettingsSource[ArgumentParser](
+        _settings(command), root_parser=parser, add_argument_method=_add_argument, formatter_class=_HelpLayout
+    )
     try:
-        source = CliSettingsSource[Any](settings, cli_parse_args=arguments, cli_exit_on_error=False)
-        return dict(source())
+        given, unknown = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        name = error.argument_name
+        raise UserError(
+            f"{name} has no value; write {name} VALUE, or {name}=VALUE for one that begins with a dash"
+        ) from error
+    if unknown:
+        raise UserError(_unknown_word(unknown[0], command))
+    lists = {name: values for name, values in vars(given).items() if isinstance(values, list)}
+    for name, values in lists.items():
+        if not any(value.lstrip().startswith(("[", '{"')) for value in values) and not _is_mapping(name, command):
+            # Each value is one element, commas and all.
+            setattr(given, name, "null" if values == ["null"] else json.dumps(values))
+    try:
+        tree: dict[str, Any] = source(parsed_args=given)()
     except SettingsError as error:
-        unknown = [word for word in str(error).split() if word.startswith("--")]
-        if unknown:
-            raise UserError(_unknown_key(unknown[0].lstrip("-").split("=")[0], command)) from error
         raise UserError(f"{error}; see --help") from error
+    for name, value in tree.items():
+        if value == {}:  # `--method` alone
+            raise UserError(_unknown_key(name, command))
+    return tree
+
+
+class _HelpLayout(HelpFormatter):
+    """Names and descriptions side by side, never wider than a person reads; texts of several lines stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=min(get_terminal_size().columns - 2, 118))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return "".join(f"{indent}{line}" for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+
+def _add_argument(place: Any, *names: str, **options: Any) -> None:
+    """Hand an option to argparse; "default: None" says nothing that its description does not."""
+    for nothing in (" (default: None)", " (default: null)"):
+        options["help"] = options["help"].removesuffix(nothing)
+    place.add_argument(*names, **options)
 
 
 @cache
@@ -95,7 +141,6 @@ def _settings(command: type[Config]) -> type[BaseSettings]:
         {
             "model_config": SettingsConfigDict(
                 extra="forbid",
-                cli_prog_name=Path(sys.argv[0]).name,
                 cli_kebab_case=False,
                 cli_avoid_json=True,
                 cli_hide_none_type=True,
@@ -127,6 +172,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path} holds a {type(content).__name__}; it must hold keys like `method:`")
     tree: dict[str, Any] = {}
     for name, value in content.items():
+        if value is None and "." not in str(name):
+            continue  # a section in which nothing is written
         branch: Any = value
         for part in reversed(str(name).split(".")):
             branch = {part: branch}
@@ -143,7 +190,7 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:
-    valid = set(_keys(command))
+    valid = {name for name, _ in _fields(command)}
     for name in _leaves(tree, ""):
         prefixes = {name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)}
         if not prefixes & valid:
@@ -152,23 +199,37 @@ def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:
 
 def _leaves(tree: dict[str, Any], above: str) -> Iterator[str]:
     for name, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             yield from _leaves(value, f"{above}{name}.")
         else:
             yield f"{above}{name}"
 
 
-def _keys(model: type[BaseModel], above: str = "") -> Iterator[str]:
-    """Dotted names of all settings."""
+def _fields(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{above}{name}.")
+            yield from _fields(field.annotation, f"{above}{name}.")
         else:
-            yield f"{above}{name}"
+            yield f"{above}{name}", field.annotation
+
+
+def _is_mapping(name: str, command: type[Config]) -> bool:
+    annotation = dict(_fields(command))[name]
+    return any(get_origin(part) is dict for part in (annotation, *get_args(annotation)))
+
+
+def _unknown_word(word: str, command: type[Config]) -> str:
+    if word.startswith("--"):
+        return _unknown_key(word.removeprefix("--").split("=")[0], command)
+    return f"{word!r} belongs to no setting; write --section.key VALUE, and quote values with spaces"
 
 
 def _unknown_key(name: str, command: type[Config]) -> str:
-    keys = list(_keys(command))
+    keys = [key for key, _ in _fields(command)]
+    below = [key for key in keys if key.startswith(f"{name}.")]
+    if below:
+        return f"{name} is a section of settings; give one of them: {', '.join(below)}"
     section = name.split(".")[0] + "."
     near = [key for key in keys if key.startswith(section)] or [key for key in keys if "." not in key] + sorted(
         {key.split(".")[0] + ".*" for key in keys if "." in key}
@@ -178,10 +239,16 @@ def _unknown_key(name: str, command: type[Config]) -> str:
     return f"unknown setting {name};{hint} valid ones: {', '.join(near)}"
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, command: type[Config]) -> str:
     """One line for one of pydantic's findings: name, value, limit."""
     name = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{name}: {message}" if name else message
+    if problem["type"] == "missing":
+        field = command.model_fields.get(name)
+        meaning = f", {field.description}" if field else ""
+        return f"{name} is missing; give --{name} VALUE{meaning}"
+    if problem["type"] == "extra_forbidden":  # only in lists: all else was looked through before
+        return f"unknown setting {name}; valid ones: {', '.join(AnnotatorConfig.model_fields)}"
     return f"{name}={problem['input']}: {message[0].lower()}{message[1:]}"

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 UNDECISIVE = ("output", "cluster", "checkpoint", "export", "report")  # the same run may go on elsewhere
-
-
 RUNNING = (  # settings of an annotator that decide how it runs, not what it answers
     *("batch_size", "min_actors", "max_actors", "num_gpus", "num_cpus", "endpoint", "allow_upload", "key_variable"),
     *("concurrency", "timeout_s", "retries", "max_requests", "price_input", "price_output"),
@@ -30,8 +27,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
+def file_or_list(value: Any) -> Any:
+    """What stands for a file and what for a list, however it was written: a text with {} is a list of one template."""
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) and "{}" not in value[0]:
+        return value[0]  # command lines make a list of one file name
+    return [value] if isinstance(value, str) and "{}" in value else value
+
+
+FileOrList = Annotated[str | list[str] | None, BeforeValidator(file_or_list)]
 SourceKind = Literal["digits", "folder", "parquet", "webdataset", "huggingface", "torchvision"]
 KNOWS_CLASSES = ("digits", "huggingface", "torchvision")  # sources that bring their class names along
+
+
+MIRROR_CHANGES_CLASS = ("svhn", "gtsrb")  # and the embedded digits
+HOLE_VIEWS = ("fashion_mnist", "fer2013")  # crop, flip and one hole instead of colour and shape operations
 
 
 class SourceConfig(Section):
@@ -40,8 +49,8 @@ class SourceConfig(Section):
     kind: SourceKind = Field("digits", description="kind of image source")
     path: str | None = Field(None, description="folder, file, glob or URI of the images (not for digits)")
     name: str | None = Field(None, description="torchvision: the set (cifar10, ...); huggingface: its split")
-    classes: str | list[str] | None = Field(None, description="class names: a text or YAML file, or a list")
-    prompts: str | list[str] | None = Field(None, description="prompt templates with {}: a file, or a list")
+    classes: FileOrList = Field(None, description="class names: a text or YAML file, or a list")
+    prompts: FileOrList = Field(None, description="prompt templates with {}: a file, or a list")
     folder_labels: bool = Field(False, description="folder: sub-folders are labels, which only score")
     image_column: str = Field("image", description="parquet, huggingface: column of the images")
     id_column: str = Field("image_id", description="parquet, huggingface: column of the ids, if there is one")
@@ -72,7 +81,7 @@ class AnnotatorConfig(Section):
     num_cpus: float = Field(1, gt=0, description="clip: CPUs per actor that Ray reserves")
     endpoint: str | None = Field(None, description="chat: address of an OpenAI-compatible server, http://host:port/v1")
     allow_upload: bool = Field(False, description="chat: images may be sent to the endpoint")
-    questions: str | list[str] | None = Field(None, description="chat: templates with {} for the classes: file or list")
+    questions: FileOrList = Field(None, description="chat: templates with {} for the classes: file or list")
     key_variable: str = Field("OPENAI_API_KEY", description="chat: environment variable that holds the key")
     concurrency: int = Field(8, ge=1, description="chat: requests under way at once")
     timeout_s: float = Field(60, gt=0, description="chat: seconds to wait for an answer")
@@ -86,7 +95,8 @@ class AnnotatorConfig(Section):
     def _pool(self) -> AnnotatorConfig:
         if self.max_actors < self.min_actors:
             raise ValueError(
-                f"max_actors={self.max_actors} is below min_actors={self.min_actors}; raise max_actors or lower min_actors"
+                f"max_actors={self.max_actors} is below min_actors={self.min_actors}; "
+                "raise max_actors or lower min_actors"
             )
         if self.kind == "chat" and not self.endpoint:
             raise ValueError("annotator.kind=chat needs annotator.endpoint, for example http://localhost:8000/v1")
@@ -155,8 +165,7 @@ class StudentConfig(Section):
     projection: int = Field(128, ge=2, description="size of the projected features")
     views: Literal["auto", "randaugment", "hole"] = Field("auto", description="strong views; auto follows the source")
     flip: bool | None = Field(None, description="mirror images in views; empty: not where it changes the class")
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 on GPU, float32 on CPU")
-    compile: bool = Field(False, description="torch.compile the networks")
+    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
 
 
 class ClusterConfig(Section):
@@ -238,8 +247,17 @@ class Config(Section):
             )
         return self
 
+    def explicit_student(self) -> StudentConfig:
+        """The student section with `flip` and `views` filled in as the source demands (METHOD: section 5)."""
+        mirrored = self.source.kind == "digits" or self.source.name in MIRROR_CHANGES_CLASS
+        flip = not mirrored if self.student.flip is None else self.student.flip
+        views = self.student.views
+        if views == "auto":
+            views = "hole" if self.source.name in HOLE_VIEWS else "randaugment"
+        return self.student.model_copy(update={"flip": flip, "views": views})
+
     def settings(self) -> dict[str, Any]:
-        """The tree as plain values that JSON, YAML and `Config.model_validate` take; a job's own fields are left out."""
+        """The tree as plain values that JSON, YAML and `model_validate` take; a job's own fields are left out."""
         return self.model_dump(mode="json", include=set(Config.model_fields))
 
     def decisive(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ What differs from the paper or its authors' published settings, and why:
 5. The key encoder is a true moving average from the first contrast epoch on, batch-norm buffers included.
 6. Empty queue slots are masked; nothing random stands in for keys.
 7. Every pass without gradient runs in evaluation mode, so pseudo-labels do not move batch-norm statistics.
-8. A side without rows (labelled or unlabelled) is an epoch with what there is, not a crash; losses never divide by zero.
+8. A side without rows (labelled or unlabelled) is an epoch with what there is, not a crash; no loss divides by zero.
 9. The class prior of alignment is a setting. Manual labels may enter (METHOD: section 7).
 10. Every random number is a function of seed, purpose, network, epoch, step and row number, never of placement.
 """
@@ -37,6 +37,7 @@ from coreg_ray.state import NAMES, Learner, State
 from coreg_ray.steps import TERMS, Batch, coreg_step, warmup_step
 
 log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -89,7 +90,7 @@ def co_regularise(state: State, rows: Rows, mesh: Mesh, epoch: int) -> dict[str,
     start = time.perf_counter()
     own = {learner.network: assess(state, learner, rows, mesh, epoch) for learner in state.learners}
     others = swap_opinions(own, mesh)
-    metrics = opinion_metrics(own, others, rows, mesh)
+    metrics = opinion_metrics(own, others, state.method.clean_threshold, rows, mesh)
     metrics["time/assess_s"] = time.perf_counter() - start
     plans = {}
     for learner in state.learners:

@@ -43,14 +43,14 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
     for labels, logits_a, logits_b in _scores(state, pair, scored.test, mesh):
         for slot, logits in enumerate((logits_a + logits_b, logits_a, logits_b)):
             hits[slot] += (logits.argmax(1) == labels).sum()
-        hits[3] += len(labels)
+        hits[3] += (labels >= 0).sum()
     agreed = torch.zeros(2, dtype=torch.float64, device=mesh.device)  # same class, scored
     for labels, logits_a, logits_b in _scores(state, pair, scored.held_out, mesh):
         agreed[0] += (logits_a.argmax(1) == logits_b.argmax(1)).sum()
         agreed[1] += len(labels)
     learner.student.train()
     both, a, b, tested, same, held_out = mesh.world_sum(torch.cat([hits, agreed])).tolist()
-    metrics = {}
+    metrics: dict[str, float] = {}
     if tested:
         metrics |= {"test/accuracy": both / tested, "test/accuracy_a": a / tested, "test/accuracy_b": b / tested}
     if held_out:
@@ -61,11 +61,11 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
 def _scores(
     state: State, pair: tuple[Student, Student], images: Images | None, mesh: Mesh
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This process's share of the images in batches: labels (B,), zeros where there are none, and both logits (B, K)."""
+    """This process's share of the images in batches: labels (B,), -1 where unknown, and both logits (B, K)."""
     if images is None:
         return
-    labels = torch.zeros(len(images), dtype=torch.int64) if images.labels is None else images.labels
-    for index in torch.arange(mesh.rank, len(images), mesh.world).split(EVALUATE_BATCH):
+    labels = torch.full((len(images),), -1) if images.labels is None else images.labels
+    for index in torch.arange(len(images))[mesh.rank :: mesh.world].split(EVALUATE_BATCH):
         if not len(index):
             continue
         pixels = images.take(index, mesh.device)

@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from coreg_ray.errors import UserError
 
+_TEXT = 2000  # bytes of a message that all processes learn of
+
 
 class Mesh:
     """This process's place among all, and the few ways in which it may communicate.
@@ -134,12 +136,23 @@ class Mesh:
         """Return when every process has come here."""
         self.world_sum(torch.zeros(1))
 
+    def first_text(self, text: str | None) -> str | None:
+        """The text of the lowest rank that has one, on every process; None where none has."""
+        speaker = -int(self.world_max(torch.tensor(-self.rank if text else -self.world)))
+        if speaker == self.world:
+            return None
+        letters = torch.zeros(_TEXT, dtype=torch.int32)
+        if text and self.rank == speaker:
+            own = torch.tensor(list(text.encode()[:_TEXT]), dtype=torch.int32)
+            letters[: len(own)] = own
+        return bytes(self.world_sum(letters).tolist()).rstrip(b"\0").decode(errors="replace")
+
     def take_seconds(self) -> float:
         """Seconds spent communicating since the last call."""
         seconds, self.seconds = self.seconds, 0.0
         return seconds
 
-    def _reduce(self, tensor: Tensor, operation: dist.ReduceOp, team: bool) -> Tensor:
+    def _reduce(self, tensor: Tensor, operation: dist.ReduceOp.RedOpType, team: bool) -> Tensor:
         if (self.replicas if team else self.world) == 1:
             return tensor
         start = time.perf_counter()

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import copy
 import logging
+from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coreg_ray.config import StudentConfig
 from coreg_ray.errors import UserError
 from coreg_ray.prototypes import update_prototypes
+
+if TYPE_CHECKING:
+    from coreg_ray.config import StudentConfig
 
 __all__ = ["PreActResNet18", "Queue", "Student", "build_student", "follow", "pack", "unpack", "update_prototypes"]
 
@@ -85,10 +89,13 @@ class Student(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) uint8 or float in 0..255 -> logits (B, K) and unit features z (B, D), both float32."""
+        rows = len(pixels)
+        if self.training and rows == 1:  # batch norm refuses a single value per channel, so the row is seen twice
+            pixels = pixels.expand(2, -1, -1, -1)
         images = (pixels.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1)
         features = self.encoder(images)
         logits = self.classifier(features).float()
-        return logits, F.normalize(self.projector(features).float(), dim=1)
+        return logits[:rows], F.normalize(self.projector(features).float(), dim=1)[:rows]
 
     def classify(self, pixels: Tensor) -> Tensor:
         """Logits alone: (B, 3, S, S) in 0..255 -> (B, K), the deployed half of the network."""
@@ -116,19 +123,28 @@ def build_student(config: StudentConfig, num_classes: int) -> Student:
 
 
 def _timm_encoder(config: StudentConfig) -> tuple[nn.Module, int]:
+    """A timm model without its classifier, and the number of its features."""
     import timm
 
     if not timm.is_model(config.name):
-        close = timm.list_models(f"*{config.name.split('_')[0]}*")[:8]
+        close = get_close_matches(config.name, ["preact_resnet18", *timm.list_models()], n=5)
         raise UserError(
             f"student.name={config.name} is neither preact_resnet18 nor a timm model; "
             + (f"close names: {', '.join(close)}" if close else "see timm.list_models()")
         )
     settings: dict = {"num_classes": 0, "pretrained": config.pretrained == "hub"}
     try:
-        encoder = timm.create_model(config.name, img_size=config.resolution, **settings)  # transformers need it
-    except TypeError:
-        encoder = timm.create_model(config.name, **settings)
+        try:
+            encoder = timm.create_model(config.name, img_size=config.resolution, **settings)  # transformers need it
+        except TypeError:
+            encoder = timm.create_model(config.name, **settings)
+    except Exception as error:  # timm and the hub's client fail in many ways
+        if config.pretrained != "hub":
+            raise
+        raise UserError(
+            f"student.pretrained=hub: the weights of {config.name} cannot be had ({error}); "
+            "give a local .safetensors or .pt file, or leave it empty"
+        ) from error
     if config.pretrained not in (None, "hub"):
         _load_weights(encoder, Path(config.pretrained))
     with torch.no_grad():
@@ -142,13 +158,19 @@ def _load_weights(encoder: nn.Module, path: Path) -> None:
     """Local weights into an encoder without unpickling code; the file's classifier is left aside."""
     if not path.is_file():
         raise UserError(f"student.pretrained={path} is no file; give `hub` or a .safetensors or .pt file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
 
-        weights = load_file(path)
-    else:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    missing, extra = encoder.load_state_dict(weights, strict=False)
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        missing, extra = encoder.load_state_dict(weights, strict=False)
+    except Exception as error:  # either reader has its own words for a file that holds no weights, or others
+        raise UserError(
+            f"student.pretrained={path} cannot be loaded ({error}); give weights alone, "
+            "of the same architecture at the same student.resolution"
+        ) from error
     if missing:
         raise UserError(
             f"student.pretrained={path} lacks {len(missing)} tensors of the model ({missing[0]}, ...); "

@@ -52,7 +52,7 @@ def assess(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -
 def _assess_pass(
     state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, labels: Tensor | None, row_losses: Tensor | None
 ) -> Tensor:
-    """One pass over the rows; fills `labels` and `row_losses` unless None, and returns the team's mean prediction (K,)."""
+    """One pass over the rows; fills `labels` and `row_losses` unless None; returns the team's mean prediction (K,)."""
     total = torch.zeros(rows.num_classes, dtype=torch.float64, device=mesh.device)
     purpose = key(state.seed, "assess", learner.network, epoch)
     learner.student.eval()
@@ -63,7 +63,7 @@ def _assess_pass(
             logits = learner.student.classify(views)
         probs = logits.softmax(dim=1)
         total += probs.sum(0)
-        if labels is None or row_losses is None:
+        if labels is None or row_losses is None or learner.mean is None:
             continue
         candidates = rows.candidates(index, mesh.device)
         aligned = purify.align(probs, learner.mean, state.prior)
@@ -83,13 +83,14 @@ def swap_opinions(own: dict[int, Opinion], mesh: Mesh) -> dict[int, Opinion]:
 
 
 def opinion_metrics(
-    own: dict[int, Opinion], others: dict[int, Opinion], rows: Rows, mesh: Mesh
+    own: dict[int, Opinion], others: dict[int, Opinion], threshold: float, rows: Rows, mesh: Mesh
 ) -> dict[str, float]:
     """clean/a, clean/b: share of rows that each network finds sound; agreement: same best candidate for both."""
     network = min(own)
     pair = (own[network], others[network]) if network == 0 else (others[network], own[network])
     best = [_best_candidates(opinion.labels, rows) for opinion in pair]
-    counts = [*((opinion.clean > 0.5).sum() for opinion in pair), (best[0] == best[1]).sum(), torch.tensor(len(rows))]
+    sound = [(opinion.clean > threshold).sum() for opinion in pair]
+    counts = [*sound, (best[0] == best[1]).sum(), torch.tensor(len(rows))]
     clean_a, clean_b, same, total = mesh.team_sum(torch.stack(counts).double()).tolist()
     return {"clean/a": clean_a / total, "clean/b": clean_b / total, "agreement": same / total}
 

@@ -8,13 +8,17 @@ import time
 from typing import Any
 
 import ray
+import ray.data
 import yaml
 
 from coreg_ray import ray_data, ray_train
+from coreg_ray.annotations import Part, keys, parts, read_table
 from coreg_ray.artifact import export
+from coreg_ray.assembly import USED
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.ray_tasks import each
 from coreg_ray.report import write_report
 from coreg_ray.storage import Folder
 
@@ -66,9 +70,32 @@ def prepare(config: Config, output: Folder, annotated: Folder | None = None) -> 
         figures = ray_data.zero_shot(config, annotated or output)
         metrics["test/zero_shot_accuracy"] = figures["zero_shot_accuracy"]
     for split in splits:
-        ray_data.write_rows(config, split, output)
+        _write_rows(config, split, output, annotated or output)
     metrics["time/annotate_s"] = time.monotonic() - started
     return metrics
+
+
+def _write_rows(config: Config, split: ray_data.Split, output: Folder, annotated: Folder) -> None:
+    """Images at the student's resolution, unless these very ones are there already."""
+    folder = output / "rows" / split
+    wanted = {"side": config.student.resolution, "images": _digest(annotated, split)}
+    if folder.exists("manifest.json") and folder.read_json("manifest.json") == wanted:
+        return
+    ray_data.write_rows(config, split, output)
+    folder.write_json("manifest.json", wanted)
+
+
+def _digest(output: Folder, split: ray_data.Split) -> str:
+    """16 hex digits over the ids and contents of all annotated images of a split, in whatever parts they lie."""
+    table = output / "annotations" / split
+    folder = table / table.read_json(USED)[0]
+    total = sum(each(_sum_of_keys, parts(folder), folder))
+    return f"{total % 2**64:016x}"
+
+
+def _sum_of_keys(part: Part, folder: Folder) -> int:
+    table = read_table(folder, part.name, ["image_id", "content"])
+    return int(keys(table["image_id"].to_pylist(), table["content"].to_pylist()).sum(dtype="uint64"))
 
 
 def claim(config: Config, output: Folder) -> None:
@@ -85,7 +112,8 @@ def claim(config: Config, output: Folder) -> None:
         _refuse_other_settings(config, Config.model_validate(yaml.safe_load(output.read("config.yaml"))))
     elif found:
         raise UserError(
-            f"--output {config.output} holds {len(found)} entries ({', '.join(found[:3])}) and no run; choose an empty folder"
+            f"--output {config.output} holds {len(found)} entries ({', '.join(found[:3])}) and no run; "
+            "choose an empty folder"
         )
     try:
         output.write("config.yaml", resolved_yaml(config))
@@ -97,10 +125,12 @@ def _refuse_other_settings(config: Config, there: Config) -> None:
     if config.fingerprint() == there.fingerprint():
         return
     old, new = _flat(there.decisive()), _flat(config.decisive())
-    changed = [f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in sorted(old | new) if old.get(name) != new.get(name)]
+    changed = [
+        f"{name} {old.get(name)!r} -> {new.get(name)!r}" for name in sorted(old | new) if old.get(name) != new.get(name)
+    ]
     raise UserError(
-        f"--output {config.output} holds a run with other settings ({'; '.join(changed[:5])}); choose another --output, "
-        "or continue with the settings in its config.yaml"
+        f"--output {config.output} holds a run with other settings ({'; '.join(changed[:5])}); "
+        "choose another --output, or continue with the settings in its config.yaml"
     )
 
 
@@ -116,8 +146,11 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for this poll
-    local = not os.environ.get("RAY_ADDRESS") and not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    for chatty in ("ray.data", "ray.train", "ray.tune", "ray._private.authentication"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    local = "RAY_ADDRESS" not in os.environ
     # Two logical CPUs more than cores on small machines: reading starves when actors hold every one.
-    cpus = {"num_cpus": max(4, (os.cpu_count() or 1) + 2)} if local else {}
+    cpus = max(4, (os.cpu_count() or 1) + 2) if local else None
     # What workers say stays in Ray's logs and its dashboard; the driver reports progress in its own words.
-    ray.init(logging_level=logging.WARNING, log_to_driver=not local, **cpus)
+    ray.init(logging_level=logging.WARNING, log_to_driver=not local, num_cpus=cpus)
+    ray.data.DataContext.get_current().enable_progress_bars = False

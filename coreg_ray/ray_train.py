@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,9 @@ import ray
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from coreg_ray import checkpoint
 from coreg_ray.config import ClusterConfig, Config
 from coreg_ray.coreg import NonFiniteLossError
 from coreg_ray.errors import UserError
@@ -27,21 +30,26 @@ log = logging.getLogger(__name__)
 
 
 def fit(config: Config) -> dict[str, Any]:
-    """Train on what lies in the run folder; blocks until the last epoch is done and returns its metrics.
+    """Train on what lies in the run folder; blocks until the last epoch is done.
 
     The same call after any interruption continues from the newest whole checkpoint.
 
+    Returns:
+        The last epoch's metrics, `world_size`, and `start_epoch`, the first epoch that the last worker group trained.
+
     Raises:
-        UserError: the cluster cannot hold the workers within `cluster.wait_s`, or the folder belongs to another run.
+        UserError: the cluster cannot hold the workers within `cluster.wait_s`, a node cannot reach the run folder, or
+            the folder belongs to another run.
         NonFiniteLossError: a loss became infinite or NaN; the last good checkpoint stays.
         ray.train.TrainingFailedError: workers failed more often than `cluster.max_failures`.
     """
     output = Folder.at(config.output)
     Task.read(config, output)
     scaling = scaling_config(config.cluster)
+    refuse_unreachable(output)
     wait_for_resources(scaling, config.cluster.wait_s)
     trainer = TorchTrainer(
-        worker,
+        worker,  # type: ignore[arg-type]
         train_loop_config=config.settings(),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
@@ -50,34 +58,39 @@ def fit(config: Config) -> dict[str, Any]:
             # which is not written atomically and would also continue a run of another configuration.
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=f"{config.output if '://' in config.output else output.path}/ray",
-            failure_config=FailureConfig(max_failures=config.cluster.max_failures, controller_failure_limit=2),
+            failure_config=FailureConfig(
+                max_failures=config.cluster.max_failures,
+                controller_failure_limit=2,  # type: ignore[call-arg]  # Ray's stubs are those of Train's first version
+            ),
         ),
     )
     with _progress(output, config.method.epochs):
-        outcome: dict[str, Any] = trainer.fit().return_value
+        outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
     if "non_finite" in outcome:
         raise NonFiniteLossError(outcome["non_finite"])
     if "refused" in outcome:
         raise UserError(outcome["refused"])
-    return outcome["metrics"]
+    newest = checkpoint.newest(output / "checkpoints")
+    assert newest is not None
+    return checkpoint.describe(newest)["history"][-1] | outcome
 
 
-def worker(settings: dict[str, Any]) -> dict[str, Any]:
+def worker(settings: dict[Any, Any]) -> dict[str, Any]:
     """What every Ray Train worker runs. Errors that a retry cannot mend are returned, so that none is attempted."""
     logging.basicConfig(level=logging.INFO)
     config = Config.model_validate(settings)
     context = ray.train.get_context()
     torch.set_num_threads(_threads(config.cluster, context.get_world_size()))
-    metrics: dict[str, Any] = {}
+    start = config.method.epochs
     try:
         for epoch in train(config, Mesh(get_device())):
-            metrics = epoch.metrics
-            ray.train.report(metrics)
+            start = min(start, epoch.number)
+            ray.train.report(epoch.metrics)
     except NonFiniteLossError as error:
         return {"non_finite": str(error)}
     except UserError as error:
         return {"refused": str(error)}
-    return {"metrics": metrics or Folder.at(config.output).read_json("metrics.json").get("train", {})}
+    return {"world_size": context.get_world_size(), "start_epoch": start}
 
 
 def scaling_config(cluster: ClusterConfig) -> ScalingConfig:
@@ -101,17 +114,48 @@ def wait_for_resources(scaling: ScalingConfig, wait_s: float) -> None:
     Raises:
         UserError: it is not after `wait_s` seconds.
     """
-    needed = {name: amount * scaling.num_workers for name, amount in scaling.resources_per_worker.items()}
+    each: dict[str, float] = dict(scaling.resources_per_worker)  # type: ignore[arg-type]
+    needed = {name: amount * int(scaling.num_workers) for name, amount in each.items()}  # type: ignore[arg-type]
     deadline = time.monotonic() + wait_s
     while missing := _missing(needed):
         if time.monotonic() >= deadline:
             waited = f" after {wait_s:.0f} s" if wait_s else ""
             raise UserError(
-                f"cluster.num_workers={scaling.num_workers} with {scaling.resources_per_worker} each needs {missing}"
+                f"cluster.num_workers={scaling.num_workers} with {each} each needs {missing}"
                 f"{waited}; lower it, use cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
             )
         log.info("waiting for the cluster: %s", missing)
         time.sleep(min(30.0, max(deadline - time.monotonic(), 0.0)))
+
+
+def refuse_unreachable(output: Folder) -> None:
+    """Ask every node whether it sees the run folder; nothing is asked of a single machine.
+
+    Raises:
+        UserError: a node does not, so a worker there would find no rows and lose its checkpoints.
+    """
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if len(alive) < 2:
+        return
+    nodes = [node for node in alive if node["Resources"].get("CPU", 0) >= 0.01]  # a head often offers none
+    mark = f"reachable-{uuid.uuid4().hex}"
+    output.write(mark, "")
+    try:
+        look: Any = ray.remote(num_cpus=0.01)(Folder.exists)
+        seen = [
+            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                output, mark
+            )
+            for node in nodes
+        ]
+        blind = [node["NodeManagerAddress"] for node, there in zip(nodes, ray.get(seen), strict=True) if not there]
+    finally:
+        output.delete(mark)
+    if blind:
+        raise UserError(
+            f"--output {output.path} cannot be seen from {len(blind)} of {len(nodes)} nodes ({', '.join(blind[:3])}); "
+            "use a shared folder (NFS) or a URI (s3://, gs://)"
+        )
 
 
 def _missing(needed: dict[str, float]) -> str:
@@ -121,7 +165,7 @@ def _missing(needed: dict[str, float]) -> str:
 
 
 def _largest_node_cpus() -> int:
-    """CPUs of the node that has most; a single worker cannot span nodes. Ray may count more CPUs than there are cores."""
+    """CPUs of the node that has most, which one worker cannot leave. Ray may count more CPUs than there are cores."""
     largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
     return int(min(largest, os.cpu_count() or 1)) if len(ray.nodes()) == 1 else int(largest)
 

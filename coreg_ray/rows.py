@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from coreg_ray.errors import UserError
-from coreg_ray.storage import Folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from coreg_ray.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +35,7 @@ class Images:
     Attributes:
         numbers: (N,) int64, ascending.
         pixels: (N, S, S, 3) uint8, in memory, memory-mapped, or on the device.
-        labels: (N,) int64 where these rows only score, else None.
+        labels: (N,) int64 where these rows only score, -1 for unknown ones; else None.
     """
 
     numbers: Tensor
@@ -86,7 +90,7 @@ class Rows(Images):
         return row, start[row] + torch.arange(len(row)) - first
 
     def scatter(self, index: Tensor, values: Tensor, device: torch.device) -> Tensor:
-        """Ragged values, one per candidate of the whole set, as a dense (B, K) tensor of rows `index`, zero elsewhere."""
+        """Ragged values, one per candidate of all N rows, as a dense (B, K) tensor of rows `index`, zero elsewhere."""
         row, position = self.entries(index)
         cell = row * self.num_classes + self.classes[position]
         dense = torch.zeros(len(index) * self.num_classes, dtype=values.dtype, device=device)
@@ -98,16 +102,14 @@ class Rows(Images):
         return self.scatter(index, torch.ones(1, dtype=torch.bool).expand(len(self.classes)), device)
 
     def gather(self, index: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """The values of dense (B, K) at the candidates of rows `index`: (positions (sum,), values (sum,)) on the host."""
+        """The values of dense (B, K) at the candidates of rows `index`: positions and values (sum,), on the host."""
         row, position = self.entries(index)
         cell = (row * self.num_classes + self.classes[position]).to(dense.device)
         return position, dense.reshape(-1)[cell].cpu()
 
 
-def make_rows(
-    numbers: Tensor, pixels: Tensor, candidates: Tensor, trusted: Tensor | None = None
-) -> Rows:
-    """Rows from tensors in memory: numbers (N,), pixels (N, S, S, 3) uint8, candidates (N, K) bool, trusted (N,) bool."""
+def make_rows(numbers: Tensor, pixels: Tensor, candidates: Tensor, trusted: Tensor | None = None) -> Rows:
+    """Rows from tensors: numbers (N,), pixels (N, S, S, 3) uint8, candidates (N, K) bool, trusted (N,) bool."""
     order = torch.argsort(numbers)
     counts = candidates[order].sum(1)
     return Rows(
@@ -145,6 +147,7 @@ class Share:
     held_out: bool = False
 
     def mask(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of the row numbers (N,) are wanted, (N,) bool."""
         out = numbers < int(self.holdout * 2**63)
         return (out == self.held_out) & (numbers % self.replicas == self.replica)
 
@@ -159,6 +162,8 @@ def load_rows(output: Folder, num_classes: int, side: int, wanted: Share, memory
     Raises:
         UserError: an image has no candidate set, or the share holds no row at all.
     """
+    import pyarrow.compute as pc  # here, so that rows in memory need torch alone
+
     images = load_images(output, "pool", side, wanted, memory_limit)
     numbers, counts, classes, trusted = [], [], [], []
     for batch in _batches(output / "candidates", ["row", "candidates", "trusted"], wanted):
@@ -221,8 +226,9 @@ def load_images(output: Folder, split: str, side: int, wanted: Share, memory_lim
 def _labels(folder: Folder, numbers: np.ndarray, wanted: Share) -> Tensor:
     labels = np.full(len(numbers), -1, np.int64)
     for batch in _batches(folder, ["row", "label"], wanted):
-        found = np.searchsorted(numbers, batch["row"].to_numpy())
-        labels[found] = batch["label"].to_numpy()
+        row = batch["row"].to_numpy()
+        known = np.isin(row, numbers)  # images that could not be decoded have labels too
+        labels[np.searchsorted(numbers, row[known])] = batch["label"].to_numpy()[known]
     return torch.from_numpy(labels)
 
 
@@ -238,8 +244,10 @@ def _empty_pixels(shape: tuple[int, ...], memory_limit: float, split: str) -> np
     return mapped
 
 
-def _batches(folder: Folder, columns: list[str], wanted: Share):  # noqa: ANN202 (a generator of record batches)
+def _batches(folder: Folder, columns: list[str], wanted: Share) -> Iterator[pa.RecordBatch]:
     """Record batches of a Parquet folder, file by file in the order of names, with the wanted rows only."""
+    import pyarrow.parquet as pq
+
     for path in folder.files(".parquet"):
         with folder.filesystem.open_input_file(path) as stream:
             for batch in pq.ParquetFile(stream).iter_batches(columns=columns, batch_size=4096):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.draws import key
 from coreg_ray.mesh import Mesh
 from coreg_ray.networks import Queue, Student, build_student, frozen_copy
 from coreg_ray.rows import Rows
+
+if TYPE_CHECKING:
+    from coreg_ray.config import MethodConfig, StudentConfig
 
 NAMES = ("a", "b")
 
@@ -71,8 +74,11 @@ class State:
 
     @property
     def precision(self) -> torch.dtype:
+        """What networks compute in: bf16 where the hardware multiplies it, unless the configuration decides."""
         wanted = self.student.precision
-        return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and self.prior.is_cuda) else torch.float32
+        if wanted == "auto":
+            wanted = "bf16" if self.prior.is_cuda or _cpu_multiplies_bf16() else "float32"
+        return torch.bfloat16 if wanted == "bf16" else torch.float32
 
     def autocast(self) -> torch.autocast:
         """The precision that every pass through a network runs in."""
@@ -85,6 +91,13 @@ class State:
     @property
     def policy(self) -> Literal["randaugment", "hole"]:
         return "hole" if self.student.views == "hole" else "randaugment"
+
+
+@cache
+def _cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for it; elsewhere bf16 is emulated and slower than float32."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def build_state(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from coreg_ray import losses, purify
 from coreg_ray.draws import generator, key, uniform
@@ -82,7 +81,7 @@ def coreg_step(state: State, learner: Learner, batch: Batch, opinion: Opinion, m
     images = batch.rows.take(index, mesh.device)
     targets, features = pseudo_labels(state, learner, batch, opinion, images)
     classes = targets.argmax(dim=1)
-    remember_prototypes(state, learner, features, classes[: len(features)], mesh)
+    remember_prototypes(state, learner, batch, features, classes[: len(features)], mesh)
     if len(index):
         first = _strong(state, learner, batch, index, "strong 1", images)
         second = _strong(state, learner, batch, index, "strong 2", images)
@@ -103,8 +102,8 @@ def pseudo_labels(
 ) -> tuple[Tensor, Tensor]:
     """Targets (b + u, K) of a step, and the features (b, D) of the labelled rows' first weak views (section 3, step 3).
 
-    One pass through each network, in evaluation mode: the own one sees two weak views of all rows, the peer those of the
-    unlabelled rows.
+    One pass through each network, in evaluation mode: the own one sees two weak views of all rows, the peer those of
+    the unlabelled rows.
     """
     b, device = len(batch.labelled), images.device
     if not len(images):
@@ -129,11 +128,13 @@ def pseudo_labels(
 
 
 @torch.no_grad()
-def remember_prototypes(state: State, learner: Learner, features: Tensor, classes: Tensor, mesh: Mesh) -> None:
+def remember_prototypes(
+    state: State, learner: Learner, batch: Batch, features: Tensor, classes: Tensor, mesh: Mesh
+) -> None:
     """Move the prototypes by the whole team's labelled rows, in replica order (section 3, step 5)."""
     if mesh.replicas > 1:
-        room = -(-state.method.batch_size // mesh.replicas) + 1  # one message shape for all, whatever a replica holds
-        message = torch.full((room, features.shape[1] + 1), -1.0, device=features.device)
+        # One message shape for all, whatever a replica holds.
+        message = torch.full((batch.plan.room, features.shape[1] + 1), -1.0, device=features.device)
         message[: len(features), :-1] = features
         message[: len(features), -1] = classes
         gathered = mesh.team_stack(message).flatten(0, 1)

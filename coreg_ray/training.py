@@ -6,7 +6,9 @@ import hashlib
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +52,10 @@ class Task:
             raise UserError(f"{output.path} has no candidates/; annotate first (jobs/annotate.py or jobs/pipeline.py)")
         manifest = output.read_json("candidates/manifest.json")
         classes = list(manifest["class_names"])
-        content = json.dumps([config.fingerprint(), manifest.get("fingerprint"), classes], sort_keys=True)
+        images = (
+            output.read_json("rows/pool/manifest.json")["images"] if output.exists("rows/pool/manifest.json") else ""
+        )
+        content = json.dumps([config.fingerprint(), manifest.get("fingerprint"), classes, images], sort_keys=True)
         fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         return cls(classes, _prior(config.method.prior, manifest, len(classes)), fingerprint)
 
@@ -58,8 +63,14 @@ class Task:
 def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | None:
     if wanted == "uniform":
         return None
-    values = manifest["prior"] if wanted == "annotator" else json.loads(Folder.at(wanted).read("").decode())
-    prior = torch.tensor(values, dtype=torch.float32)
+    try:
+        values = manifest["prior"] if wanted == "annotator" else json.loads(Folder.at(wanted).read())
+        prior = torch.tensor(values, dtype=torch.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"method.prior={wanted} cannot be read ({error}); use uniform, annotator or a JSON file that lists "
+            f"{num_classes} positive numbers"
+        ) from error
     if prior.shape != (num_classes,) or not bool((prior > 0).all()):
         raise UserError(
             f"method.prior={wanted} holds {prior.numel()} numbers, smallest {float(prior.min()):.3g}; it needs one "
@@ -79,15 +90,14 @@ def train(config: Config, mesh: Mesh) -> Iterator[Epoch]:
         NonFiniteLossError: on every process alike; the last good checkpoint stays.
     """
     output = Folder.at(config.output)
-    task = Task.read(config, output)
-    rows, scored = load_data(config, output, task, mesh)
-    state = build_state(config.method, config.student, config.seed, task.classes, rows, mesh, task.prior)
-    begin(state, config, output, task, mesh)
-    first = state.epoch
+    with _refused_together(mesh):
+        task = Task.read(config, output)
+        rows, scored = load_data(config, output, task, mesh)
+    state = build_state(config.method, config.explicit_student(), config.seed, task.classes, rows, mesh, task.prior)
+    with _refused_together(mesh):
+        begin(state, config, output, task, mesh)
     with History(output, enabled=mesh.rank == 0) as history:
         for epoch in fit(state, rows, scored, mesh):
-            epoch.metrics["world_size"] = mesh.world
-            epoch.metrics["start_epoch"] = first
             last = epoch.number + 1 == config.method.epochs
             if last or (epoch.number + 1) % config.checkpoint.every == 0:
                 checkpoint.save(state, output / "checkpoints", task.fingerprint, mesh)
@@ -97,6 +107,21 @@ def train(config: Config, mesh: Mesh) -> Iterator[Epoch]:
             yield epoch
 
 
+@contextmanager
+def _refused_together(mesh: Mesh) -> Iterator[None]:
+    """What one process cannot do, for example read a folder that its node does not share, none goes on to do."""
+    refusal = None
+    try:
+        yield
+    except UserError as error:
+        refusal = str(error)
+        if mesh.world > 1:
+            refusal += f" (said by worker {mesh.rank} of {mesh.world} on {socket.gethostname()})"
+    refusal = mesh.first_text(refusal)
+    if refusal is not None:
+        raise UserError(refusal)
+
+
 def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh) -> None:
     """Put `state` where the run stands: at its newest checkpoint, at `start_from`, or at the beginning."""
     newest = checkpoint.newest(output / "checkpoints")
@@ -104,7 +129,7 @@ def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh) 
         found = checkpoint.describe(newest)["fingerprint"]
         if found != task.fingerprint:
             raise UserError(
-                f"{output.path} holds checkpoints of another run (fingerprint {found}, this one is {task.fingerprint}); "
+                f"{output.path} holds checkpoints of another run (fingerprint {found}, this is {task.fingerprint}); "
                 "choose another --output, or pass the old checkpoint with --start_from"
             )
         checkpoint.resume(state, newest, mesh)

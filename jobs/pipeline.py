@@ -1,8 +1,8 @@
 """From images to a trained classifier and a report: annotate, train, evaluate, report.
 
-    python jobs/pipeline.py                                   the embedded digits, a few minutes on two cores
-    python jobs/pipeline.py --config run.yaml --output runs/x
-    python jobs/pipeline.py --preset smoke                    the same in under a minute, to see that it runs
+python jobs/pipeline.py                                   the embedded digits, a few minutes on two cores
+python jobs/pipeline.py --config run.yaml --output runs/x
+python jobs/pipeline.py --preset smoke                    the same in under a minute, to see that it runs
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 from coreg_ray.command_line import Command, load, run
-from coreg_ray.ray_pipeline import run as run_pipeline
 
 
 def main(arguments: list[str]) -> None:
     config = load(arguments, Command, __doc__)
+    from coreg_ray.ray_pipeline import run as run_pipeline  # late: Ray takes seconds, --help and errors need none
+
     print(summary(run_pipeline(config), config.output))
 
 
@@ -25,14 +26,18 @@ def summary(metrics: dict[str, Any], output: str) -> str:
     if "test/accuracy" in metrics:
         zero_shot, accuracy = metrics["test/zero_shot_accuracy"], metrics["test/accuracy"]
         left = (1 - accuracy) / max(1 - zero_shot, 1e-9)
-        lines.append(f"Test accuracy {accuracy:.3f}; the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left.")
+        lines.append(
+            f"Test accuracy {accuracy:.3f}; the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left."
+        )
     else:
         lines.append("No labelled test images were given (--test.kind, --test.path), so accuracy is unknown.")
     agreement = metrics.get("criterion/label_free")
     if agreement is not None:
-        lines.append(f"Both networks agree on {agreement:.3f} of the held-out images, the measure that needs no labels.")
+        lines.append(f"Both networks agree on {agreement:.3f} of the held-out images, a measure without labels.")
     lines.append(f"The model is in {output}/model, everything about the run in {output}/report.html.")
-    lines.append(f"Next: python jobs/predict.py --model {output}/model --source.kind folder --source.path DIR --output DIR")
+    lines.append(
+        f"Next: python jobs/predict.py --model {output}/model --source.kind folder --source.path DIR --output DIR"
+    )
     return "\n".join(lines)
 
 

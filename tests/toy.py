@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from coreg_ray.candidates import synthetic_candidates
-from coreg_ray.config import MethodConfig, StudentConfig
+from coreg_ray.config import Config, MethodConfig, StudentConfig
 from coreg_ray.coreg import fit
 from coreg_ray.draws import generator
 from coreg_ray.evaluate import Scored
 from coreg_ray.mesh import Mesh
 from coreg_ray.rows import Images, Rows, make_rows, share
 from coreg_ray.state import State, build_state
+from coreg_ray.storage import Folder
 
 CLASSES = ["horizontal", "vertical", "dot", "cross"]
 SIDE = 12
@@ -67,7 +72,9 @@ def method(**settings: Any) -> MethodConfig:
 STUDENT = StudentConfig(resolution=SIDE, width=4, projection=8, precision="float32")
 
 
-def start(data: Toy, mesh: Mesh, seed: int = 0, student: StudentConfig = STUDENT, **settings: Any) -> tuple[State, Rows]:
+def start(
+    data: Toy, mesh: Mesh, seed: int = 0, student: StudentConfig = STUDENT, **settings: Any
+) -> tuple[State, Rows]:
     """A fresh state on this process's share of the rows."""
     rows = share(data.rows, mesh.replica, mesh.replicas)
     return build_state(method(**settings), student, seed, CLASSES, rows, mesh), rows
@@ -77,3 +84,56 @@ def history(data: Toy, mesh: Mesh, seed: int = 0, **settings: Any) -> list[dict[
     """Train to the end and return every epoch's metrics."""
     state, rows = start(data, mesh, seed, **settings)
     return [epoch.metrics for epoch in fit(state, rows, data.scored, mesh)]
+
+
+def same(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float = 0.0) -> None:
+    """Assert that two histories are equal in all but their times; a tolerance of zero means bit for bit."""
+    assert len(one) == len(other)
+    for left, right in zip(one, other, strict=True):
+        names = {name for name in left | right if not name.startswith("time/")}
+        for name in sorted(names):
+            close = left[name] == right[name]
+            if tolerance and not close:
+                close = abs(left[name] - right[name]) <= tolerance * max(1.0, abs(left[name]))
+            assert close, f"epoch {left['epoch']}: {name} is {left[name]} and {right[name]}"
+
+
+def prepare_run(output: Path, data: Toy, **sections: Any) -> Config:
+    """A run folder as annotation leaves it, written directly, and the configuration to train on it."""
+    rows, test = data.rows, data.scored.test
+    assert test is not None
+    _write_table(output / "rows/pool", {"row": rows.numbers.numpy(), "image": _encoded(rows.pixels)})
+    _write_table(output / "rows/test", {"row": test.numbers.numpy(), "image": _encoded(test.pixels)})
+    _write_table(output / "labels/test", {"row": test.numbers.numpy(), "label": test.labels.numpy()})
+    candidates = pa.ListArray.from_arrays(rows.offsets.numpy().astype(np.int32), rows.classes.numpy())
+    _write_table(
+        output / "candidates",
+        {"row": rows.numbers.numpy(), "candidates": candidates, "trusted": rows.trusted.numpy()},
+    )
+    manifest = {
+        "num_classes": len(CLASSES),
+        "class_names": CLASSES,
+        "fingerprint": "toy",
+        "prior": [0.1, 0.2, 0.3, 0.4],
+    }
+    Folder.at(output).write_json("candidates/manifest.json", manifest)
+    return run_config(output, **sections)
+
+
+def run_config(output: Path, **sections: Any) -> Config:
+    """The configuration of a run in a folder that `prepare_run` has made."""
+    defaults: dict[str, Any] = {
+        "output": str(output), "method": method(), "student": STUDENT, "source": {"holdout": 0.1},
+        "test": {"kind": "digits"},
+    }  # fmt: skip
+    return Config(**(defaults | sections))
+
+
+def _encoded(pixels: Tensor) -> pa.Array:
+    flat = pixels.reshape(len(pixels), -1).numpy()
+    return pa.array([row.tobytes() for row in flat], pa.binary(flat.shape[1]))
+
+
+def _write_table(folder: Path, columns: dict[str, Any]) -> None:
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table(columns), folder / "part.parquet")
