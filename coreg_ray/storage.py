@@ -72,9 +72,9 @@ class Folder:
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
         return sorted(info.path for info in found if info.type == fs.FileType.File and info.path.endswith(suffix))
 
-    def read(self, name: str) -> bytes:
-        """A file's content. Raises FileNotFoundError."""
-        with self.filesystem.open_input_stream(f"{self.path}/{name}") as stream:
+    def read(self, name: str = "") -> bytes:
+        """A file's content; without a name, of the file that this path itself is. Raises FileNotFoundError."""
+        with self.filesystem.open_input_stream(f"{self.path}/{name}".rstrip("/")) as stream:
             return stream.read()
 
     def read_json(self, name: str) -> Any:

@@ -61,20 +61,22 @@ class Task:
 
 
 def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | None:
+    """The class prior (K,) that `method.prior` names; classes that the annotator never expects keep a trace of it."""
     if wanted == "uniform":
         return None
+    if wanted == "annotator":
+        return torch.tensor(manifest["prior"], dtype=torch.float32).clamp(min=1e-6)
+    folder, _, name = wanted.rpartition("/")
     try:
-        values = manifest["prior"] if wanted == "annotator" else json.loads(Folder.at(wanted).read())
-        prior = torch.tensor(values, dtype=torch.float32)
+        prior = torch.tensor(Folder.at(folder or ".").read_json(name), dtype=torch.float32)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"method.prior={wanted} cannot be read ({error}); use uniform, annotator or a JSON file that lists "
-            f"{num_classes} positive numbers"
+            f"method.prior={wanted} is no JSON list of numbers ({error}); give uniform, annotator or such a file"
         ) from error
-    if prior.shape != (num_classes,) or not bool((prior > 0).all()):
+    if prior.shape != (num_classes,) or not bool((prior >= 0).all()) or not float(prior.sum()) > 0:
         raise UserError(
-            f"method.prior={wanted} holds {prior.numel()} numbers, smallest {float(prior.min()):.3g}; it needs one "
-            f"positive number for each of the {num_classes} classes"
+            f"method.prior={wanted} holds {prior.numel()} numbers; it needs one for each of the {num_classes} classes, "
+            "none negative and not all zero"
         )
     return prior
 

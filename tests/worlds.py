@@ -1,14 +1,180 @@
-"""What the processes of `run_world` do; a module of its own, so that they can import it."""
+"""What the processes of `run_world` do; a module of its own, so that they can import it.
+
+Starting a process costs seconds, so each world does several things in one go: `several` runs functions of this file.
+"""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import toy
+from torch import Tensor, nn
 
+from coreg_ray import checkpoint, coreg, losses
+from coreg_ray.coreg import NonFiniteLossError
+from coreg_ray.draws import generator
+from coreg_ray.errors import UserError
+from coreg_ray.evaluate import evaluate
 from coreg_ray.mesh import Mesh
+from coreg_ray.networks import pack
+from coreg_ray.opinions import Opinion, assess, swap_opinions
+from coreg_ray.plan import coreg_plan, warmup_plan
+from coreg_ray.storage import Folder
+from coreg_ray.training import train
 
 
-def full_history(settings: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
-    return toy.history(toy.toy(**data), Mesh(), **settings)
+def several(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """The answers of some functions of this file, called one after the other: {name: arguments} -> {name: answer}."""
+    return {name: globals()[name](Mesh(), *arguments) for name, arguments in calls.items()}
+
+
+def fours(settings: dict[str, Any], data: dict[str, Any], folder: str) -> dict[str, Any]:
+    """All that is asked of a world of four; `folder` holds the checkpoints of a world of two."""
+    mesh = Mesh()
+    answer = {kind: forced(mesh, kind) for kind in ("all", "none", "one replica", "small replica")}
+    answer["resumed"] = resumed(mesh, settings, data, f"{folder}/checkpoints")
+    written(mesh, settings, data, f"{folder}/of four", 2)
+    answer["again"] = resumed(mesh, settings, data, f"{folder}/of four")
+    return answer | several({"gradients": (), "poisoned": (), "refused": (f"{folder}/refused",)})
+
+
+def full_history(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The metrics of a whole training run."""
+    return toy.history(toy.toy(**data), mesh, **settings)
+
+
+def written(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: str, epochs: int) -> None:
+    """Train some epochs, writing a checkpoint after each."""
+    problem = toy.toy(**data)
+    state, rows = toy.start(problem, mesh, **settings)
+    for epoch in coreg.fit(state, rows, problem.scored, mesh):
+        checkpoint.save(state, Folder.at(folder), "toy", mesh)
+        if epoch.number + 1 == epochs:
+            return
+
+
+def resumed(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: str) -> dict[str, Any]:
+    """What a world makes of a checkpoint before it trains on; per-row tensors are in the order of the row numbers."""
+    problem = toy.toy(**data)
+    state, rows = toy.start(problem, mesh, **settings)
+    newest = checkpoint.newest(Folder.at(folder))
+    assert newest is not None
+    checkpoint.resume(state, newest, mesh)
+    answer: dict[str, Any] = {"numbers": rows.numbers, "scores": evaluate(state, problem.scored, mesh)}
+    for learner in state.learners:
+        answer[f"losses {learner.name}"] = learner.losses.T.clone()
+        answer[f"queue {learner.name}"] = learner.queue.keys[learner.queue.valid].clone()
+    own = {learner.network: assess(state, learner, rows, mesh, state.epoch) for learner in state.learners}
+    others = swap_opinions(own, mesh)
+    counts = rows.offsets[1:] - rows.offsets[:-1]
+    for learner in state.learners:
+        network, name = learner.network, learner.name
+        clean = others[network].clean
+        plan = coreg_plan(rows, clean, 0.5, 0.25, state.seed, network, state.epoch, 25, mesh)
+        warm = warmup_plan(rows, state.seed, network, state.epoch, 25, mesh)
+        answer[f"steps {name}"] = (plan.steps, warm.steps)
+        answer[f"team rows {name}"] = (plan.team_labelled, plan.team_unlabelled, warm.team_unlabelled)
+        answer[f"clean {name}"] = own[network].clean
+        answer[f"labels {name}"] = list(own[network].labels.split(counts.tolist()))
+        answer[f"mean {name}"] = learner.mean
+    return answer
+
+
+def forced(mesh: Mesh, kind: str) -> dict[str, Any]:
+    """Two epochs after warm-up in which the other network's opinion is what `kind` says, on very unequal shards."""
+    data = toy.toy(count=60)
+    numbers = torch.arange(60) * 2
+    numbers[:5] += 1  # of two replicas one holds five rows, fewer than its share of a batch
+    data.rows = replace(data.rows, numbers=numbers.sort().values)
+    settings: dict[str, Any] = {"epochs": 2, "warmup_epochs": 0, "batch_size": 16, "contrast_delay": 0}
+    state, rows = toy.start(data, mesh, **settings)
+    state.epoch = 1  # contrast is on
+    state.method = state.method.model_copy(update={"epochs": 3})
+    sound = {
+        "all": 1.0,
+        "none": 0.0,
+        "one replica": float(mesh.replica == 0),
+        "small replica": float(mesh.replica == 1),
+    }
+    opinion = Opinion(torch.full((len(rows),), sound[kind]), torch.ones(len(rows.classes), dtype=torch.float16))
+    heard = _Heard()
+    coreg.log.addHandler(heard)
+    with mock.patch.object(coreg, "assess", return_value=opinion):
+        metrics = [epoch.metrics for epoch in coreg.fit(state, rows, data.scored, mesh)]
+    coreg.log.removeHandler(heard)
+    weights = {learner.name: pack(learner.student) for learner in state.learners}
+    return {"rows": len(rows), "metrics": metrics, "weights": weights, "said": heard.messages}
+
+
+def gradients(mesh: Mesh) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """Gradients of one batch of seven rows divided unequally over the team, and those of the whole batch at once.
+
+    Two steps: in the second only replica 0 has rows. The last layer takes no part.
+    """
+    random = generator(3)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        network = nn.ModuleList([nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(4, 2)])
+    found: tuple[list[Tensor | None], list[Tensor | None]] = ([], [])
+
+    def loss(inputs: Tensor, targets: Tensor, rows: int) -> Tensor:
+        return losses.soft_cross_entropy(network[1](network[0](inputs).relu()), targets, denominator=rows)
+
+    for counts in ([5, 2], [7, 0]):
+        inputs = torch.randn(7, 5, generator=random)
+        targets = torch.rand(7, 3, generator=random).softmax(1)
+        for answer, parts in ((found[0], counts[: mesh.replicas]), (found[1], None)):
+            network.zero_grad(set_to_none=True)
+            if parts is None:
+                loss(inputs, targets, 7).backward()
+            else:
+                parts = parts if mesh.replicas > 1 else [7]
+                mine = slice(sum(parts[: mesh.replica]), sum(parts[: mesh.replica + 1]))
+                if parts[mesh.replica]:
+                    loss(inputs[mine], targets[mine], 7).backward()
+                mesh.reduce_gradients(network.parameters())
+            answer.extend(None if p.grad is None else p.grad.clone() for p in network.parameters())
+    return found
+
+
+def poisoned(mesh: Mesh) -> str:
+    """What every process says when one weight of network b is not a number."""
+    data = toy.toy(count=80)
+    state, rows = toy.start(data, mesh, epochs=2, warmup_epochs=2)
+    for learner in state.learners:
+        if learner.network == 1:
+            learner.student.classifier.weight.data[0, 0] = torch.nan
+    try:
+        list(coreg.fit(state, rows, data.scored, mesh))
+    except NonFiniteLossError as error:
+        return str(error)
+    return "nothing"
+
+
+def refused(mesh: Mesh, folder: str) -> str:
+    """What every process says when only one of them cannot take part: all row numbers in the run folder are even."""
+    data = toy.toy(count=20)
+    data.rows = replace(data.rows, numbers=(torch.arange(20) + 2**61) * 2)
+    if mesh.rank == 0:
+        toy.prepare_run(Path(folder), data)
+    mesh.barrier()
+    config = toy.run_config(Path(folder))
+    try:
+        list(train(config, mesh))
+    except UserError as error:
+        return str(error)
+    return "nothing"
+
+
+class _Heard(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
