@@ -1,0 +1,173 @@
+"""How far the candidate sets can be trusted: figures that need no labels, those that do, and plain warnings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreg_ray.candidates import NO_VOTE, Quality
+
+_BINS = 400  # of a histogram of similarities in -1 .. 1
+_SWALLOWED = 0.8  # share of a class's rows that also hold the class that swallows it
+_TWINS = 0.8  # share of rows that two names have in common, either way
+_OUTLIER_SPREADS = 4.0  # below the median, in spreads (median to lower quartile)
+_WORTH_SAYING = 0.05
+
+
+@dataclass
+class Score:
+    """Sums over a part of the annotations; parts are added with `+`. K classes, P prompts.
+
+    Attributes:
+        quality: what the votes say.
+        mass: (K,) sum of the mean probabilities, the annotator's idea of the class prior.
+        sizes: [rows, sum of |S|, rows with |S| = 1] of the candidate sets as they are used.
+        pairs: (K, K) rows whose set holds both classes; the diagonal counts the rows of one.
+        dissent: (P,) rows where a prompt votes against the most voted class.
+        entropy: [sum of the entropy of votes in nats, rows].
+        similarity: (400,) histogram of the best similarity.
+        background: [rows closer to a background text, rows].
+        confusion: (K, K) true class by class of the mean, and `covered` (K,), `labelled` (K,): truth in the set.
+    """
+
+    quality: Quality
+    mass: Tensor
+    sizes: Tensor
+    pairs: Tensor
+    dissent: Tensor
+    entropy: Tensor
+    similarity: Tensor
+    background: Tensor
+    confusion: Tensor
+    covered: Tensor
+    labelled: Tensor
+
+    @classmethod
+    def of(
+        cls, votes: Tensor, mean: Tensor, member: Tensor, similarity: Tensor, background: Tensor, truth: Tensor
+    ) -> Score:
+        """Count n images: votes (n, P), mean and member (n, K), similarity and background (n,), truth (n,) or -1."""
+        n, classes = mean.shape
+        quality = Quality(classes, votes.shape[1])
+        quality.update(votes, truth if (truth >= 0).any() else None)
+        counts = torch.zeros(n, classes + 1).scatter_add_(1, votes.long() + 1, torch.ones(votes.shape))[:, 1:]
+        share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+        against = (votes != counts.argmax(dim=1, keepdim=True)) & (votes != NO_VOTE)
+        held, known = member.float(), truth >= 0
+        size = member.sum(dim=1)
+        right, guess = truth[known], mean[known].argmax(dim=1)
+        bins = ((similarity[~similarity.isnan()] + 1) / 2 * _BINS).long().clamp(0, _BINS - 1)
+        return cls(
+            quality=quality,
+            mass=mean.sum(dim=0, dtype=torch.float64),
+            sizes=torch.stack([torch.tensor(n), size.sum(), (size == 1).sum()]),
+            pairs=(held.T @ held).long(),
+            dissent=against.sum(dim=0),
+            entropy=torch.stack([-torch.special.xlogy(share, share).sum().double(), torch.tensor(n).double()]),
+            similarity=torch.bincount(bins, minlength=_BINS),
+            background=torch.stack([background.sum(), torch.tensor(n)]),
+            confusion=torch.bincount(right * classes + guess, minlength=classes**2).view(classes, classes),
+            covered=torch.bincount(right[member[known].gather(1, right[:, None])[:, 0]], minlength=classes),
+            labelled=torch.bincount(right, minlength=classes),
+        )
+
+    def __add__(self, other: Score) -> Score:
+        return Score(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
+
+    def summary(self, names: list[str]) -> dict[str, Any]:
+        """Plain numbers and lists for JSON; with labels also accuracy and coverage, per class and per prompt."""
+        rows, candidates, singletons = self.sizes.tolist()
+        figures = {
+            **self.quality.summary(),
+            "prior": (self.mass / self.mass.sum()).tolist(),
+            "mean_candidates": candidates / max(1, rows),
+            "singletons": singletons / max(1, rows),
+            "vote_entropy": float(self.entropy[0] / self.entropy[1].clamp(min=1)),
+            "prompt_dissent": (self.dissent / max(1, rows)).tolist(),
+            "swallowed_classes": self._swallowed(names),
+            "outlier_share": self._outliers(),
+            "background_share": float(self.background[0] / self.background[1].clamp(min=1)),
+        }
+        total = int(self.labelled.sum())
+        if total:
+            each = self.labelled.clamp(min=1)
+            coverage = int(self.covered.sum()) / total
+            figures |= {
+                "zero_shot_accuracy": int(self.confusion.trace()) / total,
+                "class_accuracy": (self.confusion.diagonal() / each).tolist(),
+                "coverage": coverage,
+                "class_coverage": (self.covered / each).tolist(),
+                "eta": 1 - coverage,
+            }
+        return figures
+
+    def _swallowed(self, names: list[str]) -> list[dict[str, Any]]:
+        """Classes whose sets nearly always hold another, larger class; `twins` where it goes both ways."""
+        found = []
+        own = self.pairs.diagonal()
+        share = self.pairs / own.clamp(min=1)[:, None]  # [a, b]: of the rows of a, how many also hold b
+        share.fill_diagonal_(0)
+        for small, large in (share >= _SWALLOWED).nonzero().tolist():
+            twins = bool(share[large, small] >= _TWINS)
+            if (own[large], large) > (own[small], small):
+                found.append(
+                    {"class": names[small], "by": names[large], "share": float(share[small, large]), "twins": twins}
+                )
+        return found
+
+    def _outliers(self) -> float | None:
+        """The share of images whose best similarity lies far below the others'; None without similarities."""
+        total = int(self.similarity.sum())
+        if not total:
+            return None
+        below = self.similarity.cumsum(0) / total
+        quarter, half = (int((below >= q).nonzero()[0]) for q in (0.25, 0.5))
+        limit = half - _OUTLIER_SPREADS * max(1, half - quarter)
+        return float(self.similarity[: max(0, int(limit))].sum()) / total
+
+
+def warnings(figures: dict[str, Any], names: list[str], prompts: list[str], alike: list[tuple[str, str]]) -> list[str]:
+    """What a person should know before training on these candidate sets, in plain words.
+
+    Args:
+        figures: of `Score.summary`.
+        alike: pairs of class names that the annotator can hardly tell apart.
+    """
+    found = []
+    votes, rows = figures["votes_per_class"], figures["rows"]
+    top = max(range(len(names)), key=votes.__getitem__)
+    if len(names) > 2 and votes[top] > sum(votes) / 2:
+        found.append(
+            f"{names[top]!r} takes {votes[top] / sum(votes):.0%} of all votes; the pool may not hold the other classes"
+        )
+    empty = figures["classes_without_votes"]
+    if empty:
+        shown = ", ".join(repr(names[number]) for number in empty[:5])
+        found.append(f"nobody votes for {len(empty)} of {len(names)} classes ({shown}); they will not be learnt")
+    for pair in figures["swallowed_classes"][:5]:
+        how = "are voted for together" if pair["twins"] else f"comes along in {pair['share']:.0%} of the sets"
+        found.append(f"{pair['class']!r} is swallowed by {pair['by']!r}, which {how}; better names may part them")
+    found += [f"{one!r} and {other!r} look like two names of one class" for one, other in alike[:5]]
+    if figures["agreement"] is not None and len(prompts) > 1 and figures["agreement"] < 0.3:
+        found.append(f"prompts agree in {figures['agreement']:.0%} of the cases; the model may not know these classes")
+    if figures["mean_candidates"] > len(names) / 2 and len(names) > 2:
+        left = f"{figures['mean_candidates']:.1f} of {len(names)} classes"
+        found.append(f"{left} stay possible on average; there is little to learn from such sets")
+    worst = max(range(len(prompts)), key=figures["prompt_dissent"].__getitem__) if prompts else 0
+    usual = sorted(figures["prompt_dissent"])[len(prompts) // 2] if prompts else 0
+    if prompts and figures["prompt_dissent"][worst] > max(0.2, 3 * usual):
+        found.append(
+            f"prompt {prompts[worst]!r} contradicts the others on {figures['prompt_dissent'][worst]:.0%} of the images"
+        )
+    for name, meaning in (
+        ("outlier_share", "resemble no class"),
+        ("background_share", "are closer to a background text"),
+    ):
+        if (figures[name] or 0) > _WORTH_SAYING:
+            found.append(f"{figures[name]:.0%} of the images {meaning} and may belong to none")
+    if rows and figures["rows_without_vote"] > _WORTH_SAYING * rows:
+        found.append(f"{figures['rows_without_vote'] / rows:.0%} of the images got no vote at all")
+    return found

@@ -1,0 +1,109 @@
+"""Small helpers around Ray tasks: functions over parts, listings in the object store, errors as they were raised."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import ray
+import ray.data
+import ray.exceptions
+
+from coreg_ray import preparation
+from coreg_ray.errors import UserError
+from coreg_ray.sources import Source
+from coreg_ray.storage import Folder
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_LINE_EVERY_S = 10.0
+_RAYS_ADVICE = "\nFailed to apply UDF"  # how Ray Data goes on after the message of an error in a function of ours
+
+
+def task(function: Callable[..., Any]) -> Any:
+    """The function as a Ray task of one CPU."""
+    return ray.remote(num_cpus=1)(function)
+
+
+def each(function: Callable[..., T], items: Iterable[Any], *shared: Any) -> Iterator[T]:
+    """function(item, *shared) for every item as Ray tasks, a bounded number at a time; results as they come."""
+    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: list[ray.ObjectRef] = []
+    for item in items:
+        if len(running) == at_once:
+            ready, running = ray.wait(running)
+            yield from map(ask, ready)
+        running.append(task(function).remote(item, *shared))
+    while running:
+        ready, running = ray.wait(running)
+        yield from map(ask, ready)
+
+
+def ask(reference: ray.ObjectRef) -> Any:
+    """The value of a reference; the user's own mistakes come back as they were raised, without the remote traceback."""
+    with _own_mistakes():
+        return ray.get(reference)
+
+
+class _own_mistakes:
+    """Raises the UserError inside Ray's error, if that is what it is about."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        cause = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise UserError(str(getattr(cause, "cause", cause)).split(_RAYS_ADVICE)[0]) from None
+            cause = getattr(cause, "cause", None) or cause.__cause__
+
+
+def through(dataset: ray.data.Dataset, function: Any, *, settings: dict[str, Any], **options: Any) -> ray.data.Dataset:
+    """`Dataset.map_batches` of a function, or of a class that a pool of actors holds; `settings` are its arguments."""
+    given = "fn_constructor_kwargs" if isinstance(function, type) else "fn_kwargs"
+    options[given] = settings
+    return dataset.map_batches(function, **options)
+
+
+class Listing:
+    """A source's listing in the object store: blocks as Ray Data takes them, and the row numbers of all images.
+
+    Attributes:
+        rows: reference to the (N,) int64 sorted row numbers.
+        images: N.
+    """
+
+    def __init__(self, source: Source, labels: Folder | None) -> None:
+        inventory = task(preparation.take_inventory).options(num_returns="streaming")
+        references = list(inventory.remote(source, labels))
+        ask(references[-1])  # a failure is the last thing that a stream yields
+        *self._blocks, counts, self.rows = references
+        self.images: int = ray.get(counts)
+
+    def dataset(self) -> ray.data.Dataset:
+        """The blocks, as references: the driver holds no row. `watch` speaks for Ray Data's own progress reports."""
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.raise_original_map_exception = True
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        return ray.data.from_arrow_refs(self._blocks)
+
+
+def watch(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
+    """Run a pipeline to its end, saying now and then how far it is; returns the sums of the figures that it yields."""
+    started = said = time.monotonic()
+    total: Counter[str] = Counter()
+    with _own_mistakes():
+        for line in written.iter_rows():
+            total.update(line)
+            now = time.monotonic()
+            if now - said >= _LINE_EVERY_S and total["images"]:
+                said, rate = now, total["images"] / (now - started)
+                left = (images - total["images"]) / rate
+                log.info("%s: %d of %d, %.0f a second, %.0f s left", doing, total["images"], images, rate, left)
+    return total

@@ -1,0 +1,56 @@
+"""Let vision-language models vote on every image of a pool, and nothing else.
+
+    python jobs/annotate.py --source.kind folder --source.path DIR --source.classes classes.txt \\
+        --annotator.kind clip --annotator.model embedded --output DIR
+    python jobs/annotate.py ... --estimate true       time, GPU hours, disk and requests, from a sample of 200
+
+The same command after an interruption, with new prompts or with more images goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from coreg_ray.command_line import Command, load, run
+from coreg_ray.ray_annotate import annotate_pool
+from coreg_ray.ray_estimate import estimate, in_words
+from coreg_ray.ray_pipeline import connect
+from coreg_ray.storage import Folder
+
+
+class AnnotateCommand(Command):
+    """Annotate."""
+
+    estimate: bool = Field(False, description="annotate a sample of 200 and say what the whole pool will take")
+
+
+def main(arguments: list[str]) -> None:
+    config = load(arguments, AnnotateCommand, __doc__)
+    connect()
+    output = Folder.at(config.output)
+    if config.estimate:
+        print(in_words(estimate(config, output), config))
+    else:
+        print(summary(annotate_pool(config, output), config.output))
+
+
+def summary(metrics: dict[str, Any], output: str) -> str:
+    """Five lines: what was annotated, how sure the annotators are, what to look at, where it lies, what to do next."""
+    figure = {name.removeprefix("annotation/"): value for name, value in metrics.items()}
+    lines = [
+        f"{figure['images']} images: {figure['encoded_images']} annotated now, {figure['rejected_images']} rejected, "
+        f"{figure['missing_images']} without an answer yet.",
+        f"{figure['mean_candidates']:.2f} candidate classes on average; "
+        f"{figure['singletons']:.0%} of the images have only one.",
+    ]
+    if "requests" in figure:
+        lines.append(f"{figure['requests']} requests were sent, at a price of {figure['cost']:.2f}.")
+    lines.append(f"Annotations, candidates and metrics.json are in {output}.")
+    lines.append(f"Next: python jobs/train.py --annotations {output}/annotations --output DIR")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run(main)

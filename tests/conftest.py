@@ -1,0 +1,54 @@
+"""What many test files share."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+# Ray reads these when it is imported, so they come before everything else.
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_AUTH_MODE="token",
+    RAY_AUTH_TOKEN=secrets.token_hex(32),
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20",
+    RAY_DATA_DISABLE_PROGRESS_BARS="1",
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+)
+
+
+@pytest.fixture(scope="session")
+def _ray_session() -> Iterator[None]:
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray.init(
+        address="local",  # never a cluster that happens to run on this machine
+        num_cpus=4,
+        include_dashboard=True,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_cluster(_ray_session: None) -> Iterator[None]:
+    """One Ray of four logical CPUs for the whole session; placement groups left over by a test are removed."""
+    import ray.util
+
+    yield
+    for group, entry in ray.util.placement_group_table().items():
+        if entry["state"] != "REMOVED":
+            ray.util.remove_placement_group(
+                ray.util.placement_group.PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group)))
+            )

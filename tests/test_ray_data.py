@@ -1,0 +1,96 @@
+"""The way of the images through Ray, on the embedded digits and a random model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from toy_clip import write_toy_clip
+
+from coreg_ray import ray_data
+from coreg_ray.annotators.clip import TextTable, votes
+from coreg_ray.config import Config
+from coreg_ray.embedded.digits import digits
+from coreg_ray.errors import UserError
+from coreg_ray.sources import row_number
+from coreg_ray.storage import Folder
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return write_toy_clip(tmp_path_factory.mktemp("toy"))
+
+
+def config(toy: dict[str, Any], **changes: Any) -> Config:
+    settings: dict[str, Any] = {
+        "source": {"kind": "digits", "prompts": ["a {}", "the digit {}"]},
+        "test": {"kind": "digits"},
+        "annotator": toy,
+        "student": {"resolution": 8},
+    }
+    return Config(**{**settings, **changes})
+
+
+def table(folder: Folder) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in folder.files(".parquet")]).sort_by("image_id")
+
+
+@pytest.fixture(scope="module")
+def annotated(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, _ray_session: None) -> Folder:
+    output = Folder.at(tmp_path_factory.mktemp("run"))
+    figures = ray_data.annotate(config(toy), "pool", output)
+    assert (figures["images"], figures["encoded_images"], figures["rejected_images"]) == (1437, 1437, 0)
+    return output
+
+
+def test_every_digit_is_annotated_once_and_votes_follow_from_stored_embeddings(annotated: Folder) -> None:
+    found = table(annotated / "annotations")
+    assert found["image_id"].to_pylist() == sorted(digits("train")[0])
+    folder = annotated / "annotations" / "pool"
+    folder = folder / folder.read_json("annotators.json")[0]
+    card = folder.read_json("manifest.json")
+    assert card["prompts"] == ["a {}", "the digit {}"]
+    text = TextTable.from_bytes(folder.read("text.safetensors"), card["details"]["scale"], 0.0)
+    embedding = torch.tensor(np.stack(found["embedding"].to_numpy()))
+    assert embedding.dtype == torch.float16
+    assert votes(embedding, text).tolist() == found["votes"].to_pylist()
+
+
+def test_candidates_carry_counts_scores_and_quality(annotated: Folder, toy: dict[str, Any]) -> None:
+    figures = ray_data.build_candidates(config(toy), annotated)
+    rows = table(annotated / "candidates")
+    source = {row["image_id"]: row["votes"] for row in table(annotated / "annotations").to_pylist()}
+    for row in rows.to_pylist():
+        given = source[row["image_id"]]
+        assert row["candidates"] == sorted(set(given))
+        assert row["votes"] == [given.count(label) for label in row["candidates"]]
+        assert row["row"] == row_number(row["image_id"])
+    assert not any(rows["trusted"].to_pylist())
+    manifest = (annotated / "candidates").read_json("manifest.json")
+    assert manifest["num_classes"] == 10
+    assert sum(manifest["prior"]) == pytest.approx(1)
+    truth = dict(zip(*(column for column in (digits("train")[0], digits("train")[2].tolist())), strict=True))
+    covered = np.mean([truth[row["image_id"]] in row["candidates"] for row in rows.to_pylist()])
+    assert figures["coverage"] == pytest.approx(covered)
+
+
+def test_rows_hold_pixels_and_no_labels(annotated: Folder, toy: dict[str, Any]) -> None:
+    assert ray_data.write_rows(config(toy), "test", annotated)["rows"] == 360
+    found = pa.concat_tables([pq.read_table(path) for path in (annotated / "rows" / "test").files(".parquet")])
+    assert found.column_names == ["row", "image"]
+    assert found["image"].type == pa.binary(8 * 8 * 3)
+    assert sorted(found["row"].to_pylist()) == sorted(map(row_number, digits("test")[0]))
+
+
+def test_scoring_without_annotations_says_what_to_do_first(
+    toy: dict[str, Any], tmp_path: Path, ray_cluster: None
+) -> None:
+    with pytest.raises(UserError, match="annotate the test images first"):
+        ray_data.zero_shot(config(toy), Folder.at(tmp_path))
