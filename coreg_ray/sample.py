@@ -1,0 +1,126 @@
+"""A sample of a run's own images with all that is known about them: what the report and calibration look at.
+
+Parts of the tables are named by a hash of their content, so reading them in the order of their names gives images from
+all over the source, whatever its order, without listing it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coreg_ray.annotations import read_table
+from coreg_ray.sources import held_out
+from coreg_ray.storage import Folder
+
+
+@dataclass(frozen=True)
+class Sample:
+    """M images of a split.
+
+    Attributes:
+        numbers: (M,) int64 row numbers.
+        pixels: (M, 3, S, S) uint8, channels last in memory.
+        ids: M image ids.
+        labels: (M,) int64 true labels, -1 where unknown; only of test images.
+        candidates: (M, K) bool candidate sets of pool images; no row set where unknown.
+        annotated: (M,) int64 the annotator's first choice, -1 where unknown.
+        total: images of the whole split.
+    """
+
+    numbers: NDArray[np.int64]
+    pixels: Tensor
+    ids: list[str]
+    labels: Tensor
+    candidates: Tensor
+    annotated: Tensor
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def where(self, mask: NDArray[np.bool_]) -> Sample:
+        """The rows of the sample where mask (M,) is true."""
+        index = torch.from_numpy(np.flatnonzero(mask))
+        return Sample(
+            self.numbers[mask],
+            self.pixels[index],
+            [self.ids[i] for i in index.tolist()],
+            self.labels[index],
+            self.candidates[index],
+            self.annotated[index],
+            self.total,
+        )
+
+    def held_out(self, share: float) -> NDArray[np.bool_]:
+        """(M,) which images were annotated but not trained on."""
+        return held_out(self.numbers, share)
+
+
+def read_sample(output: Folder, split: str, side: int, num_classes: int, most: int) -> Sample | None:
+    """At most `most` images of `rows/<split>` with labels or candidate sets; None where there are none."""
+    folder = output / "rows" / split
+    names = [name for name in folder.entries() if name.endswith(".parquet")]
+    if not names or most < 1:
+        return None
+    numbers, pixels, total = _images(folder, names, side, most)
+    count = len(numbers)
+    if not count:
+        return None
+    ids = [f"row {number}" for number in numbers]
+    labels, annotated = torch.full((count,), -1), torch.full((count,), -1)
+    candidates = torch.zeros(count, num_classes, dtype=torch.bool)
+    facts = output / ("labels/test" if split == "test" else "candidates")
+    columns = ["row", "image_id", "label"] if split == "test" else ["row", "image_id", "candidates", "votes", "scores"]
+    for place, row in _facts(facts, columns, numbers):
+        ids[place] = row["image_id"]
+        if split == "test":
+            labels[place] = row["label"]
+        elif row["candidates"]:
+            candidates[place, torch.tensor(row["candidates"], dtype=torch.int64)] = True
+            annotated[place] = max(zip(row["votes"], row["scores"], row["candidates"], strict=True))[2]
+    return Sample(numbers, pixels, ids, labels, candidates, annotated, total)
+
+
+def _images(folder: Folder, names: list[str], side: int, most: int) -> tuple[NDArray[np.int64], Tensor, int]:
+    """Row numbers (M,), pixels (M, 3, S, S), and how many rows the folder has."""
+    numbers, blocks, total, held = [], [], 0, 0
+    for name in names:
+        if held >= most:
+            total += _rows_in(folder, name)
+            continue
+        table = read_table(folder, name, ["row", "image"])
+        total += len(table)
+        table = table.slice(0, most - held)
+        held += len(table)
+        numbers.append(table["row"].to_numpy())
+        content = b"".join(table["image"].to_pylist())
+        blocks.append(np.frombuffer(content, np.uint8).reshape(-1, side, side, 3))
+    return np.concatenate(numbers), torch.from_numpy(np.concatenate(blocks)).permute(0, 3, 1, 2), total
+
+
+def _rows_in(folder: Folder, name: str) -> int:
+    import pyarrow.parquet as pq
+
+    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
+        return pq.read_metadata(file).num_rows
+
+
+def _facts(folder: Folder, columns: list[str], numbers: NDArray[np.int64]) -> Any:
+    """(place in the sample, row of the table) for every row of the tables that is in the sample."""
+    order = np.argsort(numbers)
+    wanted = pa.array(numbers)
+    for name in folder.entries():
+        if not name.endswith(".parquet"):
+            continue
+        table = read_table(folder, name, columns)
+        table = table.filter(pc.is_in(table["row"], wanted))
+        places = order[np.searchsorted(numbers[order], table["row"].to_numpy())]
+        yield from zip(places.tolist(), table.to_pylist(), strict=True)

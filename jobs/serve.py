@@ -1,0 +1,43 @@
+"""Answer images over HTTP with a trained model (needs the extra `serve`).
+
+python jobs/serve.py --model runs/digits/model
+curl --data-binary @image.png http://127.0.0.1:8000/
+"""
+
+from __future__ import annotations
+
+import time
+
+from pydantic import Field
+
+from coreg_ray.command_line import Command, load, run
+from coreg_ray.storage import Folder
+
+
+class ServeCommand(Command):
+    """Serve."""
+
+    model: str = Field(description="the model/ folder of a run, a path or a URI")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    replicas: int = Field(1, ge=1, description="copies of the model at work")
+    max_bytes: int = Field(20_000_000, ge=1, description="largest request body in bytes")
+
+
+def main(arguments: list[str]) -> None:
+    config = load(arguments, ServeCommand, __doc__ or "")
+    from coreg_ray.ray_serve import application, serve
+
+    app = application(Folder.at(config.model), config.replicas, config.max_bytes)
+    from coreg_ray.ray_pipeline import connect
+
+    connect()
+    serve.start(http_options={"host": config.host, "port": config.port})
+    serve.run(app, name="coreg-ray")
+    print(f"answering at http://{config.host}:{config.port}/; Ctrl-C stops", flush=True)
+    while True:
+        time.sleep(3600)
+
+
+if __name__ == "__main__":
+    run(main)

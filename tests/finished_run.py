@@ -1,0 +1,124 @@
+"""A small finished run without Ray: tables as the annotation writes them, and a few epochs of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch.nn import functional as F
+from toy import CLASSES, SIDE, images, method
+
+from coreg_ray import assembly
+from coreg_ray.annotations import MANIFEST, TEXT, Card, Part, annotation_table, lists, write_table
+from coreg_ray.annotators.clip import TextTable
+from coreg_ray.candidates import synthetic_candidates
+from coreg_ray.command_line import resolved_yaml
+from coreg_ray.config import Config
+from coreg_ray.draws import generator
+from coreg_ray.mesh import Mesh
+from coreg_ray.sources import row_numbers
+from coreg_ray.storage import Folder
+from coreg_ray.training import train
+
+POOL, TEST = 240, 80
+NAMES = ["<b>bold</b>", "vertical $x$", "dot & co", "cross"]  # nothing of it may be executed or typeset
+
+
+def finished_run(folder: Folder, classes: list[str] = NAMES, **settings: Any) -> Folder:
+    """Write tables, train, and leave `config.yaml`, `metrics.json`, `history.csv` and checkpoints in `folder`."""
+    config = run_config(folder, classes, **settings)
+    folder.write("config.yaml", resolved_yaml(config))
+    _split(folder, "pool", POOL, classes)
+    _split(folder, "test", TEST, classes)
+    for epoch in train(config, Mesh()):
+        last = epoch.metrics
+    quality = folder.read_json("candidates/manifest.json")["quality"]
+    metrics = {f"annotation/{name}": value for name, value in quality.items()}
+    metrics |= {name: value for name, value in last.items() if name.startswith(("test/", "criterion/"))}
+    metrics |= {"test/zero_shot_accuracy": 0.6, "time/annotate_s": 1.5, "time/train_s": 12.0}
+    folder.write_json("metrics.json", metrics)
+    return folder
+
+
+def run_config(folder: Folder, classes: list[str], **settings: Any) -> Config:
+    tree: dict[str, Any] = {
+        "output": folder.path,
+        "source": {"kind": "folder", "path": "pool", "classes": classes, "holdout": 0.1},
+        "test": {"kind": "folder", "path": "test"},
+        "student": {"resolution": SIDE, "width": 4, "projection": 8, "precision": "float32"},
+        "method": method(epochs=4).model_dump(),
+        "export": {"onnx": False},
+    }
+    return Config.model_validate(tree | settings)
+
+
+def _split(folder: Folder, split: str, count: int, classes: list[str]) -> None:
+    pixels, labels = images(count, seed=len(split))
+    ids = [f"{split}/{number:03d}.png" for number in range(count)]
+    rows = row_numbers(ids)
+    flat = pa.array([pixel.tobytes() for pixel in pixels.numpy()], pa.binary(SIDE * SIDE * 3))
+    for part, start in enumerate(range(0, count, 50)):
+        table = pa.table({"row": rows[start : start + 50], "image": flat[start : start + 50]})
+        write_table(folder / "rows" / split, f"{part:04d}.parquet", table)
+    answered = _annotate(folder / "annotations" / split, ids, labels)
+    if split == "test":
+        table = pa.table({"row": rows, "image_id": ids, "label": labels.numpy().astype(np.int32)})
+        return write_table(folder / "labels" / split, "labels.parquet", table)
+    _candidates(
+        folder / "candidates", ids, synthetic_candidates(answered, len(classes), 0.2, 0.1, generator(3)), classes
+    )
+    return None
+
+
+def _annotate(table: Folder, ids: list[str], labels: torch.Tensor) -> torch.Tensor:
+    """Embeddings near their class's text; returns what a zero-shot annotator would say, 1 in 10 wrong."""
+    count = len(labels)
+    wrong = torch.rand(count, generator=generator(1)) < 0.1
+    said = torch.where(wrong, (labels + 1) % len(CLASSES), labels)
+    noise = torch.randn(count, 8, generator=generator(2)) * 0.1
+    embedding = F.normalize(torch.eye(len(CLASSES), 8)[said] + noise, dim=1)
+    text = torch.eye(len(CLASSES), 8)[None].repeat(2, 1, 1)
+    names = tuple((name,) for name in CLASSES)
+    card = Card("clip", "toy", "0123456789abcdef", ("a {}", "the {}"), names, {}, 8, {"scale": 10.0, "bias": 0.0})
+    folder = table / card.folder
+    votes = said[:, None].repeat(1, 2).numpy().astype(np.int32)
+    contents = ["0" * 32] * count
+    rows = annotation_table(ids, contents, card.folder, votes, embedding.half().numpy())
+    write_table(folder, Part(0, "0" * 16, card.text).name, rows)
+    folder.write(TEXT, TextTable(text, torch.zeros(0, 8), 10.0, 0.0).to_bytes())
+    folder.write_json(MANIFEST, card.manifest())
+    table.write_json(assembly.USED, [card.folder])
+    return said
+
+
+def _candidates(folder: Folder, ids: list[str], sets: torch.Tensor, classes: list[str]) -> None:
+    counts = sets.sum(1).numpy()
+    members = sets.nonzero()[:, 1].numpy().astype(np.int32)
+    table = pa.table(
+        {
+            "row": row_numbers(ids),
+            "image_id": ids,
+            "candidates": lists(counts, members),
+            "votes": lists(counts, np.ones(len(members), np.int32)),
+            "scores": lists(counts, np.full(len(members), 0.5, np.float16)),
+            "trusted": pa.array(np.zeros(len(ids), dtype=bool)),
+        }
+    )
+    write_table(folder, "0.parquet", table)
+    quality = {
+        "rows": len(ids),
+        "mean_candidates": float(counts.mean()),
+        "singletons": float((counts == 1).mean()),
+        "agreement": 0.8,
+        "votes_per_class": sets.sum(0).tolist(),
+    }
+    manifest = {"class_names": classes, "num_classes": len(classes), "fingerprint": "toy", "quality": quality}
+    folder.write_json("manifest.json", {**manifest, "prior": [0.25] * len(classes)})
+
+
+def parquet(folder: Folder) -> pa.Table:
+    """All rows below a folder."""
+    return pa.concat_tables([pq.read_table(path) for path in folder.files(".parquet")])
