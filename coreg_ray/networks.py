@@ -41,13 +41,13 @@ class PreActBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False) if changes_shape else None
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = F.relu(self.norm1(x))
+        activated = F.relu(self.norm1(x), inplace=True)  # what batch norm returns is nobody else's
         shortcut = x
         if self.shortcut is not None:
             # Every stride-th pixel and then a dense 1x1 convolution: the same as a strided one, whose backward pass
             # crashes oneDNN with few channels, an odd batch and several threads (torch 2.15).
             shortcut = self.shortcut(activated[:, :, :: self.stride, :: self.stride])
-        return self.conv2(F.relu(self.norm2(self.conv1(activated)))) + shortcut
+        return self.conv2(F.relu(self.norm2(self.conv1(activated)), inplace=True)).add_(shortcut)
 
 
 class PreActResNet18(nn.Module):
@@ -56,7 +56,9 @@ class PreActResNet18(nn.Module):
     def __init__(self, width: int = 64, resolution: int = 32) -> None:
         super().__init__()
         self.num_features = 8 * width
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
         blocks = []
         inputs = width
         for stage, stride in enumerate((2 if resolution >= 64 else 1, 2, 2, 2)):

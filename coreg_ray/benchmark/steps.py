@@ -1,0 +1,148 @@
+"""A training step: against the plain way, cut into its parts, and against the machine's matrix products."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from coreg_ray import losses
+from coreg_ray.benchmark.clock import Task, take_turns
+from coreg_ray.benchmark.figures import Figures
+from coreg_ray.benchmark.plain import PlainLearner, draw_mixing, pillow_batch
+from coreg_ray.benchmark.problem import Problem
+from coreg_ray.coreg import exchange
+from coreg_ray.draws import key, uniform
+from coreg_ray.networks import follow
+from coreg_ray.steps import mixed_terms
+from coreg_ray.views import STRONG_DRAWS, WEAK_DRAWS, strong, weak
+
+_CEILING_SIDE = {"cpu": 1536, "cuda": 8192}  # of the square matrices: large enough to be at the machine's best
+
+
+def measure_steps(figures: Figures, fast: Problem, low: Problem, rounds: int) -> None:
+    """The same step in float32, in bf16 and the plain way, in turns; all with the contrastive branch on.
+
+    Args:
+        fast, low: equal problems of which the first has float32, the second bf16.
+    """
+    device, batch_size = fast.device, fast.state.method.batch_size
+    seconds = take_turns({"fast": fast.step, "plain": plain_task(fast), "bf16": low.step}, rounds, device)
+    threads = f"batch {batch_size}, width {fast.state.student.width}, {torch.get_num_threads()} threads"
+    figures.add_ratio("step/speedup_over_plain", seconds["plain"], seconds["fast"], f"float32, {threads}")
+    figures.add_ratio("step/speedup_bf16", seconds["plain"], seconds["bf16"], f"bf16 over plain float32, {threads}")
+    figures.add_ratio("step/bf16_over_float32", seconds["fast"], seconds["bf16"])
+    for name, taken in seconds.items():
+        figures.add(f"step/{name}_rows_per_s", [batch_size / s for s in taken], "rows/s", "labelled rows")
+
+
+def plain_task(problem: Problem) -> Task:
+    """The plain step on the same rows, from the same weights on."""
+    learner, rows, method = problem.learner, problem.rows, problem.state.method
+    plain = PlainLearner(learner, method)
+    draws = random.Random(0)
+    pixels = rows.pixels.cpu().numpy()
+
+    def step() -> list[float]:
+        batch = problem.batch()
+        views = pillow_batch(pixels[batch.labelled], pixels[batch.unlabelled], draws, problem.device)
+        opinion = rows.scatter(batch.labelled, problem.opinion.labels, problem.device).float()
+        mixing = draw_mixing(
+            2 * (len(batch.labelled) + len(batch.unlabelled)), method.mixup_alpha, draws, problem.device
+        )
+        clean = problem.opinion.clean[batch.labelled].to(problem.device)
+        return plain.step(views, opinion, clean, mixing, batch.position / method.ramp_epochs, method)
+
+    return step
+
+
+def measure_parts(figures: Figures, problem: Problem, rounds: int, name: str) -> None:
+    """Where a step's time goes, each part run by itself on ready inputs, in turns with whole steps; and its FLOP/s."""
+    parts = _parts(problem)
+    tasks: dict[str, Task] = {"step": problem.step, "ceiling": _ceiling(problem), **parts}
+    seconds = take_turns(tasks, rounds, problem.device)
+    exchanges = [s / _steps_between_exchanges(problem) for s in seconds["exchange"]]
+    shares = {part: seconds[part] for part in parts if part != "exchange"} | {"exchange": exchanges}
+    note = f"{name}, batch {problem.state.method.batch_size}"
+    for part, taken in shares.items():
+        figures.add(f"parts_{name}/{part}_ms", [1e3 * s for s in taken], "ms", note)
+    figures.add(f"parts_{name}/step_ms", [1e3 * s for s in seconds["step"]], "ms", "a whole step, exchange left out")
+    with FlopCounterMode(display=False) as counter:
+        problem.step()
+    work = counter.get_total_flops()
+    ceiling = [2 * _CEILING_SIDE[problem.device.type] ** 3 / s for s in seconds["ceiling"]]
+    reached = [work / s for s in seconds["step"]]
+    figures.add(f"flops_{name}/step_tflop", work / 1e12, "TFLOP", "convolutions and matrix products of one step")
+    figures.add(f"flops_{name}/step_tflop_per_s", [f / 1e12 for f in reached], "TFLOP/s")
+    figures.add(f"flops_{name}/ceiling_tflop_per_s", [f / 1e12 for f in ceiling], "TFLOP/s", "square matrix product")
+    figures.add_ratio(f"flops_{name}/share_of_ceiling", reached, ceiling)
+
+
+def _parts(problem: Problem) -> dict[str, Task]:
+    state, learner, rows, mesh = problem.state, problem.learner, problem.rows, problem.mesh
+    batch = problem.batches[0]
+    index = torch.cat([batch.labelled, batch.unlabelled])
+    b = len(batch.labelled)
+    assert learner.keys is not None
+    keys, queue = learner.keys, learner.queue
+
+    def views(which: Callable[..., torch.Tensor], count: int) -> torch.Tensor:
+        images = rows.take(index, mesh.device)
+        drawn = [uniform(key(0, "benchmark", number), rows.numbers[index], count) for number in (1, 2)]
+        return torch.cat([which(images, draws, flip=True) for draws in drawn])
+
+    weak_views, strong_views = views(weak, WEAK_DRAWS), views(strong, STRONG_DRAWS)
+    first, second = strong_views.chunk(2)
+    peer_views = torch.cat([view[b:] for view in weak_views.chunk(2)])
+    with torch.no_grad():
+        own, own_keys = learner.student(weak_views)[0], keys(second)[1]
+    targets = own.chunk(2)[0].softmax(dim=1)
+    classes = targets.argmax(dim=1)
+    confident = torch.arange(len(index), device=mesh.device) < b
+
+    @torch.no_grad()
+    def no_gradient() -> None:
+        learner.student.eval()
+        with state.autocast():
+            learner.student(weak_views)
+            learner.peer.classify(peer_views)
+            keys(second)
+        learner.student.train()
+
+    def forward_backward() -> None:
+        terms = mixed_terms(state, learner, batch, strong_views, targets, True, mesh)
+        with state.autocast():
+            _, queries = learner.student(first)
+        contrast = losses.noise_tolerant_contrast(
+            queries, own_keys, classes, confident, queue.keys, queue.classes, queue.confident, queue.valid
+        )
+        (terms.sum() + contrast).backward()
+
+    def optimiser() -> None:
+        learner.optimizer.step()
+        learner.optimizer.zero_grad(set_to_none=False)
+        follow(keys, learner.student, state.method.key_momentum)
+
+    return {
+        "views": lambda: (views(weak, WEAK_DRAWS), views(strong, STRONG_DRAWS)),
+        "no_gradient_passes": no_gradient,
+        "forward_backward": forward_backward,
+        "optimiser": optimiser,
+        "exchange": lambda: exchange(state, mesh, state.learners),
+    }
+
+
+def _steps_between_exchanges(problem: Problem) -> float:
+    """In an epoch of 50,000 rows, CIFAR-10's, nine tenths of them clean; both networks take part in an exchange."""
+    return max(2 * 45_000 / problem.state.method.batch_size / problem.state.method.exchanges, 1.0)
+
+
+def _ceiling(problem: Problem) -> Task:
+    """The best this machine does in this precision: one large square matrix product."""
+    side = _CEILING_SIDE[problem.device.type]
+    settings: dict[str, Any] = {"device": problem.device, "dtype": problem.state.precision}
+    one, other = torch.randn(side, side, **settings), torch.randn(side, side, **settings)
+    return lambda: one @ other

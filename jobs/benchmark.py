@@ -1,0 +1,55 @@
+"""How fast the method runs on this machine: prints a table and writes JSON.
+
+    python jobs/benchmark.py --smoke --output benchmark.json     under 5 minutes on 2 quiet cores
+    python jobs/benchmark.py --output benchmark.json             more turns of everything, some 30 minutes
+
+Needs torch, torchvision and NumPy; annotation is measured where Ray and open_clip are installed too. A quiet machine
+gives quiet figures: the table shows the lowest and the highest beside each median.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from coreg_ray.benchmark.figures import Figures
+from coreg_ray.benchmark.suite import FULL, GPU, SMOKE, measure, timed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smoke", action="store_true", help="few turns of everything")
+    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of the main process")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scale = SMOKE if arguments.smoke else FULL
+    if device.type == "cuda":
+        scale = dataclasses.replace(scale, **GPU)
+    figures = measure(scale, device)
+    timed("annotation", lambda: annotation(figures, scale.images))
+    print(figures.table())
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(figures.as_json(), indent=1) + "\n")
+
+
+def annotation(figures: Figures, images: int) -> None:
+    """The part that needs the whole installation."""
+    try:
+        from coreg_ray.ray_benchmark import measure_annotation
+    except ModuleNotFoundError as missing:
+        figures.skipped["annotation/ratio_to_bare_loop"] = f"{missing.name} is not installed"
+    else:
+        measure_annotation(figures, images)
+
+
+if __name__ == "__main__":
+    main()
