@@ -1,0 +1,244 @@
+"""Ray Train runs the method, and nothing that happens to a worker, a node or the driver loses more than an epoch.
+
+The run folders are written directly, so that nothing is annotated here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import torch
+
+from coreg_ray import training
+from coreg_ray.config import ClusterConfig, Config
+from coreg_ray.coreg import NonFiniteLossError
+from coreg_ray.errors import UserError
+from coreg_ray.mesh import Mesh
+
+pytestmark = pytest.mark.timeout(180)
+
+SETTINGS: dict[str, Any] = {"epochs": 6, "warmup_epochs": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prepared(folder: Path, **cluster: Any) -> Config:
+    settings: dict[str, Any] = {"num_workers": 1, "threads": 1, "resources_per_worker": {"CPU": 1}}
+    return toy.prepare_run(
+        folder, toy.toy(count=120), method=toy.method(**SETTINGS), cluster=ClusterConfig(**(settings | cluster))
+    )
+
+
+def csv_of(folder: Path) -> list[dict[str, float | str]]:
+    lines = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
+    return [
+        {name: _number(cell) for name, cell in zip(lines[0], line, strict=True) if not name.startswith("time/")}
+        for line in lines[1:]
+    ]
+
+
+def _number(cell: str) -> float | str:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float | str]]:
+    """The history that every run here must end with, whatever befalls it."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    list(training.train(prepared(folder), Mesh()))
+    return csv_of(folder)
+
+
+def when_epochs_are_done(folder: Path, count: int, action: Callable[[], None]) -> threading.Thread:
+    """Do something once `count` epochs stand in the history; before the run can end, the caller joins the thread."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            if (folder / "history.csv").exists() and len(csv_of(folder)) >= count:
+                action()
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have."""
+    listed = subprocess.run(["ps", "-Ao", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [(int(child), int(parent)) for child, parent in (line.split() for line in listed.splitlines())]
+    family = [pid]
+    for parent in family:
+        family.extend(child for child, of in pairs if of == parent)
+    return family[1:]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_killed_worker_costs_no_more_than_an_epoch(tmp_path: Path, undisturbed: list[dict[str, float | str]]) -> None:
+    import ray
+    from ray.util.state import list_actors
+
+    from coreg_ray.ray_train import fit
+
+    config = prepared(tmp_path / "run", num_workers=2)
+    killed: list[int] = []
+
+    def kill() -> None:
+        alive = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
+        killed.append(next(actor.pid for actor in alive if "TrainWorker" in actor.class_name))
+        os.kill(killed[0], signal.SIGKILL)
+
+    watcher = when_epochs_are_done(tmp_path / "run", 2, kill)
+    metrics = fit(config)
+    watcher.join()
+    assert len(killed) == 1
+    assert metrics["start_epoch"] >= 2
+    assert metrics["world_size"] == 2
+    assert metrics["epoch"] == SETTINGS["epochs"] - 1
+    toy.same(csv_of(tmp_path / "run"), undisturbed, tolerance=1e-4)
+
+
+DRIVER = """
+import os, sys
+import ray
+from coreg_ray.config import Config
+from coreg_ray.ray_train import fit
+
+ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+print("started at", fit(Config.model_validate_json(sys.stdin.read()))["start_epoch"])
+"""
+
+
+def start_driver(config: Config, code: str = DRIVER) -> subprocess.Popen[str]:
+    """A driver with a Ray of its own, in a process group of its own."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    assert driver.stdin is not None
+    driver.stdin.write(config.model_dump_json())
+    driver.stdin.close()
+    driver.stdin = None
+    return driver
+
+
+def finish(driver: subprocess.Popen[str]) -> int:
+    """The first epoch of the last worker group; Ray's own processes may speak in between."""
+    said, complaints = driver.communicate(timeout=150)
+    assert driver.returncode == 0, complaints[-3000:]
+    (line,) = (line for line in said.splitlines() if line.startswith("started at "))
+    return int(line.rsplit(maxsplit=1)[-1])
+
+
+def test_a_killed_driver_continues_with_the_same_command(
+    tmp_path: Path, undisturbed: list[dict[str, float | str]]
+) -> None:
+    config = prepared(tmp_path / "run")
+    driver = start_driver(config)
+    family: list[int] = []
+
+    def kill() -> None:
+        family.extend(descendants(driver.pid))
+        os.kill(driver.pid, signal.SIGKILL)
+
+    when_epochs_are_done(tmp_path / "run", 2, kill).join()
+    driver.communicate(timeout=60)
+    assert driver.returncode == -signal.SIGKILL
+    for pid in family:  # what Ray leaves behind of this one driver
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert 2 <= len(csv_of(tmp_path / "run")) < SETTINGS["epochs"]
+    assert finish(start_driver(config)) >= 2
+    toy.same(csv_of(tmp_path / "run"), undisturbed)
+
+
+LOSING = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from coreg_ray.config import Config
+from coreg_ray.ray_train import fit
+
+config = Config.model_validate_json(sys.stdin.read())
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+ray.init(address=cluster.address, log_to_driver=False)
+answer = {}
+thread = threading.Thread(target=lambda: answer.update(fit(config)))
+thread.start()
+history = Path(config.output, "history.csv")
+while thread.is_alive() and not (history.exists() and len(history.read_text().splitlines()) > 2):
+    time.sleep(0.02)
+cluster.remove_node(nodes[1], allow_graceful=False)
+cluster.add_node(num_cpus=1)
+thread.join()
+print("started at", answer["start_epoch"])
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def test_a_lost_node_costs_no_more_than_an_epoch(
+    tmp_path: Path, undisturbed: list[dict[str, float | str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
+    driver = start_driver(prepared(tmp_path / "run", num_workers=2), LOSING)
+    assert finish(driver) >= 2
+    toy.same(csv_of(tmp_path / "run"), undisturbed, tolerance=1e-4)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_loss_that_is_no_number_is_not_tried_again(tmp_path: Path) -> None:
+    from coreg_ray.ray_train import fit
+
+    config = prepared(tmp_path / "run")
+    config = config.model_copy(update={"method": toy.method(epochs=3, warmup_epochs=3, learning_rate=1e30)})
+    with pytest.raises(NonFiniteLossError, match=r"epoch \d, step \d, network [ab]: the \w+ loss is not finite"):
+        fit(config)
+    (attempt,) = (tmp_path / "run/ray").iterdir()
+    assert attempt.is_dir()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_the_cluster_cannot_hold_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from coreg_ray.ray_train import fit
+
+    config = prepared(tmp_path / "run", num_workers=2, use_gpu=True, resources_per_worker=None)
+    with pytest.raises(UserError, match=r"num_workers=2 .* needs 2 GPU \(there are 0\); lower it, .*cluster.wait_s"):
+        fit(config)
+    config = prepared(tmp_path / "waiting", resources_per_worker={"CPU": 64}, wait_s=1.0)
+    with caplog.at_level("INFO"), pytest.raises(UserError, match=r"needs 64 CPU \(there are 4\) after 1 s; lower it"):
+        fit(config)
+    assert "waiting for the cluster: 64 CPU (there are 4)" in caplog.text
+
+
+def test_an_odd_number_of_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_workers=3 cannot hold two equal teams; use 1 or an even number"):
+        ClusterConfig(num_workers=3)
