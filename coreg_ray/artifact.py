@@ -82,8 +82,9 @@ def choose(pair: Pair, settings: ExportConfig, sample: Sample | None) -> tuple[l
 
     Neither needs labels. The better network is the one whose class is more often among the candidates. The temperature
     fits the purified labels: a network's own are the *other's* prediction restricted to S (METHOD: section 3, step 2),
-    on all rows. Clean rows alone would be the easy ones: measured on the embedded digits, the expected calibration
-    error of test images fell from 0.30 to 0.07 with all rows, and only to 0.15 with the clean ones.
+    on all rows. Clean rows alone are the easy ones, which makes it overconfident. Expected calibration error on the
+    embedded digits' test images, one run each at accuracy 0.75 / 0.96: 0.30 / 0.19 as trained, 0.07 / 0.06 so, 0.15 /
+    0.03 with the clean rows only, 0.04 / 0.02 with the best temperature that labels could find.
     """
     names = {"a": ["a"], "b": ["b"], "ensemble": ["a", "b"]}.get(settings.network)
     known = None if sample is None else sample.where(sample.candidates.any(dim=1).numpy())

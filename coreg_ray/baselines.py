@@ -144,7 +144,7 @@ def fit_probe(embedding: Tensor, candidates: Tensor) -> Tensor:
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return weights.detach()
 
 

@@ -55,7 +55,8 @@ class Pair:
         m is M, or what was done when `seconds` were over: one batch at least.
         """
         device = self.a.pixel_mean.device
-        parts, deadline = [], time.monotonic() + seconds
+        parts: list[Tensor] = []
+        deadline = time.monotonic() + seconds
         for block in pixels.split(BATCH):
             if parts and time.monotonic() > deadline:
                 break

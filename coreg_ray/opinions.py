@@ -15,6 +15,7 @@ from coreg_ray.state import Learner, State
 from coreg_ray.views import WEAK_DRAWS, weak
 
 ASSESS_BATCH = 1024
+ASSESS_CELLS = 2**23  # rows times classes judged at once: 34 MB a tensor, however many classes there are
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def _assess_pass(
     total = torch.zeros(rows.num_classes, dtype=torch.float64, device=mesh.device)
     purpose = key(state.seed, "assess", learner.network, epoch)
     learner.student.eval()
-    for index in torch.arange(len(rows)).split(ASSESS_BATCH):
+    batch_size = min(ASSESS_BATCH, max(1, ASSESS_CELLS // rows.num_classes))
+    for index in torch.arange(len(rows)).split(batch_size):
         draws = uniform(purpose, rows.numbers[index], WEAK_DRAWS)
         views = weak(rows.take(index, mesh.device), draws, flip=state.flip)
         with state.autocast():

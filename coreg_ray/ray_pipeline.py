@@ -146,11 +146,11 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for this poll
-    for chatty in ("ray.data", "ray.train", "ray.tune", "ray._private.authentication"):
+    for chatty in ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     local = "RAY_ADDRESS" not in os.environ
     # Two logical CPUs more than cores on small machines: reading starves when actors hold every one.
     cpus = max(4, (os.cpu_count() or 1) + 2) if local else None
     # What workers say stays in Ray's logs and its dashboard; the driver reports progress in its own words.
-    ray.init(logging_level=logging.WARNING, log_to_driver=not local, num_cpus=cpus)
+    ray.init(logging_level=logging.WARNING, log_to_driver=not local, num_cpus=cpus, address="local" if local else None)
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -174,10 +174,8 @@ def write_predictions(
     return {"images": [len(ids)]}
 
 
-def _answered(
-    listing: Listing, settings: dict[str, Any], card: dict[str, Any], weights: bytes, pool: Pool
-) -> Any:
-    """A Ray dataset of `image_id`, `content` and `probabilities` (B, K) of all images that can be read and are not known."""
+def _answered(listing: Listing, settings: dict[str, Any], card: dict[str, Any], weights: bytes, pool: Pool) -> Any:
+    """A Ray dataset of `image_id`, `content`, `probabilities` (B, K): all images that can be read and are not known."""
     prepared: Any = listing.dataset().map_batches(
         _prepare, fn_kwargs=settings, batch_size=None, batch_format="pyarrow", num_cpus=_DECODING_CPUS
     )

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -50,7 +51,7 @@ def fit(config: Config) -> dict[str, Any]:
     wait_for_resources(scaling, config.cluster.wait_s)
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]
-        train_loop_config=config.settings(),
+        train_loop_config=_seen_from_anywhere(config).settings(),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
@@ -91,6 +92,19 @@ def worker(settings: dict[Any, Any]) -> dict[str, Any]:
     except UserError as error:
         return {"refused": str(error)}
     return {"world_size": context.get_world_size(), "start_epoch": start}
+
+
+def _seen_from_anywhere(config: Config) -> Config:
+    """Relative local paths made absolute: Ray Train's workers run in another working directory."""
+
+    def absolute(path: str | None) -> str | None:
+        is_local = path and path not in ("uniform", "annotator", "hub") and "://" not in path and Path(path).exists()
+        return str(Path(path or "").resolve()) if is_local else path
+
+    method = config.method.model_copy(update={"prior": absolute(config.method.prior)})
+    student = config.student.model_copy(update={"pretrained": absolute(config.student.pretrained)})
+    paths = {"output": absolute(config.output), "start_from": absolute(config.start_from)}
+    return config.model_copy(update={**paths, "method": method, "student": student})
 
 
 def scaling_config(cluster: ClusterConfig) -> ScalingConfig:

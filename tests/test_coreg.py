@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import toy
 import torch
+import toy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -60,9 +60,7 @@ def test_annotations_hold_one_vote_per_prompt_and_no_label(finished: tuple[Path,
 
 
 @pytest.mark.timeout(120)
-def test_the_same_command_again_finds_everything_done(
-    finished: tuple[Path, dict[str, Any]], ray_cluster: None
-) -> None:
+def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
     output, metrics = finished
     history = (output / "history.csv").read_text()
     again = run(command(output))

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 import torch
+import toy
 
 from coreg_ray import training
 from coreg_ray.config import ClusterConfig, Config

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import toy
 import torch
+import toy
 from torch import Tensor
 
 from coreg_ray import purify
@@ -137,7 +137,7 @@ def test_pseudo_labels_change_no_statistics() -> None:
     before = (pack(learner.student), pack(learner.peer))
     pseudo_labels(
         state, learner, batch, opinion, rows.take(torch.cat([batch.labelled, batch.unlabelled]), torch.device("cpu"))
-    )  # noqa: E501
+    )
     assert torch.equal(pack(learner.student), before[0])
     assert torch.equal(pack(learner.peer), before[1])
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 import torch
+import toy
 
 from coreg_ray.config import ClusterConfig, Config, MethodConfig
 from coreg_ray.coreg import NonFiniteLossError
@@ -85,7 +85,7 @@ def test_checkpoints_are_written_every_few_epochs_and_at_the_end(config: Config)
 def test_another_fingerprint_is_refused(config: Config) -> None:
     next(iter(train(config, Mesh())))
     other = config.model_copy(update={"seed": 1})
-    with pytest.raises(UserError, match="holds checkpoints of another run .* --start_from"):
+    with pytest.raises(UserError, match=r"holds checkpoints of another run .* --start_from"):
         list(train(other, Mesh()))
     moved = config.model_copy(update={"cluster": ClusterConfig(max_failures=7)})
     assert next(iter(train(moved, Mesh()))).number == 1  # where it runs decides nothing
@@ -110,7 +110,7 @@ def test_starting_from_another_run(config: Config, tmp_path: Path) -> None:
     assert epoch.metrics["loss/a"] != fresh.metrics["loss/a"]
     wrong = second.model_copy(update={"output": config.output, "start_from": str(tmp_path)})
     Path(config.output, "checkpoints").rename(tmp_path / "moved away")
-    with pytest.raises(UserError, match="no whole checkpoint .*give a folder like"):
+    with pytest.raises(UserError, match=r"no whole checkpoint .*give a folder like"):
         list(train(wrong, Mesh()))
 
 
