@@ -150,15 +150,15 @@ def test_the_state_of_a_row_takes_few_bytes() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor that any operation gives."""
+    """Remembers the bytes of the largest tensor that any operation gives."""
 
-    numel = 0
+    nbytes = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         answer = function(*args, **(kwargs or {}))
         for tensor in answer if isinstance(answer, list | tuple) else [answer]:
-            if isinstance(tensor, Tensor) and tensor.stride() and all(tensor.stride()):  # expanded ones take no room
-                self.numel = max(self.numel, tensor.numel())
+            if isinstance(tensor, Tensor):
+                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
         return answer
 
 
@@ -191,5 +191,5 @@ def test_nothing_has_the_size_of_rows_times_classes(monkeypatch: pytest.MonkeyPa
             plan = coreg_plan(rows, others[0].clean, 0.5, 0.25, 0, 0, 1, 8, Mesh())
             coreg_step(state, state.learners[0], Batch(rows, plan, 0, 1), others[0], Mesh())
             evaluate(state, Scored(None, None), Mesh())
-        largest.append(seen.numel)
-    assert largest[0] == largest[1] == 100 * classes
+        largest.append(seen.nbytes)
+    assert largest[0] == largest[1] == 4 * 100 * classes  # float32 of the rows that are judged at once
