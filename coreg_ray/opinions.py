@@ -15,7 +15,9 @@ from coreg_ray.state import Learner, State
 from coreg_ray.views import WEAK_DRAWS, weak
 
 ASSESS_BATCH = 1024
-ASSESS_CELLS = 2**23  # rows times classes judged at once: 34 MB a tensor, however many classes there are
+# Rows times classes judged at once, so that memory does not follow the number of classes. On a CPU 2 MB a tensor: with
+# larger ones the heap fragments and grows with the number of rows (measured at 20,000 classes).
+ASSESS_CELLS = {"cpu": 2**19, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def _assess_pass(
     total = torch.zeros(rows.num_classes, dtype=torch.float64, device=mesh.device)
     purpose = key(state.seed, "assess", learner.network, epoch)
     learner.student.eval()
-    batch_size = min(ASSESS_BATCH, max(1, ASSESS_CELLS // rows.num_classes))
+    batch_size = min(ASSESS_BATCH, max(1, ASSESS_CELLS[mesh.device.type] // rows.num_classes))
     for index in torch.arange(len(rows)).split(batch_size):
         draws = uniform(purpose, rows.numbers[index], WEAK_DRAWS)
         views = weak(rows.take(index, mesh.device), draws, flip=state.flip)

@@ -176,7 +176,7 @@ def many_classes(count: int, classes: int) -> Rows:
 
 def test_nothing_has_the_size_of_rows_times_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     classes = 3000
-    monkeypatch.setattr(opinions, "ASSESS_CELLS", 100 * classes)
+    monkeypatch.setitem(opinions.ASSESS_CELLS, "cpu", 100 * classes)
     student = StudentConfig(resolution=8, width=4, projection=2, precision="float32")
     names = [str(number) for number in range(classes)]
     settings = toy.method(batch_size=8, contrast_delay=0, warmup_epochs=0)

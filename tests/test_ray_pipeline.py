@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, _ray_session: None) -> tu
 @pytest.mark.timeout(300)
 def test_one_command_makes_the_whole_run_folder(finished: tuple[Path, dict[str, Any]]) -> None:
     output, metrics = finished
-    assert json.loads((output / "metrics.json").read_text()) == pytest.approx(metrics, nan_ok=True)
+    assert json.loads((output / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     assert metrics["annotation/encoded_images"] == 1437
     assert metrics["annotation/rejected_images"] == 0
     assert 0.55 <= metrics["test/zero_shot_accuracy"] <= 0.85

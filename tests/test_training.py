@@ -182,10 +182,10 @@ def test_priors(config: Config, prior: str, expected: list[float]) -> None:
         assert found.tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("values", [[1, 2, 3], [1, 1, 0, 2], [1, 1, float("nan"), 2]])
+@pytest.mark.parametrize("values", [[1, 2, 3], [1, 1, -1, 2], [0, 0, 0, 0], [1, 1, float("nan"), 2]])
 def test_a_prior_of_other_classes_is_refused(config: Config, tmp_path: Path, values: list[float]) -> None:
     (tmp_path / "prior.json").write_text(json.dumps(values))
-    with pytest.raises(UserError, match="one positive number for each of the 4 classes"):
+    with pytest.raises(UserError, match="needs one for each of the 4 classes, none negative"):
         task_with_prior(config, tmp_path / "prior.json")
 
 
@@ -200,7 +200,7 @@ def test_a_prior_in_a_file(config: Config, tmp_path: Path) -> None:
 def test_a_prior_that_cannot_be_read_is_refused(config: Config, tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "prior.json").write_text(content)
-    with pytest.raises(UserError, match=r"prior.json cannot be read .*lists 4 positive numbers"):
+    with pytest.raises(UserError, match=r"prior.json is no JSON list of numbers .*give uniform, annotator"):
         task_with_prior(config, tmp_path / "prior.json")
 
 
