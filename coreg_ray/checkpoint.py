@@ -92,9 +92,7 @@ def resume(state: State, checkpoint: Folder, mesh: Mesh) -> None:
     Raises:
         UserError: it holds other classes or another architecture.
     """
-    said = describe(checkpoint)
-    _refuse_other_network(state, said, checkpoint)
-    weights = {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NAMES}
+    said, weights = _read_networks(state, checkpoint)
     for learner in state.learners:
         _restore_network(learner, weights[learner.name], weights[NAMES[1 - learner.network]])
         parts = [
@@ -107,15 +105,20 @@ def resume(state: State, checkpoint: Folder, mesh: Mesh) -> None:
     state.history = said["history"]
 
 
+def _read_networks(state: State, checkpoint: Folder) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """What the checkpoint says of itself, and the tensors of both networks by name; other networks are refused."""
+    said = describe(checkpoint)
+    _refuse_other_network(state, said, checkpoint)
+    return said, {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NAMES}
+
+
 def start_from(state: State, checkpoint: Folder) -> None:
     """Take both networks' weights and nothing else: schedules begin anew. Changes `state` in place.
 
     Raises:
         UserError: it holds other classes or another architecture.
     """
-    said = describe(checkpoint)
-    _refuse_other_network(state, said, checkpoint)
-    weights = {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NAMES}
+    _, weights = _read_networks(state, checkpoint)
     for learner in state.learners:
         for student, name in ((learner.student, learner.name), (learner.peer, NAMES[1 - learner.network])):
             student.load_state_dict(_below(weights[name], "student."))

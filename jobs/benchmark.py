@@ -1,7 +1,7 @@
 """How fast the method runs on this machine: prints a table and writes JSON.
 
-    python jobs/benchmark.py --smoke --output benchmark.json     under 5 minutes on 2 quiet cores
-    python jobs/benchmark.py --output benchmark.json             more turns of everything, some 30 minutes
+    python jobs/benchmark.py --smoke --output benchmark.json     few turns of everything
+    python jobs/benchmark.py --output benchmark.json             more turns of everything
 
 Needs torch, torchvision and NumPy; annotation is measured where Ray and open_clip are installed too. A quiet machine
 gives quiet figures: the table shows the lowest and the highest beside each median.

@@ -2,7 +2,7 @@
 
 python jobs/pipeline.py                                   the embedded digits, a few minutes on two cores
 python jobs/pipeline.py --config run.yaml --output runs/x
-python jobs/pipeline.py --preset smoke                    the same in under a minute, to see that it runs
+python jobs/pipeline.py --preset smoke                    the same with four epochs, to see that it runs
 """
 
 from __future__ import annotations
