@@ -1,0 +1,59 @@
+"""What both networks' predictions on held-out images tell without a label. PURE: torch only.
+
+A prediction is made of every image as it is and of VIEWS weak views of it, by each network. Everything is a count, so
+that the counts of several processes add up exactly.
+
+    label_free    share of images that both networks give the same class
+    stability     share of predictions on views that equal the network's own on the image
+    candidates    share of predictions that lie in the image's candidate set
+    classes       how alike the class shares of predictions and of candidate sets are: Bhattacharyya's coefficient
+    combined      stability times classes
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+VIEWS = 4  # weak views of each held-out image, the same in every epoch and run
+_SUMS = 5  # before the counts by class
+
+
+def no_counts(num_classes: int, device: torch.device) -> Tensor:
+    """Zeros (5 + 2 K) float64: images, agreed, stable, inside, images with candidates; predictions and candidates by
+    class.
+    """
+    return torch.zeros(_SUMS + 2 * num_classes, dtype=torch.float64, device=device)
+
+
+def count(predicted: Tensor, candidates: Tensor | None, num_classes: int) -> Tensor:
+    """Counts of a batch, as `no_counts` lists them: predicted (2, 1 + VIEWS, B) int64, the image itself first;
+    candidates (B, K) bool, None where there are none.
+    """
+    counts = no_counts(num_classes, predicted.device)
+    counts[0] = predicted.shape[2]
+    counts[1] = (predicted[0, 0] == predicted[1, 0]).sum()
+    counts[2] = (predicted[:, 1:] == predicted[:, :1]).sum()
+    if candidates is not None:
+        rows = torch.arange(predicted.shape[2], device=predicted.device)
+        counts[3] = candidates[rows, predicted].sum()
+        counts[4] = predicted.shape[2]
+        counts[_SUMS:-num_classes] = predicted.flatten().bincount(minlength=num_classes)
+        counts[-num_classes:] = candidates.sum(0)
+    return counts
+
+
+def criteria(counts: Tensor) -> dict[str, float]:
+    """The criteria from summed counts; empty where no image was looked at."""
+    images, agreed, stable, inside, judged = counts[:_SUMS].tolist()
+    if not images:
+        return {}
+    stability = stable / (2 * VIEWS * images)
+    found = {"criterion/label_free": agreed / images, "criterion/stability": stability}
+    if judged:
+        predicted, held = (part / part.sum() for part in counts[_SUMS:].chunk(2))
+        classes = float((predicted * held).sqrt().sum())
+        found["criterion/candidates"] = inside / (2 * (1 + VIEWS) * judged)
+        found["criterion/classes"] = classes
+        found["criterion/combined"] = stability * classes
+    return found

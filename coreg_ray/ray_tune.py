@@ -1,0 +1,231 @@
+"""Ray Tune searches over configurations: annotation once, then trials that share it, then the best configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import ray
+from ray import tune
+from ray.autoscaler.sdk import request_resources
+
+from coreg_ray import ray_data, ray_pipeline, ray_train
+from coreg_ray.annotations.vocabulary import templates
+from coreg_ray.command_line import resolved_yaml
+from coreg_ray.config import Config
+from coreg_ray.errors import UserError
+from coreg_ray.ray_tasks import Listing
+from coreg_ray.ray_tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
+from coreg_ray.ray_tune_trial import CandidateMaker, Study, rows_of, train_nested, train_trial
+from coreg_ray.search.definition import Search, claim_search
+from coreg_ray.search.figure import trials_svg
+from coreg_ray.search.objective import WITH_LABELS
+from coreg_ray.search.space import Space, read_space, trial_settings
+from coreg_ray.search.trials import FAILED, FINISHED, STOPPED, UNFINISHED, Trial, as_csv, as_table, ranked, read_history
+from coreg_ray.storage import Folder
+
+log = logging.getLogger(__name__)
+
+_DRIVER_CPUS = 0.01  # of a trial whose workers have resources of their own; Ray refuses 0
+_CPUS = 2.0  # of a trial in one process: its two networks train side by side
+
+
+def search(search: Search, config: Config) -> str:
+    """Try configurations; writes `best.yaml`, `trials.csv` and `trials.svg` into the output folder.
+
+    Returns:
+        A table of the trials and what to do next, for a person.
+
+    Raises:
+        UserError: the search cannot work as it was asked for, said before any work; or all trials failed.
+    """
+    space = read_space(search.space, config)
+    search.check(config, space)
+    output = Folder.at(config.output)
+    claim_search(search, config, space, output)
+    ray_pipeline.connect()
+    need, at_once = _fit_into_cluster(config, search.max_concurrent)
+    _refuse_unlabelled(search.objective, config, output)
+    _prepare(config, space, output)
+    results = _run(search, config, space, output, need, at_once)
+    trials = [_as_trial(results[number], config, space, output) for number in range(len(results))]
+    return _conclude(trials, search, config, space, output)
+
+
+def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, float], int]:
+    """What one trial takes, and how many may run at once.
+
+    Raises:
+        UserError: a trial is larger than the cluster, or than its largest node, after `cluster.wait_s`.
+    """
+    cluster = config.cluster
+    if cluster.num_workers > 1:
+        scaling = ray_train.scaling_config(cluster)
+        ray_train.wait_for_resources(scaling, cluster.wait_s)
+        each: dict[str, float] = dict(scaling.resources_per_worker or {})  # type: ignore[arg-type]
+        whole = ray.cluster_resources()
+        trial = {name: amount * cluster.num_workers for name, amount in each.items()}
+        trial["CPU"] = trial.get("CPU", 0.0) + _DRIVER_CPUS
+        room = _copies(whole, trial)
+        if not room:
+            raise UserError(
+                f"a trial of cluster.num_workers={cluster.num_workers} needs {_listed(trial)}, its driver's share "
+                f"among it, and the cluster has {_listed(whole, trial)}; lower cluster.num_workers or "
+                "cluster.resources_per_worker"
+            )
+        return {"CPU": _DRIVER_CPUS}, min(room, wanted or room)
+    deadline, asked = time.monotonic() + cluster.wait_s, False
+    try:
+        while True:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            need = _trial_resources(config, nodes)
+            if any(_copies(node, need) for node in nodes):
+                return need, wanted or 0
+            largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in need}
+            lacking = f"a trial needs {_listed(need)} on one node, and the largest has {_listed(largest)}"
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"{lacking}; lower cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
+                )
+            if not asked:
+                log.info("waiting for the cluster: %s", lacking)
+                request_resources(bundles=[need])
+                asked = True
+            time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+    finally:
+        if asked:
+            request_resources(bundles=[])  # the trials themselves ask from now on
+
+
+def _trial_resources(config: Config, nodes: list[dict[str, float]]) -> dict[str, float]:
+    if config.cluster.resources_per_worker:
+        return dict(config.cluster.resources_per_worker)
+    use_gpu = config.cluster.use_gpu
+    if use_gpu is None:
+        use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+    cpus = min(_CPUS, max((node.get("CPU", 0) for node in nodes), default=_CPUS) or _CPUS)
+    return {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
+
+
+def _copies(node: dict[str, float], need: dict[str, float]) -> int:
+    return min(int(node.get(name, 0) // amount) for name, amount in need.items() if amount)
+
+
+def _listed(resources: dict[str, float], names: Iterable[str] = ()) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names or resources)
+
+
+def _prepare(config: Config, space: Space, output: Folder) -> None:
+    """Annotate once, for all prompts that any trial may use; rows at every resolution that any trial may see."""
+    prompts = space.values_of("source.prompts")
+    if prompts is not None:
+        asked = dict.fromkeys(prompt for some in prompts for prompt in templates(some))
+        source = config.source.model_copy(update={"prompts": list(asked)})
+        config = config.model_copy(update={"source": source})
+    ray_pipeline.prepare(config, output)
+    for side in space.values_of("student.resolution") or ():
+        place = rows_of(output, config, side)
+        if place != output:
+            student = config.student.model_copy(update={"resolution": side})
+            ray_pipeline.prepare(config.model_copy(update={"student": student}), place, output)
+
+
+def _refuse_unlabelled(objective: str, config: Config, output: Folder) -> None:
+    """Look for labels before any image is annotated. Raises UserError where the objective needs them."""
+    if objective not in WITH_LABELS:
+        return
+    labels = output / "labels" / "test"
+    log.debug("%d test images", Listing(ray_data.open_pool(config, "test")[1], labels).images)
+    if not labels.files(".parquet"):
+        raise UserError(
+            f"objective={objective} needs labels, and the test images have none; give labelled ones with --test.path, "
+            "or use an objective without labels"
+        )
+
+
+def _run(
+    search: Search, config: Config, space: Space, output: Folder, need: dict[str, float], at_once: int
+) -> tune.ResultGrid:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the search as it ends every job
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner cannot be silenced
+    for chatty in ("ray.tune", "ray.train", "ray.tune.execution.tune_controller"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)  # TrialLog says it in a line
+    study = Study(ray_train.seen_from_anywhere(config), space, search.scheduler == "pbt", need["CPU"])
+    function = train_nested if config.cluster.num_workers > 1 else train_trial
+    trainable = tune.with_resources(
+        tune.with_parameters(function, study=study, maker=ray.remote(num_cpus=0)(CandidateMaker).remote(study)), need
+    )
+    root = study.config.output
+    if search.resume and tune.Tuner.can_restore(f"{root}/tune"):
+        log.info("going on with the search in %s", config.output)
+        return tune.Tuner.restore(f"{root}/tune", trainable, resume_unfinished=True).fit()
+    longest = max(space.probes_of("method.epochs") or [config.method.epochs])
+    random = search.search == "random"
+    tuner = tune.Tuner(
+        trainable,
+        param_space=param_space(space),
+        tune_config=tune.TuneConfig(
+            metric=search.objective,
+            mode="max",
+            num_samples=search.num_samples,
+            scheduler=scheduler(search, space, longest),
+            search_alg=searcher(search, config.seed, at_once),
+            max_concurrent_trials=None if random else at_once or None,
+            reuse_actors=config.cluster.num_workers == 1,
+            trial_name_creator=trial_name,
+            trial_dirname_creator=trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=root,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+            callbacks=[
+                TrialLog(space, search.objective, search.num_samples * space.grid_points),
+                Tidy(),
+                *loggers(search, root),
+            ],
+        ),
+    )
+    return tuner.fit()
+
+
+def _as_trial(result: Any, config: Config, space: Space, output: Folder) -> Trial:
+    name = result.path.rstrip("/").rsplit("/", 1)[-1]
+    run = (result.metrics or {}).get("run", name)
+    history = read_history(output / "trials" / run)
+    status, error = UNFINISHED, ""
+    if result.error is not None:
+        status, error = FAILED, _last_line(result.error)
+    elif history:
+        whole = trial_settings(config, space, result.config).method.epochs
+        status = FINISHED if int(history[-1]["epoch"]) + 1 >= whole else STOPPED
+    return Trial(name, run, status, dict(result.config), history, error)
+
+
+def _last_line(error: Exception) -> str:
+    """What a remote traceback comes to."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _conclude(trials: list[Trial], search: Search, config: Config, space: Space, output: Folder) -> str:
+    output.write("trials.csv", as_csv(trials, space, search.objective))
+    output.write("trials.svg", trials_svg(trials, space, search.objective))
+    best = ranked(trials, search.objective)[0]
+    if best.status == FAILED or not best.history:
+        raise UserError(f"no trial came to an end, see {config.output}/trials.csv; the first failed with: {best.error}")
+    winner = trial_settings(config, space, best.values).model_copy(update={"output": f"{config.output}-best"})
+    title = f"# {search.objective} {best.score(search.objective):.4f}: trial {best.name} of {config.output}\n"
+    output.write("best.yaml", title + resolved_yaml(winner))
+    return "\n".join(
+        [
+            as_table(trials, space, search.objective),
+            f"Best by {search.objective}: trial {best.name}. See {config.output}/trials.csv and trials.svg; "
+            f"tensorboard --logdir {config.output}/tune",
+            f"Next: python jobs/train.py --annotations {config.output}/annotations --config {config.output}/best.yaml",
+        ]
+    )

@@ -1,0 +1,193 @@
+"""One trial of a search: a training run in one process that holds both networks, or in workers of its own.
+
+A trial's run folder is `trials/<id>` below the search's: checkpoints, history and configuration of its own, images and
+candidate sets borrowed. What Tune stores of a trial is a pointer to its newest checkpoint, so that Tune's own means of
+going on (restore, population based training) find it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from coreg_ray import checkpoint, ray_train
+from coreg_ray.annotations.table import MANIFEST, fingerprint
+from coreg_ray.command_line import resolved_yaml
+from coreg_ray.config import Config
+from coreg_ray.coreg import NonFiniteLossError
+from coreg_ray.mesh import Mesh
+from coreg_ray.ray_candidates import build_candidates
+from coreg_ray.ray_metrics import show_epoch
+from coreg_ray.ray_tasks import ask
+from coreg_ray.search.space import Space, trial_settings
+from coreg_ray.storage import Folder
+from coreg_ray.training import train
+
+POINTER = "run.json"
+FAILURE = "failure.txt"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all trials of a search have in common.
+
+    Attributes:
+        config: the configuration that they vary, its paths absolute. space: what they vary. keep: whether every
+            checkpoint stays, because other trials may take it over. cpus: of a trial's own process.
+    """
+
+    config: Config
+    space: Space
+    keep: bool
+    cpus: float
+
+    @property
+    def output(self) -> Folder:
+        return Folder.at(self.config.output)
+
+
+class CandidateMaker:
+    """An actor that makes candidate sets from the search's stored annotations, once for each distinct setting.
+
+    The trial that waits holds its CPUs meanwhile and does not use them, so the work asks for none.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._own = _mark(study.config)
+
+    def folder(self, settings: dict[str, Any]) -> str:
+        """Path of the `candidates/` folder for a trial's settings. Raises UserError as `build_candidates` does."""
+        config, output = Config.model_validate(settings), self._study.output
+        mark = _mark(config)
+        if mark == self._own:
+            return (output / "candidates").path
+        place = output / "data" / mark
+        if not (place / "candidates").exists(MANIFEST):
+            build_candidates(config, place, output, cpus=0)
+        return (place / "candidates").path
+
+
+def _mark(config: Config) -> str:
+    """A name for all that decides the candidate sets, given the annotations."""
+    drawn = config.seed if config.candidates.mode == "synthetic" else None
+    return fingerprint(config.candidates.model_dump(), config.source.prompts, drawn)
+
+
+def rows_of(output: Folder, base: Config, side: int) -> Folder:
+    """The folder whose `rows/` hold the images at `side` pixels."""
+    return output if side == base.student.resolution else output / "data" / f"side-{side}"
+
+
+def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
+    """A trial in this process; reports after every epoch. Runs inside Tune.
+
+    Raises:
+        UserError: the values contradict each other or do not fit the data.
+        NonFiniteLossError: the trial ends; others go on.
+    """
+    run, config, heir_of = _open(values, study, maker)
+    at_once = 1 if config.method.order == "sequential" else 2
+    torch.set_num_threads(config.cluster.threads or max(1, int(study.cpus) // at_once))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    epoch = None
+    with _remembered(run):
+        for epoch in train(config, Mesh(device), heir_of):
+            show_epoch(run.name, epoch.metrics)
+            _report(epoch.metrics, run)
+        newest = checkpoint.newest(run / "checkpoints")
+        if epoch is None and newest is not None:  # it was killed between its last epoch and Tune's knowing of it
+            _report(checkpoint.describe(newest)["history"][-1], run)
+
+
+def train_nested(values: dict[str, Any], study: Study, maker: Any) -> None:
+    """A trial in workers of its own (`cluster.num_workers`), driven from this process; raises as `train_trial` does."""
+    run, config, _ = _open(values, study, maker)
+    with _remembered(run):
+        ray_train.fit(config, [_Forward(run.name)])
+
+
+class _Forward(TuneReportCallback):
+    """Hands the workers' reports to Tune as `train_trial` makes them."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__()
+        self._run = run
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        super().after_report(run_context, [_said(metrics[0], self._run)], None)
+
+
+def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[Folder, Config, Folder | None]:
+    """The trial's run folder, ready to train in; its configuration; the checkpoint that it takes over, if any."""
+    for chatty in ("coreg_ray", "ray.train"):  # Tune's driver says how trials go
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    name, heir_of = _identify(study)
+    run = study.output / "trials" / name
+    if run.exists(FAILURE):
+        raise NonFiniteLossError(run.read(FAILURE).decode())
+    config = trial_settings(study.config, study.space, values)
+    kept = config.checkpoint.model_copy(update={"keep": config.method.epochs}) if study.keep else config.checkpoint
+    config = config.model_copy(update={"output": f"{study.config.output}/trials/{name}", "checkpoint": kept})
+    run.write("config.yaml", resolved_yaml(config))
+    candidates = ask(maker.folder.remote(config.settings()))
+    rows = rows_of(study.output, study.config, config.student.resolution)
+    run.lend(candidates=Folder(run.filesystem, candidates), rows=rows / "rows", labels=study.output / "labels")
+    return run, config, heir_of
+
+
+def _identify(study: Study) -> tuple[str, Folder | None]:
+    """The name of the trial's run folder, and what it takes over.
+
+    A trial that Tune restores points to its own run. One that points to another trial's has just been told to go on
+    from there with new values, and begins a run of its own.
+    """
+    trial = tune.get_context().get_trial_id()
+    stored = tune.get_checkpoint()
+    if stored is None:
+        return trial, None
+    with stored.as_directory() as folder:
+        pointer = json.loads(Path(folder, POINTER).read_text())
+    if pointer["trial"] == trial:
+        return pointer["run"], None
+    donor = study.output / "trials" / pointer["run"] / "checkpoints" / pointer["checkpoint"]
+    return f"{trial}-from-{pointer['trial'].rsplit('_', 1)[-1]}-{donor.name}", donor
+
+
+class _remembered:
+    """Leaves a note of a loss that is not finite: trying again cannot mend it."""
+
+    def __init__(self, run: Folder) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, NonFiniteLossError):
+            self._run.write(FAILURE, str(error))
+
+
+def _report(metrics: dict[str, Any], run: Folder) -> None:
+    trial = tune.get_context().get_trial_id()
+    newest = f"epoch-{metrics['epoch']:06d}"
+    with tempfile.TemporaryDirectory() as folder:
+        stored = None
+        if (run / "checkpoints" / newest).exists("manifest.json"):
+            pointer = {"trial": trial, "run": run.name, "checkpoint": newest}
+            Path(folder, POINTER).write_text(json.dumps(pointer))
+            stored = tune.Checkpoint.from_directory(folder)
+        tune.report(_said(metrics, run.name), checkpoint=stored)
+
+
+def _said(metrics: dict[str, Any], run: str) -> dict[str, Any]:
+    """An epoch's metrics as Tune gets them: with the number of epochs that are done, and the run folder's name."""
+    return {**metrics, "epochs": metrics["epoch"] + 1, "run": run}

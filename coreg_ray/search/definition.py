@@ -1,0 +1,133 @@
+"""What a search is, beside the configuration that it varies; and whose a search folder is. Ray-free."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from typing import Any, Literal
+
+from pydantic import Field
+
+from coreg_ray.command_line import resolved_yaml
+from coreg_ray.config import Config, Section
+from coreg_ray.errors import UserError
+from coreg_ray.search.objective import DEFAULT, check_objective
+from coreg_ray.search.space import Space
+from coreg_ray.storage import Folder
+
+RECORD = "search.json"
+TRIALS = "tune"  # what Tune knows of the trials; a folder without it has none yet
+# What may change in the state of another trial that goes on: no shape, no length, no data.
+_SHAPES = ("method.epochs", "method.queue_size", "method.loss_history")
+
+
+class Search(Section):
+    """How configurations are tried; the names and their meaning are Ray Tune's."""
+
+    space: str | None = Field(None, description="YAML file of what is varied; empty: the packaged one")
+    num_samples: int = Field(6, ge=1, description="trials; with grids: trials for each point of the grid")
+    scheduler: Literal["asha", "median", "pbt", "fifo"] = Field(
+        "asha", description="which trials stop early; pbt: which go on from another's state; fifo: none"
+    )
+    search: Literal["random", "optuna"] = Field("random", description="who chooses the next trial's values")
+    max_concurrent: int | None = Field(None, ge=1, description="trials at once; empty: as many as the cluster holds")
+    objective: str = Field(DEFAULT, description="what is maximised: criterion/* need no labels, test/accuracy does")
+    grace_period: int | None = Field(None, ge=1, description="epochs before a trial may stop; empty: a fifth")
+    reduction_factor: float = Field(3, gt=1, description="asha: one in so many trials goes on at each rung")
+    perturbation_interval: int | None = Field(None, ge=1, description="pbt: epochs between changes; empty: a fifth")
+    resume: bool = Field(False, description="go on with the search that --output holds")
+    mlflow: str | None = Field(None, description="MLflow tracking URI that trials are logged to")
+    wandb: str | None = Field(None, description="Weights & Biases project that trials are logged to")
+
+    def check(self, config: Config, space: Space) -> None:
+        """Refuse what cannot work together.
+
+        Raises:
+            UserError: an objective without its images, a scheduler or searcher that cannot handle the space, a package
+                that is not installed.
+        """
+        check_objective(self.objective, config)
+        if self.search == "optuna":
+            grids = [dimension.key for dimension in space.dimensions if dimension.kind == "grid"]
+            if grids:
+                raise UserError(
+                    f"search=optuna takes no grid ({', '.join(grids)}); write choice, or use --search random"
+                )
+        if self.scheduler == "pbt":
+            self._check_population(config, space)
+        for name in ("optuna", "mlflow", "wandb"):
+            wanted = self.search == "optuna" if name == "optuna" else getattr(self, name)
+            if wanted and find_spec(name) is None:
+                given = "--search optuna" if name == "optuna" else f"--{name}"
+                raise UserError(f'{given} needs the package {name}; pip install "coreg-ray[{name}]"')
+
+    def _check_population(self, config: Config, space: Space) -> None:
+        if self.search != "random":
+            raise UserError(f"scheduler=pbt draws and changes values itself; use --search random, not {self.search}")
+        if config.cluster.num_workers > 1:
+            raise UserError(
+                f"scheduler=pbt with cluster.num_workers={config.cluster.num_workers}: a trial of several workers "
+                "cannot take over another's state; use cluster.num_workers 1 or --scheduler asha"
+            )
+        shapes = [key for key in space.keys if not key.startswith("method.") or key in _SHAPES]
+        if shapes:
+            raise UserError(
+                f"scheduler=pbt changes values while trials run, which {', '.join(shapes)} cannot; search over other "
+                "keys of method, or use --scheduler asha"
+            )
+
+    def identity(self, config: Config, space: Space) -> dict[str, Any]:
+        """All that makes this search the one that it is; where and how it runs is no part of it."""
+        names = ("num_samples", "scheduler", "search", "objective", "grace_period", "reduction_factor")
+        own = {name: getattr(self, name) for name in (*names, "perturbation_interval")}
+        return json.loads(json.dumps({**own, "space": space.described(), "config": config.decisive()}))
+
+
+def claim_search(search: Search, config: Config, space: Space, output: Folder) -> None:
+    """Make the output folder this search's, or refuse it; before any work.
+
+    A search whose first trial has not begun may be changed and begun again: its annotations are kept by their content.
+
+    Raises:
+        UserError: it cannot be read or written, holds something else, another search, or this one without `resume`.
+    """
+    identity = search.identity(config, space)
+    try:
+        found = output.entries()
+        if RECORD in found and TRIALS in found:
+            _refuse_other(search, config, identity, output.read_json(RECORD))
+        elif found and RECORD not in found:
+            raise UserError(
+                f"--output {config.output} holds {len(found)} entries ({', '.join(found[:3])}) and no search; "
+                "choose an empty folder"
+            )
+        elif search.resume and not found:
+            raise UserError(f"--resume: --output {config.output} holds no search; leave --resume out to begin one")
+        output.write("config.yaml", resolved_yaml(config))
+        output.write_json(RECORD, identity)
+    except OSError as error:
+        raise UserError(f"--output {config.output} cannot be used ({error}); choose another folder") from error
+
+
+def _refuse_other(search: Search, config: Config, new: dict[str, Any], old: dict[str, Any]) -> None:
+    before, now = _flat(old, ""), _flat(new, "")
+    changed = [
+        f"{name.removeprefix('config.')} {before.get(name)!r} -> {now.get(name)!r}"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"--output {config.output} holds another search ({'; '.join(changed[:5])}); choose another --output, or "
+            "give the settings that it was begun with"
+        )
+    if not search.resume:
+        raise UserError(f"--output {config.output} holds this very search; add --resume to go on, or choose another")
+
+
+def _flat(tree: dict[str, Any], above: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        nested = isinstance(value, dict) and name != "space" and not above.startswith("space.")
+        flat |= _flat(value, f"{above}{name}.") if nested else {f"{above}{name}": value}
+    return flat

@@ -1,0 +1,73 @@
+"""What trials are compared by, and how well that ranks them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreg_ray.config import Config
+from coreg_ray.errors import UserError
+
+WITHOUT_LABELS = {
+    "criterion/combined": "stability times classes",
+    "criterion/stability": "share of weak views of held-out images that are classified like the image itself",
+    "criterion/classes": "how alike the class shares of predictions and of candidate sets are",
+    "criterion/candidates": "share of predictions on held-out images that lie in their candidate set",
+    "criterion/label_free": "share of held-out images on which both networks agree",
+}
+WITH_LABELS = {
+    "test/accuracy": "of both networks together on the labelled test images",
+    "test/accuracy_a": "of network a", "test/accuracy_b": "of network b",
+}  # fmt: skip
+DEFAULT = "criterion/combined"
+
+
+def check_objective(objective: str, config: Config) -> None:
+    """Refuse an objective that no trial of this configuration can report; all objectives are maximised.
+
+    Raises:
+        UserError: it is unknown, needs labelled test images where there are none, or needs held-out ones.
+    """
+    known = {**WITHOUT_LABELS, **WITH_LABELS}
+    if objective not in known:
+        raise UserError(f"objective={objective} is unknown; valid ones: {', '.join(known)}")
+    if objective in WITH_LABELS and config.test.kind is None:
+        raise UserError(
+            f"objective={objective} needs labelled images, and test.kind is empty; give --test.kind and --test.path, "
+            f"or an objective without labels such as {DEFAULT}"
+        )
+    if objective in WITHOUT_LABELS and not config.source.holdout:
+        raise UserError(
+            f"objective={objective} looks at held-out images, and source.holdout=0 leaves none; use 0.05, or an "
+            "objective with labels such as test/accuracy"
+        )
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's rank correlation of two lists of equal length, ties at their mean rank; NaN where one is constant."""
+    ranks = [_ranks(np.asarray(values, dtype=np.float64)) for values in (one, other)]
+    centred = [rank - rank.mean() for rank in ranks]
+    norm = math.sqrt(float((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
+    return float((centred[0] * centred[1]).sum()) / norm if norm else math.nan
+
+
+def spearman_interval(
+    one: Sequence[float], other: Sequence[float], share: float = 0.9, rounds: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The bootstrap interval of `spearman` that holds `share` of the resampled correlations."""
+    random = np.random.default_rng(seed)
+    picks = random.integers(len(one), size=(rounds, len(one)))
+    a, b = np.asarray(one), np.asarray(other)
+    found = np.array([spearman(a[pick], b[pick]) for pick in picks])
+    low, high = np.nanquantile(found, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks (N,) from 0, equal values sharing the mean of theirs."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return ((ends - counts + ends - 1) / 2)[group]

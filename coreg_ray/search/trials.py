@@ -1,0 +1,126 @@
+"""What came of a search: its table, the best configuration, a picture. Ray-free."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from coreg_ray.search.space import Space
+from coreg_ray.storage import Folder
+
+FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
+_SHOWN = 20  # trials in the table on the terminal
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, as far as it came.
+
+    Attributes:
+        name: Tune's id. run: its run folder below `trials/`. status: one of the four above. values: by dotted key.
+        history: one dictionary of metrics an epoch, oldest first. error: why it failed, in one line.
+    """
+
+    name: str
+    run: str
+    status: str
+    values: dict[str, Any]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def epochs(self) -> int:
+        return int(self.history[-1]["epoch"]) + 1 if self.history else 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in epochs, not in starting and waiting."""
+        return sum(float(metrics.get("time/epoch_s", 0.0)) for metrics in self.history)
+
+    def score(self, objective: str) -> float:
+        """The objective after the last epoch, -inf where there is none."""
+        found = self.history[-1].get(objective) if self.history else None
+        return float(found) if isinstance(found, int | float) and math.isfinite(found) else -math.inf
+
+
+def read_history(run: Folder) -> list[dict[str, Any]]:
+    """The epochs in a run folder's `history.csv`, oldest first, numbers as numbers; empty where there is none."""
+    if not run.exists("history.csv"):
+        return []
+    rows = csv.DictReader(io.StringIO(run.read("history.csv").decode()))
+    return [{name: _number(cell) for name, cell in row.items() if cell} for row in rows]
+
+
+def _number(cell: str) -> Any:
+    try:
+        return int(cell) if cell.isdigit() else float(cell)
+    except ValueError:
+        return cell
+
+
+def ranked(trials: Sequence[Trial], objective: str) -> list[Trial]:
+    """Best first. Trials that ran to their end come before those that were stopped, whatever their score.
+
+    A score changes its meaning with the epoch: that of a trial that was stopped early is no match for a finished one.
+    """
+    return sorted(trials, key=lambda trial: (trial.status == FINISHED, trial.status != FAILED, trial.score(objective)))[
+        ::-1
+    ]
+
+
+def as_csv(trials: Sequence[Trial], space: Space, objective: str) -> str:
+    """One row a trial, best first: what it is, its values, its last metrics. Missing values are empty."""
+    names = {name for trial in trials for metrics in trial.history[-1:] for name in metrics}
+    metrics = sorted(names - {"epoch", "epochs", "phase", "run", "placement_group"})
+    metrics.sort(key=lambda name: (name.startswith("time/"), name))
+    columns = ["trial", "status", "epochs", "objective", *space.keys, *metrics, "time/trial_s", "run", "error"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for trial in ranked(trials, objective):
+        last = trial.history[-1] if trial.history else {}
+        writer.writerow(
+            {
+                **last,
+                **trial.values,
+                "trial": trial.name,
+                "status": trial.status,
+                "epochs": trial.epochs,
+                "objective": last.get(objective, ""),
+                "time/trial_s": round(trial.seconds, 3),
+                "run": f"trials/{trial.run}" if trial.run else "",
+                "error": trial.error,
+            }
+        )
+    return text.getvalue()
+
+
+def as_table(trials: Sequence[Trial], space: Space, objective: str) -> str:
+    """The trials for a terminal, best first; keys without their section where that is clear."""
+    short = [key.rsplit(".", 1)[1] for key in space.keys if "." in key]
+    titles = [key if key.rsplit(".", 1)[-1] not in short or short.count(key.rsplit(".", 1)[-1]) > 1 else
+              key.rsplit(".", 1)[-1] for key in space.keys]  # fmt: skip
+    labelled = objective != "test/accuracy" and any("test/accuracy" in t.history[-1] for t in trials if t.history)
+    extra = ["test/accuracy"] if labelled else []
+    lines = [["trial", "status", "epochs", *titles, objective, *extra]]
+    for trial in ranked(trials, objective)[:_SHOWN]:
+        last = trial.history[-1] if trial.history else {}
+        values = [_shown(trial.values.get(key)) for key in space.keys]
+        scores = [_shown(last.get(name)) for name in (objective, *extra)]
+        lines.append([trial.name, trial.status, str(trial.epochs), *values, *scores])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    if len(trials) > _SHOWN:
+        text.append(f"... and {len(trials) - _SHOWN} more in trials.csv")
+    return "\n".join(text)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."
