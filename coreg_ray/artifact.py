@@ -12,6 +12,7 @@ import logging
 import platform
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from pydantic import ValidationError
@@ -31,6 +32,7 @@ from coreg_ray.storage import Folder
 log = logging.getLogger(__name__)
 
 ASKED_IMAGES = 2048  # pool images that decide which network is deployed, and its temperature
+ASK_S = 20.0  # time to ask about them; only large networks without a GPU get less far
 
 
 def export(output: Folder) -> None:
@@ -90,7 +92,8 @@ def choose(pair: Pair, settings: ExportConfig, sample: Sample | None) -> tuple[l
     known = None if sample is None else sample.where(sample.candidates.any(dim=1).numpy())
     if known is None or not len(known):
         return names or ["a"], 1.0
-    logits = pair.logits(known.pixels)  # (2, M, K)
+    logits, _ = pair.look(known.pixels, ASK_S)  # (2, m, K)
+    known = known.where(np.arange(len(known)) < logits.shape[1])
     if names is None:
         sound = [float(known.candidates.gather(1, own.argmax(1)[:, None]).double().mean()) for own in logits]
         names = ["b"] if sound[1] > sound[0] else ["a"]

@@ -99,7 +99,8 @@ def resume(state: State, checkpoint: Folder, mesh: Mesh) -> None:
             load_tensors(checkpoint.read(f"rows_{learner.name}_{replica}.safetensors"))
             for replica in range(said["replicas"])
         ]
-        learner.losses = _losses_of(state.numbers, parts, state.method.loss_history)
+        learner.losses = _of_rows(state.numbers, parts, "losses", torch.nan)[-state.method.loss_history :]
+        learner.choices = _of_rows(state.numbers, parts, "choices", -1)
         _restore_queue(learner.queue, parts, mesh)
     state.epoch = said["epoch"] + 1
     state.history = said["history"]
@@ -115,9 +116,14 @@ def _read_networks(state: State, checkpoint: Folder) -> tuple[dict[str, Any], di
 def start_from(state: State, checkpoint: Folder) -> None:
     """Take both networks' weights and nothing else: schedules begin anew. Changes `state` in place.
 
+    Args:
+        checkpoint: its folder, or a run folder, whose newest whole checkpoint is taken.
+
     Raises:
         UserError: it holds other classes or another architecture.
     """
+    if checkpoint.exists("checkpoints"):
+        checkpoint = newest(checkpoint / "checkpoints") or checkpoint
     _, weights = _read_networks(state, checkpoint)
     for learner in state.learners:
         for student, name in ((learner.student, learner.name), (learner.peer, NAMES[1 - learner.network])):
@@ -187,7 +193,7 @@ def _row_tensors(learner: Learner, state: State) -> dict[str, Tensor]:
     queue = learner.queue
     tensors = {f"queue.{name}": getattr(queue, name).roll(-queue.position, 0).cpu() for name in QUEUE}  # oldest first
     tensors["queue.position"] = torch.tensor(queue.position)
-    return tensors | {"numbers": state.numbers.clone(), "losses": learner.losses}
+    return tensors | {"numbers": state.numbers.clone(), "losses": learner.losses, "choices": learner.choices}
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -211,15 +217,14 @@ def _restore_network(learner: Learner, own: dict[str, Tensor], other: dict[str, 
             learner.optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
-def _losses_of(numbers: Tensor, parts: list[dict[str, Tensor]], length: int) -> Tensor:
-    """The loss history (length, N) of rows `numbers`, found in all replicas' files; NaN for rows that none knows."""
+def _of_rows(numbers: Tensor, parts: list[dict[str, Tensor]], name: str, unknown: float) -> Tensor:
+    """A tensor (..., N) of rows `numbers`, found in all replicas' files; `unknown` for rows that none knows."""
     known = torch.cat([part["numbers"] for part in parts])
-    losses = torch.cat([part["losses"] for part in parts], dim=1)
+    values = torch.cat([part[name] for part in parts], dim=-1)
     order = torch.argsort(known)
     place = torch.searchsorted(known[order], numbers).clamp(max=len(known) - 1)
     found = order[place]
-    picked = torch.where(known[found] == numbers, losses[:, found], torch.nan)
-    return picked[-length:].to(torch.float16)
+    return torch.where(known[found] == numbers, values[..., found], torch.tensor(unknown, dtype=values.dtype))
 
 
 def _restore_queue(queue: Queue, parts: list[dict[str, Tensor]], mesh: Mesh) -> None:

@@ -28,7 +28,7 @@ class Command(Config):
     """What every job understands besides the configuration itself."""
 
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
-    preset: str | None = Field(None, description="named settings under it: digits (the embedded default), smoke")
+    preset: str | None = Field(None, description="settings under it: digits (the embedded default), search, smoke")
 
 
 def load(arguments: list[str], command: type[C], description: str | None = None) -> C:
@@ -54,11 +54,15 @@ def load(arguments: list[str], command: type[C], description: str | None = None)
     try:
         return command.model_validate(values | {"config": file, "preset": preset})
     except ValidationError as error:
-        raise UserError("\n".join(_explain(problem, command) for problem in error.errors())) from error
+        raise UserError("\n".join(explain(problem, command) for problem in error.errors())) from error
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Call a job's `main` with the command line; a person's own mistakes end in one line and exit code 2."""
+def run(main: Callable[[list[str]], None], stopped: str = "stopped; the same command continues this run") -> None:
+    """Call a job's `main` with the command line; a person's own mistakes end in one line and exit code 2.
+
+    Args:
+        stopped: what Ctrl-C is answered with.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])
@@ -66,7 +70,7 @@ def run(main: Callable[[list[str]], None]) -> None:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; the same command continues this run\n")
+        sys.stderr.write(f"\n{stopped}\n")
         sys.exit(130)
 
 
@@ -109,7 +113,7 @@ def _parse(arguments: list[str], command: type[Config], description: str | None)
         raise UserError(f"{error}; see --help") from error
     for name, value in tree.items():
         if value == {}:  # `--method` alone
-            raise UserError(_unknown_key(name, command))
+            raise UserError(unknown_key(name, command))
     return tree
 
 
@@ -190,11 +194,11 @@ def _preset(name: str) -> dict[str, Any]:
 
 
 def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:
-    valid = {name for name, _ in _fields(command)}
+    valid = {name for name, _ in fields_of(command)}
     for name in _leaves(tree, ""):
         prefixes = {name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)}
         if not prefixes & valid:
-            raise UserError(_unknown_key(name, command))
+            raise UserError(unknown_key(name, command))
 
 
 def _leaves(tree: dict[str, Any], above: str) -> Iterator[str]:
@@ -205,28 +209,29 @@ def _leaves(tree: dict[str, Any], above: str) -> Iterator[str]:
             yield f"{above}{name}"
 
 
-def _fields(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, Any]]:
+def fields_of(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and type of every setting."""
     for name, field in model.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _fields(field.annotation, f"{above}{name}.")
+            yield from fields_of(field.annotation, f"{above}{name}.")
         else:
             yield f"{above}{name}", field.annotation
 
 
 def _is_mapping(name: str, command: type[Config]) -> bool:
-    annotation = dict(_fields(command))[name]
+    annotation = dict(fields_of(command))[name]
     return any(get_origin(part) is dict for part in (annotation, *get_args(annotation)))
 
 
 def _unknown_word(word: str, command: type[Config]) -> str:
     if word.startswith("--"):
-        return _unknown_key(word.removeprefix("--").split("=")[0], command)
+        return unknown_key(word.removeprefix("--").split("=")[0], command)
     return f"{word!r} belongs to no setting; write --section.key VALUE, and quote values with spaces"
 
 
-def _unknown_key(name: str, command: type[Config]) -> str:
-    keys = [key for key, _ in _fields(command)]
+def unknown_key(name: str, command: type[Config]) -> str:
+    """What to say of a key that is none: the nearest one, and those of its section."""
+    keys = [key for key, _ in fields_of(command)]
     below = [key for key in keys if key.startswith(f"{name}.")]
     if below:
         return f"{name} is a section of settings; give one of them: {', '.join(below)}"
@@ -239,7 +244,7 @@ def _unknown_key(name: str, command: type[Config]) -> str:
     return f"unknown setting {name};{hint} valid ones: {', '.join(near)}"
 
 
-def _explain(problem: Any, command: type[Config]) -> str:
+def explain(problem: Any, command: type[Config]) -> str:
     """One line for one of pydantic's findings: name, value, limit."""
     name = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")

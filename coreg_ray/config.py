@@ -1,7 +1,8 @@
 """The configuration: one typed tree for all jobs, checked when it is built.
 
-The defaults are the constants of the paper (arXiv 2406.18550) and of its authors' published settings. A preset (a YAML
-file in `presets/`) lies over them, a `--config` file over that, and command-line overrides over everything:
+The defaults are the constants of the paper (arXiv 2406.18550) and of its authors' published settings, but for what
+`coreg.py` opens with. A preset (a YAML file in `presets/`) lies over them, a `--config` file over that, and
+command-line overrides over everything:
 
     python jobs/pipeline.py --config run.yaml --method.epochs 40 --seed 1 --output runs/x
 """
@@ -16,8 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 UNDECISIVE = ("output", "cluster", "checkpoint", "export", "report")  # the same run may go on elsewhere
 RUNNING = (  # settings of an annotator that decide how it runs, not what it answers
-    *("batch_size", "min_actors", "max_actors", "num_gpus", "num_cpus", "endpoint", "allow_upload", "key_variable"),
-    *("concurrency", "timeout_s", "retries", "max_requests", "price_input", "price_output"),
+    *("batch_size", "precision", "min_actors", "max_actors", "num_gpus", "num_cpus", "endpoint", "allow_upload"),
+    *("key_variable", "concurrency", "timeout_s", "retries", "max_requests", "price_input", "price_output"),
 )
 
 
@@ -75,6 +76,9 @@ class AnnotatorConfig(Section):
     model: str = Field("ViT-B-32", description="open_clip name, hf-hub id, `embedded`, or the chat model's name")
     pretrained: str | None = Field(None, description="clip: open_clip's pretrained tag or the path of a checkpoint")
     batch_size: int | None = Field(None, ge=1, description="clip: images per batch; empty: found automatically")
+    precision: Literal["auto", "float32", "bf16", "float16"] = Field(
+        "auto", description="clip: of the image encoder; auto: float16 on GPUs, float32 on CPUs"
+    )
     min_actors: int = Field(1, ge=1, description="clip: smallest size of the actor pool")
     max_actors: int = Field(1, ge=1, description="clip: largest size of the actor pool")
     num_gpus: float = Field(0, ge=0, description="clip: GPUs per actor, fractions allowed; 0 runs on CPUs")
@@ -86,7 +90,7 @@ class AnnotatorConfig(Section):
     concurrency: int = Field(8, ge=1, description="chat: requests under way at once")
     timeout_s: float = Field(60, gt=0, description="chat: seconds to wait for an answer")
     retries: int = Field(5, ge=0, description="chat: further attempts after 429, 5xx, time-outs and broken answers")
-    max_requests: int | None = Field(None, ge=1, description="chat: requests after which a run stops, to go on later")
+    max_requests: int | None = Field(None, ge=1, description="chat: requests after which a call stops, to go on later")
     image_side: int = Field(336, ge=32, le=2048, description="chat: side of the images sent, in pixels")
     price_input: float = Field(0, ge=0, description="chat: price of a million input tokens, for the report")
     price_output: float = Field(0, ge=0, description="chat: price of a million output tokens, for the report")
@@ -104,7 +108,7 @@ class AnnotatorConfig(Section):
 
 
 class CandidatesConfig(Section):
-    """How the annotator's answers become candidate sets (METHOD: section 1)."""
+    """How the annotator's answers become candidate sets."""
 
     mode: Literal["union", "single", "top_k", "threshold", "ratio", "cumulative", "synthetic"] = Field(
         "union", description="rule that turns prompt probabilities into a set; synthetic: from labels, for benchmarks"
@@ -130,6 +134,7 @@ class MethodConfig(Section):
     weight_decay: float = Field(5e-4, ge=0, description="SGD weight decay")
     clean_threshold: float = Field(0.5, ge=0, lt=1, description="rows with a higher clean probability are labelled")
     temperature: float = Field(0.5, gt=0, description="sharpening temperature of pseudo-labels")
+    weak_views: int = Field(1, ge=1, le=2, description="weak views per network for pseudo-labels; the paper has 2")
     lambda_u: float = Field(1.0, ge=0, description="weight of the consistency term")
     ramp_epochs: int = Field(16, ge=0, description="epochs over which lambda_u ramps up after warm-up")
     mixup_alpha: float = Field(4.0, gt=0, description="both parameters of mixup's beta distribution")
@@ -166,6 +171,7 @@ class StudentConfig(Section):
     views: Literal["auto", "randaugment", "hole"] = Field("auto", description="strong views; auto follows the source")
     flip: bool | None = Field(None, description="mirror images in views; empty: not where it changes the class")
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    compile: bool = Field(False, description="torch.compile the networks; takes a minute or more first")
 
 
 class ClusterConfig(Section):
@@ -174,7 +180,10 @@ class ClusterConfig(Section):
     num_workers: int = Field(1, ge=1, description="1: both networks in one worker; 2k: k replicas of each network")
     use_gpu: bool | None = Field(None, description="one GPU per worker; empty: when the cluster has enough of them")
     resources_per_worker: dict[str, float] | None = Field(None, description='e.g. {"CPU": 4}')
-    threads: int | None = Field(None, ge=1, description="CPU threads per network held; empty: all, or 1 if several")
+    label_selector: dict[str, str] | None = Field(None, description='labels of its nodes, e.g. {"role": "train"}')
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads per network; empty: all CPUs shared out, or 1 if workers are several"
+    )
     wait_s: float = Field(0, ge=0, description="seconds to wait for an autoscaler to bring missing resources")
     max_failures: int = Field(3, ge=0, description="times a failed worker group is started again")
     memory_share: float = Field(0.5, gt=0, le=1, description="share of memory above which rows are memory-mapped")
@@ -218,7 +227,7 @@ class Config(Section):
 
     seed: int = Field(0, ge=0, description="seed of everything random")
     output: str = Field("runs/default", description="run folder: a path or a URI")
-    start_from: str | None = Field(None, description="checkpoint folder whose networks a new run starts from")
+    start_from: str | None = Field(None, description="run or checkpoint folder whose networks a new run starts from")
     source: SourceConfig = SourceConfig()
     test: TestConfig = TestConfig()
     annotator: AnnotatorConfig = AnnotatorConfig()
@@ -241,6 +250,14 @@ class Config(Section):
         for name, section in (("source", self.source), ("test", self.test)):
             if section.kind not in (None, "digits") and not section.path:
                 raise ValueError(f"{name}.kind={section.kind} needs {name}.path, the folder or file of the images")
+            if section.kind == "digits" and section.path:
+                raise ValueError(
+                    f"{name}.kind=digits takes no {name}.path={section.path}; add {name}.kind, e.g. folder"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _classes(self) -> Config:
         if self.source.kind not in KNOWS_CLASSES and self.source.classes is None:
             raise ValueError(
                 f"source.kind={self.source.kind} needs source.classes, a file with one class name a line or a list"
@@ -263,6 +280,7 @@ class Config(Section):
     def decisive(self) -> dict[str, Any]:
         """All that decides the result: data, annotation, method, student and seed."""
         decisive = {name: value for name, value in self.settings().items() if name not in UNDECISIVE}
+        decisive["student"].pop("compile")  # how it is computed, not what
         for annotator in (decisive["annotator"], *decisive["further_annotators"]):
             for name in RUNNING:
                 annotator.pop(name)

@@ -1,5 +1,7 @@
 """Co-Reg: two networks that judge candidate sets for one another (Wang et al., arXiv 2406.18550).
 
+METHOD, here and in every other file, is docs/method.md.
+
 What differs from the paper or its authors' published settings, and why:
 
 1. No true label of a training image comes near this file; labels of test images only score.
@@ -13,6 +15,8 @@ What differs from the paper or its authors' published settings, and why:
 8. A side without rows (labelled or unlabelled) is an epoch with what there is, not a crash; no loss divides by zero.
 9. The class prior of alignment is a setting. Manual labels may enter (METHOD: section 7).
 10. Every random number is a function of seed, purpose, network, epoch, step and row number, never of placement.
+11. For pseudo-labels each network looks at one weak view of a row, not two (`method.weak_views`): as accurate where it
+    was measured, in 23 instead of 26 forward passes' time.
 """
 
 from __future__ import annotations
@@ -20,8 +24,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +44,7 @@ from coreg_ray.state import NAMES, Learner, State
 from coreg_ray.steps import TERMS, Batch, coreg_step, warmup_step
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,9 +96,9 @@ def warm_up(state: State, rows: Rows, mesh: Mesh, epoch: int) -> dict[str, float
 def co_regularise(state: State, rows: Rows, mesh: Mesh, epoch: int) -> dict[str, float]:
     """One epoch of assessment, opinions, co-pseudo-labels and training (METHOD: section 3)."""
     start = time.perf_counter()
-    own = {learner.network: assess(state, learner, rows, mesh, epoch) for learner in state.learners}
+    own = _side_by_side(state.learners, lambda learner: assess(state, learner, rows, mesh, epoch), mesh)
     others = swap_opinions(own, mesh)
-    metrics = opinion_metrics(own, others, state.method.clean_threshold, rows, mesh)
+    metrics = opinion_metrics(state, own, others, rows, mesh)
     metrics["time/assess_s"] = time.perf_counter() - start
     plans = {}
     for learner in state.learners:
@@ -112,17 +120,21 @@ def _train(
     """Take all planned steps; a network without an opinion to learn from warms up."""
     start = time.perf_counter()
     terms: dict[int, list[Tensor]] = {learner.network: [] for learner in state.learners}
+
+    def take_steps(learner: Learner) -> None:
+        plan, opinion = plans[learner.network], opinions.get(learner.network)
+        for step in turn[learner.network]:
+            batch = Batch(rows, plan, step, epoch)
+            if opinion is None:
+                terms[learner.network].append(warmup_step(state, learner, batch, mesh))
+            else:
+                terms[learner.network].append(coreg_step(state, learner, batch, opinion, mesh))
+
     for turn in _turns(state, plans, rounds):
-        for learner, steps in turn:
-            plan, opinion = plans[learner.network], opinions.get(learner.network)
-            for step in steps:
-                batch = Batch(rows, plan, step, epoch)
-                if opinion is None:
-                    terms[learner.network].append(warmup_step(state, learner, batch, mesh))
-                else:
-                    terms[learner.network].append(coreg_step(state, learner, batch, opinion, mesh))
+        trained = [learner for learner in state.learners if learner.network in turn]
+        _side_by_side(trained, take_steps, mesh)
         _refuse_non_finite(terms, epoch, mesh)
-        exchange(state, mesh, trained=[learner for learner, _ in turn])
+        exchange(state, mesh, trained)
     means = {network: mesh.team_sum(torch.stack(found)).mean(0).cpu() for network, found in terms.items()}
     others = mesh.swap(means)
     metrics = {}
@@ -131,15 +143,37 @@ def _train(
         metrics[f"loss/{name}"] = float(values.sum())
         metrics |= {f"{term}/{name}": float(value) for term, value in zip(TERMS, values, strict=True)}
     metrics["time/train_s"] = time.perf_counter() - start
+    metrics["time/step_s"] = metrics["time/train_s"] / max(1, *(len(found) for found in terms.values()))
     return metrics
 
 
-def _turns(state: State, plans: dict[int, Plan], rounds: int) -> list[list[tuple[Learner, range]]]:
-    """Who takes which steps between two exchanges: both networks side by side, or one after the other."""
+def _turns(state: State, plans: dict[int, Plan], rounds: int) -> list[dict[int, range]]:
+    """Which network takes which steps between two exchanges: both side by side, or one after the other."""
     if state.method.order == "sequential":
-        return [[(learner, range(plans[learner.network].steps))] for learner in state.learners]
-    cuts = {learner.network: plans[learner.network].rounds(rounds) for learner in state.learners}
-    return [[(learner, cuts[learner.network][turn]) for learner in state.learners] for turn in range(rounds)]
+        return [{network: range(plan.steps)} for network, plan in plans.items()]
+    cuts = {network: plan.rounds(rounds) for network, plan in plans.items()}
+    return [{network: cut[turn] for network, cut in cuts.items()} for turn in range(rounds)]
+
+
+def _side_by_side(learners: list[Learner], work: Callable[[Learner], T], mesh: Mesh) -> dict[int, T]:
+    """`work` for each network, by network; two networks in one process on a CPU work at the same time.
+
+    They share nothing that either changes before the next exchange, so this alters no bit. Small networks hardly gain
+    from more threads in one operation, so two threads with half of the cores each are nearly twice as fast as turns.
+    """
+    if len(learners) == 1 or mesh.device.type != "cpu":
+        return {learner.network: work(learner) for learner in learners}
+    pair = _pair_of_threads(torch.get_num_threads())
+    return dict(zip([learner.network for learner in learners], pair.map(work, learners), strict=True))
+
+
+@cache
+def _pair_of_threads(num_threads: int) -> ThreadPoolExecutor:
+    """The same two threads each time: new ones would leave their part of the heap behind, 0.8 GB for the digits.
+
+    They keep the number of threads that torch had when they started, so another number gets another pair.
+    """
+    return ThreadPoolExecutor(2, thread_name_prefix=f"network-{num_threads}")
 
 
 def exchange(state: State, mesh: Mesh, trained: list[Learner]) -> None:

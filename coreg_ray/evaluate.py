@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coreg_ray.criteria import VIEWS, count, criteria, no_counts
+from coreg_ray.draws import key, uniform
 from coreg_ray.mesh import Mesh
 from coreg_ray.networks import Student
-from coreg_ray.rows import Images
+from coreg_ray.rows import Images, Rows
 from coreg_ray.state import State
+from coreg_ray.views.augment import WEAK_DRAWS, weak
 
 EVALUATE_BATCH = 1024
 
@@ -21,7 +24,7 @@ class Scored:
     """Images that are looked at but never trained on; either may be empty.
 
     Attributes:
-        held_out: annotated images without labels, for the label-free criterion.
+        held_out: annotated images without labels, for the criteria; as `Rows` they have their candidate sets.
         test: labelled images.
     """
 
@@ -31,7 +34,7 @@ class Scored:
 
 @torch.no_grad()
 def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
-    """Accuracy of the sum of both networks' logits and of each alone, and their agreement on held-out images.
+    """Accuracy of the sum of both networks' logits and of each alone, and the criteria on held-out images.
 
     Every process scores its share of the images with both networks (its own and the peer, which are equal to the other
     process's right after an exchange), so only a handful of counts travels (METHOD: section 3, step 6).
@@ -40,34 +43,52 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
     pair = (learner.student, learner.peer) if learner.network == 0 else (learner.peer, learner.student)
     learner.student.eval()
     hits = torch.zeros(4, dtype=torch.float64, device=mesh.device)  # ensemble, a, b, scored
-    for labels, logits_a, logits_b in _scores(state, pair, scored.test, mesh):
+    for images, index in _share(scored.test, mesh):
+        labels = torch.full((len(index),), -1) if images.labels is None else images.labels[index]
+        labels = labels.to(mesh.device)
+        logits_a, logits_b = _logits(state, pair, images.take(index, mesh.device))
         for slot, logits in enumerate((logits_a + logits_b, logits_a, logits_b)):
             hits[slot] += (logits.argmax(1) == labels).sum()
         hits[3] += (labels >= 0).sum()
-    agreed = torch.zeros(2, dtype=torch.float64, device=mesh.device)  # same class, scored
-    for labels, logits_a, logits_b in _scores(state, pair, scored.held_out, mesh):
-        agreed[0] += (logits_a.argmax(1) == logits_b.argmax(1)).sum()
-        agreed[1] += len(labels)
+    counts = no_counts(len(state.classes), mesh.device)
+    for images, index in _share(scored.held_out, mesh):
+        predicted = _predicted(state, pair, images, index, mesh)
+        candidates = images.candidates(index, mesh.device) if isinstance(images, Rows) else None
+        counts += count(predicted, candidates, len(state.classes))
     learner.student.train()
-    both, a, b, tested, same, held_out = mesh.world_sum(torch.cat([hits, agreed])).tolist()
+    sums = mesh.world_sum(torch.cat([hits, counts])).cpu()
+    both, a, b, tested = sums[:4].tolist()
     metrics: dict[str, float] = {}
     if tested:
         metrics |= {"test/accuracy": both / tested, "test/accuracy_a": a / tested, "test/accuracy_b": b / tested}
-    if held_out:
-        metrics["criterion/label_free"] = same / held_out
-    return metrics
+    return metrics | criteria(sums[4:])
 
 
-def _scores(
-    state: State, pair: tuple[Student, Student], images: Images | None, mesh: Mesh
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This process's share of the images in batches: labels (B,), -1 where unknown, and both logits (B, K)."""
+def _share(images: Images | None, mesh: Mesh) -> Iterator[tuple[Images, Tensor]]:
+    """This process's share of the images, in batches of row positions (B,)."""
     if images is None:
         return
-    labels = torch.full((len(images),), -1) if images.labels is None else images.labels
     for index in torch.arange(len(images))[mesh.rank :: mesh.world].split(EVALUATE_BATCH):
-        if not len(index):
-            continue
-        pixels = images.take(index, mesh.device)
-        with state.autocast():
-            yield labels[index].to(mesh.device), pair[0].classify(pixels), pair[1].classify(pixels)
+        if len(index):
+            yield images, index
+
+
+def _predicted(state: State, pair: tuple[Student, Student], images: Images, index: Tensor, mesh: Mesh) -> Tensor:
+    """Both networks' classes (2, 1 + VIEWS, B) of images and weak views of them.
+
+    The views depend on the image alone, so that runs are compared by the same ones.
+    """
+    pixels, numbers = images.take(index, mesh.device), images.numbers[index]
+    classes = []
+    for view in range(1 + VIEWS):
+        shown = pixels
+        if view:
+            shown = weak(pixels, uniform(key(0, "stability", view), numbers, WEAK_DRAWS), flip=state.flip)
+        classes.append(torch.stack([logits.argmax(1) for logits in _logits(state, pair, shown)]))
+    return torch.stack(classes, dim=1)
+
+
+def _logits(state: State, pair: tuple[Student, Student], pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both networks' logits (B, K)."""
+    with state.autocast():
+        return pair[0].classify(pixels), pair[1].classify(pixels)

@@ -1,10 +1,11 @@
-"""`history.csv` and TensorBoard events: what a run did, epoch by epoch."""
+"""`history.csv` and TensorBoard events: what a run did, epoch by epoch, and the settings that it did it with."""
 
 from __future__ import annotations
 
 import csv
 import io
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +16,7 @@ COLUMNS = (
     "epoch", "phase", "loss/a", "loss/b", "clean/a", "clean/b", "agreement", "test/accuracy", "test/accuracy_a",
     "test/accuracy_b", "criterion/label_free",
 )  # fmt: skip
+RESULTS = ("criterion/combined", "criterion/label_free", "test/accuracy")  # what TensorBoard compares runs by
 
 
 class History:
@@ -23,9 +25,11 @@ class History:
     On object stores the events are written locally and copied after each epoch.
     """
 
-    def __init__(self, output: Folder, enabled: bool = True) -> None:
+    def __init__(self, output: Folder, enabled: bool = True, settings: Mapping[str, Any] | None = None) -> None:
+        """`settings`: the run's configuration as a tree, which TensorBoard shows as hyper-parameters."""
         self.output = output
         self.enabled = enabled
+        self.settings = dict(_flat(settings or {}))
         self._written = -1
         self._events: Any = None
         self._folder = Path(output.path) / "tensorboard" if output.local else Path(tempfile.mkdtemp(prefix="coreg-tb-"))
@@ -49,6 +53,7 @@ class History:
 
             self._events = SummaryWriter(str(self._folder), purge_step=int(history[-1]["epoch"]))
             self._written = int(history[-1]["epoch"]) - 1
+            self._log_settings()
         for metrics in history:
             if metrics["epoch"] > self._written:
                 for name, value in metrics.items():
@@ -59,6 +64,23 @@ class History:
         if not self.output.local:
             for file in self._folder.iterdir():
                 self.output.write(f"tensorboard/{file.name}", file.read_bytes())
+
+    def _log_settings(self) -> None:
+        """What the HPARAMS tab of TensorBoard takes: the settings of this run, and which curves are its results."""
+        from torch.utils.tensorboard.summary import hparams
+
+        if self.settings:
+            for summary in hparams(self.settings, dict.fromkeys(RESULTS, 0.0)):
+                self._events.file_writer.add_summary(summary)
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all settings that are set; lists as text."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        elif value is not None:
+            yield f"{above}{name}", value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def as_csv(history: list[dict[str, Any]]) -> str:

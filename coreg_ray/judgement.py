@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from torch import Tensor
+from torch.nn import functional as F
 
 from coreg_ray import checkpoint
 from coreg_ray.config import StudentConfig
@@ -19,7 +20,7 @@ from coreg_ray.model import new_network
 from coreg_ray.networks import Student
 from coreg_ray.storage import Folder
 
-BATCH = 256
+BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -48,21 +49,29 @@ class Pair:
         a, b = (_trained(found, name, student, len(classes)).to(device) for name in ("a", "b"))
         return cls(a, b, student, classes, said)
 
-    @torch.inference_mode()
-    def logits(self, pixels: Tensor, seconds: float = math.inf) -> Tensor:
-        """(M, 3, S, S) uint8 on the host -> (2, m, K) float32 on the host, network a first.
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(M, 3, S, S) uint8 on the host -> (2, M, K) float32 on the host, network a first."""
+        return self.look(pixels)[0]
 
-        m is M, or what was done when `seconds` were over: one batch at least.
+    @torch.inference_mode()
+    def look(self, pixels: Tensor, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
+        """(M, 3, S, S) uint8 on the host -> logits (2, m, K), network a first, and features (m, F), all on the host.
+
+        The features of both networks stand side by side, together a unit vector, so that their products say how alike
+        two images are to the networks. m is M, or what was done when `seconds` were over: one batch at least.
         """
         device = self.a.pixel_mean.device
-        parts: list[Tensor] = []
+        logits, features = [torch.empty(2, 0, len(self.classes))], [torch.empty(0, 2 * self.a.classifier.in_features)]
         deadline = time.monotonic() + seconds
         for block in pixels.split(BATCH):
-            if parts and time.monotonic() > deadline:
+            if len(logits) > 1 and time.monotonic() > deadline:
                 break
             block = block.to(device, memory_format=torch.channels_last)
-            parts.append(torch.stack([self.a.classify(block), self.b.classify(block)]).cpu())
-        return torch.cat(parts, dim=1) if parts else torch.empty(2, 0, len(self.classes))
+            seen = [network.encode(block) for network in (self.a, self.b)]
+            said = [network.classifier(own).float() for network, own in zip((self.a, self.b), seen, strict=True)]
+            logits.append(torch.stack(said).cpu())
+            features.append(torch.cat([F.normalize(own.float(), dim=1) for own in seen], dim=1).cpu() / math.sqrt(2))
+        return torch.cat(logits, dim=1), torch.cat(features)
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,10 @@ class Judgement:
 
     def __len__(self) -> int:
         return len(self.given)
+
+    def where(self, mask: NDArray[np.bool_]) -> Judgement:
+        """The images for which mask (M,) is true."""
+        return Judgement(*(getattr(self, field.name)[..., mask] for field in fields(self)))
 
     @classmethod
     def of(cls, logits: Tensor, given: Tensor, temperature: float = 1.0) -> Judgement:

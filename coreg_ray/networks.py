@@ -101,8 +101,11 @@ class Student(nn.Module):
 
     def classify(self, pixels: Tensor) -> Tensor:
         """Logits alone: (B, 3, S, S) in 0..255 -> (B, K), the deployed half of the network."""
-        images = (pixels.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1)
-        return self.classifier(self.encoder(images)).float()
+        return self.classifier(self.encode(pixels)).float()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) in 0..255 -> what the classifier sees of them, (B, F)."""
+        return self.encoder((pixels.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1))
 
 
 def build_student(config: StudentConfig, num_classes: int) -> Student:
@@ -219,9 +222,17 @@ def follow(key: nn.Module, query: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(_floats(key), _floats(query), 1 - momentum)
 
 
+def compiled(network: Student) -> Student:
+    """The same network, its encoder run by `torch.compile`: once for every shape and mode that it meets, in place."""
+    network.encoder.compile()
+    return network
+
+
 def frozen_copy(network: Student) -> Student:
-    """A copy in evaluation mode whose weights take no gradient."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
+    """A copy in evaluation mode whose weights take no gradient; compiled if the network is."""
+    frozen = copy.deepcopy(network).eval().requires_grad_(False)
+    is_compiled = network.encoder._compiled_call_impl is not None  # which a copy leaves behind
+    return compiled(frozen) if is_compiled else frozen
 
 
 @torch.no_grad()

@@ -11,13 +11,14 @@ from coreg_ray import purify
 from coreg_ray.draws import key, uniform
 from coreg_ray.mesh import Mesh
 from coreg_ray.rows import Rows
-from coreg_ray.state import Learner, State
-from coreg_ray.views import WEAK_DRAWS, weak
+from coreg_ray.state import NAMES, Learner, State
+from coreg_ray.views.augment import WEAK_DRAWS, weak
 
 ASSESS_BATCH = 1024
 # Rows times classes judged at once, so that memory does not follow the number of classes. On a CPU 2 MB a tensor: with
 # larger ones the heap fragments and grows with the number of rows (measured at 20,000 classes).
-ASSESS_CELLS = {"cpu": 2**19, "cuda": 2**24}
+ASSESS_CELLS = {"cpu": 2**19}
+ACCELERATOR_CELLS = 2**24
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def _assess_pass(
     total = torch.zeros(rows.num_classes, dtype=torch.float64, device=mesh.device)
     purpose = key(state.seed, "assess", learner.network, epoch)
     learner.student.eval()
-    batch_size = min(ASSESS_BATCH, max(1, ASSESS_CELLS[mesh.device.type] // rows.num_classes))
+    batch_size = min(ASSESS_BATCH, max(1, ASSESS_CELLS.get(mesh.device.type, ACCELERATOR_CELLS) // rows.num_classes))
     for index in torch.arange(len(rows)).split(batch_size):
         draws = uniform(purpose, rows.numbers[index], WEAK_DRAWS)
         views = weak(rows.take(index, mesh.device), draws, flip=state.flip)
@@ -87,21 +88,38 @@ def swap_opinions(own: dict[int, Opinion], mesh: Mesh) -> dict[int, Opinion]:
 
 
 def opinion_metrics(
-    own: dict[int, Opinion], others: dict[int, Opinion], threshold: float, rows: Rows, mesh: Mesh
+    state: State, own: dict[int, Opinion], others: dict[int, Opinion], rows: Rows, mesh: Mesh
 ) -> dict[str, float]:
-    """clean/a, clean/b: share of rows that each network finds sound; agreement: same best candidate for both."""
-    network = min(own)
-    pair = (own[network], others[network]) if network == 0 else (others[network], own[network])
-    best = [_best_candidates(opinion.labels, rows) for opinion in pair]
-    sound = [(opinion.clean > threshold).sum() for opinion in pair]
-    counts = [*sound, (best[0] == best[1]).sum(), torch.tensor(len(rows))]
-    clean_a, clean_b, same, total = mesh.team_sum(torch.stack(counts).double()).tolist()
-    return {"clean/a": clean_a / total, "clean/b": clean_b / total, "agreement": same / total}
+    """What both networks think of the rows, in shares of them; renews `Learner.choices`.
+
+    `clean/a`, `clean/b`: found sound; `agreement`: of one label; `churn/a`, `churn/b`: of another label than in the
+    assessment before, absent in the first.
+    """
+    counts: dict[int, Tensor] = {}
+    for learner in state.learners:
+        labels = _choices(own[learner.network].labels, rows)
+        same = (labels == _choices(others[learner.network].labels, rows)).sum()
+        sound = (own[learner.network].clean > state.method.clean_threshold).sum()
+        known = learner.choices >= 0
+        changed = (known & (labels != learner.choices)).sum()
+        found = [sound, same, changed, known.sum(), torch.tensor(len(rows))]
+        counts[learner.network] = mesh.team_sum(torch.stack(found))
+        learner.choices = labels
+    both = counts | {1 - network: theirs for network, theirs in mesh.swap(counts).items()}
+    metrics: dict[str, float] = {}
+    for network, name in enumerate(NAMES):
+        sound, same, changed, known, total = both[network].tolist()
+        metrics[f"clean/{name}"] = sound / total
+        metrics["agreement"] = same / total
+        if known:
+            metrics[f"churn/{name}"] = changed / known
+    return metrics
 
 
-def _best_candidates(labels: Tensor, rows: Rows) -> Tensor:
-    """Per row the position of its likeliest candidate, the first of equals: labels (sum of |S|,) -> (N,)."""
+def _choices(labels: Tensor, rows: Rows) -> Tensor:
+    """Where in each row's set its likeliest candidate lies, the first of equals: (sum of |S|,) -> (N,) int32."""
     owner = torch.repeat_interleave(torch.arange(len(rows)), rows.offsets[1:] - rows.offsets[:-1])
     peak = torch.zeros(len(rows)).scatter_reduce(0, owner, labels.float(), "amax")
-    position = torch.where(labels.float() == peak[owner], torch.arange(len(labels)), len(labels))
-    return torch.full((len(rows),), len(labels)).scatter_reduce(0, owner, position, "amin")
+    place = torch.arange(len(labels)) - rows.offsets[owner]
+    place = torch.where(labels.float() == peak[owner], place, rows.num_classes)
+    return torch.full((len(rows),), rows.num_classes).scatter_reduce(0, owner, place, "amin").int()

@@ -8,11 +8,12 @@ from typing import Any
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.ray_data import annotate, build_candidates
+from coreg_ray.report.page import write_report
 from coreg_ray.storage import Folder
 
 
 def annotate_pool(config: Config, output: Folder) -> dict[str, Any]:
-    """Annotate the pool and make its candidate sets; returns what is written to `metrics.json`.
+    """Annotate the pool, make its candidate sets and report on both; returns what is written to `metrics.json`.
 
     Raises:
         UserError: the output holds something else, or the source or annotator is not what it should be.
@@ -27,4 +28,5 @@ def annotate_pool(config: Config, output: Folder) -> dict[str, Any]:
     metrics["time/annotate_s"] = time.monotonic() - started
     earlier = output.read_json("metrics.json") if output.exists("metrics.json") else {}
     output.write_json("metrics.json", earlier | metrics)
+    write_report(output)
     return metrics

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 
-from coreg_ray import assembly, preparation
-from coreg_ray.annotations import Card, Part, images_hash, next_run
+from coreg_ray.annotations import assembly, preparation
+from coreg_ray.annotations.table import Card, Part, images_hash, next_run
 from coreg_ray.annotators import choice
 from coreg_ray.config import AnnotatorConfig, Config
+from coreg_ray.errors import UserError
 from coreg_ray.images import Fit
-from coreg_ray.ray_data import announce, find_card, open_pool
+from coreg_ray.ray_pools import announce, find_card, open_pool
 from coreg_ray.ray_tasks import Listing, ask, task
-from coreg_ray.sources import Source, row_numbers
+from coreg_ray.sources.source import Source, row_numbers
 from coreg_ray.storage import Folder
 
-SAMPLE = 200  # images, those with the lowest row numbers
+SAMPLE = 200  # images
+_BLOCKS = 8  # of the listing, that they come from: reading a few rows of every Parquet file would take for ever
 
 
 def estimate(config: Config, output: Folder) -> dict[str, Any]:
@@ -40,7 +41,8 @@ def estimate(config: Config, output: Folder) -> dict[str, Any]:
     card = find_card(annotator, config, words, output, "pool")
     measure = task(_measure).options(num_cpus=annotator.num_cpus, num_gpus=annotator.num_gpus)
     folder = output / "annotations" / "pool" / card.folder
-    measured = ask(measure.remote(annotator, card, source, listing.rows, folder))
+    of_each = -(-SAMPLE // min(_BLOCKS, listing.blocks))
+    measured = ask(measure.remote(annotator, card, source, of_each, folder))
     images = listing.images
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1) - annotator.max_actors * annotator.num_cpus)
     actors = 1 if annotator.kind == "chat" else annotator.max_actors
@@ -71,15 +73,16 @@ def in_words(figures: dict[str, Any], config: Config) -> str:
     return "\n".join(lines)
 
 
-def _measure(
-    config: AnnotatorConfig, card: Card, source: Source, rows: NDArray[np.int64], folder: Folder
-) -> dict[str, float]:
+def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, folder: Folder) -> dict[str, float]:
     """Annotate the sample and time what it takes an image."""
-    block = _sample(source, rows[: SAMPLE + 1][-1] if len(rows) > SAMPLE else np.iinfo(np.int64).max)
+    blocks = _sample(source, of_each)
     started = time.perf_counter()
     batches = [
-        batch for part in block for batch in preparation.prepare(part, source=source, fit=Fit(**card.preprocess))
+        batch for block in blocks for batch in preparation.prepare(block, source=source, fit=Fit(**card.preprocess))
     ]
+    if not batches:
+        count = sum(map(len, blocks))
+        raise UserError(f"none of the {count} images of the sample can be decoded; look at what the source holds")
     decode_s = time.perf_counter() - started
     batch = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
     text = assembly.read_text(folder, card) if card.dim else None
@@ -90,7 +93,8 @@ def _measure(
     answered = annotator(dict(batch))
     annotate_s = time.perf_counter() - started
     run = next_run(folder)
-    assembly.write_annotations(answered, folder=folder, run=run, card=card)
+    answered["split"] = np.full(len(answered["image_id"]), "pool", dtype=object)
+    assembly.write_annotations(answered, places={"pool": assembly.Place(folder, run)}, card=card)
     ids, contents = answered["image_id"].tolist(), answered["content"].tolist()
     size = folder.size(Part(run, images_hash(ids, contents), card.text).name) if ids else 0
     count = len(batch["image_id"])
@@ -104,11 +108,14 @@ def _measure(
     }
 
 
-def _sample(source: Source, limit: np.int64 | int) -> list[pa.Table]:
-    """The blocks of the listing with only the images whose row number lies below `limit`."""
-    chosen = []
+def _sample(source: Source, of_each: int) -> list[pa.Table]:
+    """SAMPLE images or a few more: of some blocks, those with the lowest row numbers; the same at every call."""
+    chosen: list[tuple[int, pa.Table]] = []
     for block in source.listing():
-        few = block.filter(pa.array(row_numbers(block["image_id"].to_pylist()) < limit))
-        if len(few):
-            chosen.append(few)
-    return chosen
+        rows = row_numbers(block["image_id"].to_pylist())
+        if len(rows):
+            chosen.append((int(rows[0]), block.take(pa.array(np.sort(np.argsort(rows)[:of_each])))))
+        chosen.sort(key=lambda entry: entry[0])
+        while sum(len(few) for _, few in chosen[:-1]) >= SAMPLE:
+            chosen.pop()
+    return [few for _, few in chosen]

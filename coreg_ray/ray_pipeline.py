@@ -12,17 +12,21 @@ import ray.data
 import yaml
 
 from coreg_ray import ray_data, ray_train
-from coreg_ray.annotations import Part, keys, parts, read_table
+from coreg_ray.annotations.assembly import USED
+from coreg_ray.annotations.table import Part, keys_of, parts
 from coreg_ray.artifact import export
-from coreg_ray.assembly import USED
+from coreg_ray.cluster_address import refuse_silent
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.ray_tasks import each
-from coreg_ray.report import write_report
+from coreg_ray.report.baselines import compare
+from coreg_ray.report.page import write_report
 from coreg_ray.storage import Folder
 
 log = logging.getLogger(__name__)
+
+_TIMES = ("seconds", "images_per_s")
 
 
 def run(config: Config, annotated: str | None = None) -> dict[str, Any]:
@@ -46,10 +50,21 @@ def run(config: Config, annotated: str | None = None) -> dict[str, Any]:
     metrics |= {name: value for name, value in trained.items() if name.startswith(("test/", "criterion/"))}
     metrics |= {f"train/{name}": trained[name] for name in ("world_size", "start_epoch")}
     metrics["time/train_s"] = before + time.monotonic() - started
+    finish(config, output, metrics)
+    return metrics
+
+
+def finish(config: Config, output: Folder, metrics: dict[str, Any]) -> None:
+    """From the last checkpoint to what a user takes home: model, comparison, report; adds their times to `metrics`."""
+    started = time.monotonic()
     export(output)
+    metrics["time/export_s"] = time.monotonic() - started
+    if config.report.baselines and config.test.kind:
+        started = time.monotonic()
+        compare(output, config, metrics["time/train_s"])
+        metrics["time/compare_s"] = time.monotonic() - started
     output.write_json("metrics.json", metrics)
     write_report(output)
-    return metrics
 
 
 def prepare(config: Config, output: Folder, annotated: Folder | None = None) -> dict[str, Any]:
@@ -58,44 +73,64 @@ def prepare(config: Config, output: Folder, annotated: Folder | None = None) -> 
     splits: list[ray_data.Split] = ["pool", "test"] if config.test.kind else ["pool"]
     metrics: dict[str, Any] = {}
     if annotated is None:
-        for split in splits:
-            figures = ray_data.annotate(config, split, output)
+        found = ray_data.annotate_splits(config, splits, output, rows=True)
+        for split, figures in found.items():
             log.info("%s: %d images annotated, %d of them now", split, figures["images"], figures["encoded_images"])
-            if split == "pool":
-                metrics |= {f"annotation/{name}": figures[name] for name in ("encoded_images", "rejected_images")}
+        metrics |= {f"annotation/{name}": value for name, value in found["pool"].items() if name not in _TIMES}
+        for name in ("requests_in_all", "cost_in_all"):  # of what was paid for, test images are a part
+            if name in found["pool"]:
+                metrics[f"annotation/{name}"] = sum(figures[name] for figures in found.values())
     quality = ray_data.build_candidates(config, output, annotated)
     quality.pop("prior", None)
     metrics |= {f"annotation/{name}": value for name, value in quality.items()}
+    if annotated is None:
+        _refuse_unanswered(found["pool"], quality["rows"])
     if config.test.kind:
         figures = ray_data.zero_shot(config, annotated or output)
         metrics["test/zero_shot_accuracy"] = figures["zero_shot_accuracy"]
-    for split in splits:
-        _write_rows(config, split, output, annotated or output)
+    if annotated is not None:
+        _copy_labels(annotated, output)
+        for split in splits:
+            _write_rows(config, split, output, annotated)
     metrics["time/annotate_s"] = time.monotonic() - started
     return metrics
+
+
+def _copy_labels(annotated: Folder, output: Folder) -> None:
+    """True labels, which only score, come along with annotations of another run folder."""
+    labels = annotated.part("labels")
+    for path in labels.files(".parquet"):
+        name = path.removeprefix(f"{labels.path}/")
+        output.write(f"labels/{name}", labels.read(name))
+
+
+def _refuse_unanswered(figures: dict[str, Any], voted_on: int) -> None:
+    """Training needs an answer about every image. Raises UserError where a budget or a server has left some open."""
+    missing = figures["images"] - figures["rejected_images"] - voted_on
+    if missing:
+        raise UserError(
+            f"{missing} of {figures['images']} images have no answer yet, because annotator.max_requests is spent or "
+            "the server fails; give the same command again to go on"
+        )
 
 
 def _write_rows(config: Config, split: ray_data.Split, output: Folder, annotated: Folder) -> None:
     """Images at the student's resolution, unless these very ones are there already."""
     folder = output / "rows" / split
     wanted = {"side": config.student.resolution, "images": _digest(annotated, split)}
-    if folder.exists("manifest.json") and folder.read_json("manifest.json") == wanted:
-        return
-    ray_data.write_rows(config, split, output)
-    folder.write_json("manifest.json", wanted)
+    if not folder.exists("manifest.json") or folder.read_json("manifest.json") != wanted:
+        ray_data.write_rows(config, split, output)
 
 
 def _digest(output: Folder, split: ray_data.Split) -> str:
     """16 hex digits over the ids and contents of all annotated images of a split, in whatever parts they lie."""
     table = output / "annotations" / split
     folder = table / table.read_json(USED)[0]
-    total = sum(each(_sum_of_keys, parts(folder), folder))
-    return f"{total % 2**64:016x}"
+    return f"{sum(each(_sum_of_keys, parts(folder), folder)) % 2**64:016x}"
 
 
 def _sum_of_keys(part: Part, folder: Folder) -> int:
-    table = read_table(folder, part.name, ["image_id", "content"])
-    return int(keys(table["image_id"].to_pylist(), table["content"].to_pylist()).sum(dtype="uint64"))
+    return int(keys_of(folder, part).sum(dtype="uint64"))
 
 
 def claim(config: Config, output: Folder) -> None:
@@ -142,15 +177,23 @@ def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def connect() -> None:
-    """Join the cluster that the environment names, else start Ray on this machine."""
+    """Join the cluster that the environment names, else start Ray on this machine.
+
+    Raises:
+        UserError: nobody answers at the address.
+    """
     if ray.is_initialized():
         return
+    refuse_silent(os.environ.get("RAY_ADDRESS", ""))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for this poll
     for chatty in ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     local = "RAY_ADDRESS" not in os.environ
+    if local:  # processes that annotation has left idle, half a gigabyte each, end before training begins
+        os.environ.setdefault("RAY_num_workers_soft_limit", "0")
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
     # Two logical CPUs more than cores on small machines: reading starves when actors hold every one.
     cpus = max(4, (os.cpu_count() or 1) + 2) if local else None
     # What workers say stays in Ray's logs and its dashboard; the driver reports progress in its own words.
-    ray.init(logging_level=logging.WARNING, log_to_driver=not local, num_cpus=cpus, address="local" if local else None)
+    ray.init(logging_level=logging.WARNING, log_to_driver=False, num_cpus=cpus, address="local" if local else None)
     ray.data.DataContext.get_current().enable_progress_bars = False

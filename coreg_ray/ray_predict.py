@@ -21,14 +21,23 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
-from coreg_ray import assembly, preparation
-from coreg_ray.annotations import Part, drop_outdated, images_hash, known_keys, lists, next_run, parts, write_table
+from coreg_ray.annotations import assembly, preparation
+from coreg_ray.annotations.table import (
+    Part,
+    drop_outdated,
+    images_hash,
+    known_keys,
+    lists,
+    next_run,
+    parts,
+    write_table,
+)
 from coreg_ray.calibration import calibration_error
 from coreg_ray.errors import UserError
 from coreg_ray.images import Fit
 from coreg_ray.model import WEIGHTS, Model, read_card
 from coreg_ray.ray_tasks import Listing, ask, each, task, watch
-from coreg_ray.sources import Source, row_numbers
+from coreg_ray.sources.source import Source, row_numbers
 from coreg_ray.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -73,6 +82,21 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         return float(self.counts.trace() / max(self.images, 1))
+
+    def metrics(self) -> dict[str, float]:
+        """The figures under the names that a run's `metrics.json` uses."""
+        figures = {"accuracy": self.accuracy, "calibration_error": self.calibration_error, "images": self.images}
+        return {f"test/{name}": value for name, value in figures.items()}
+
+    def table(self, classes: list[str]) -> str:
+        """For people: a line for each of the K classes, then accuracy and calibration."""
+        lines = [f"{'class':24} images  recall  precision"]
+        for name, row, column, hits in zip(classes, self.counts, self.counts.T, self.counts.diagonal(), strict=True):
+            recall, precision = (f"{hits / total:.3f}" if total else "-" for total in (row.sum(), column.sum()))
+            lines.append(f"{name:24} {row.sum():6}  {recall:>6}  {precision:>9}")
+        counted = f"{self.images} images, {self.unreadable} labelled ones unreadable"
+        summary = f"accuracy {self.accuracy:.4f}, expected calibration error {self.calibration_error:.4f}, {counted}"
+        return "\n".join([*lines, summary])
 
 
 def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool: Pool | None = None) -> dict[str, Any]:
@@ -126,7 +150,7 @@ def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluat
     """How good a model is on a labelled source; images without a label are passed over.
 
     Raises:
-        UserError: the model or the source is none, or no image has a label.
+        UserError: the model or the source is none, no image has a label, or one is beyond the model's classes.
     """
     card, weights = _read(model)
     labels: dict[int, int] = {}
@@ -136,6 +160,11 @@ def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluat
     if not labels:
         raise UserError("the test images have no labels, so there is nothing to score; use jobs/predict.py instead")
     classes = len(card["classes"])
+    if max(labels.values()) >= classes:
+        raise UserError(
+            f"the test images have a label number {max(labels.values())}, the model knows {classes} classes (0 to "
+            f"{classes - 1}: {', '.join(card['classes'][:3])}, ...); give images of the model's own classes"
+        )
     counts = np.zeros(classes * classes, np.int64)
     confidence, correct = [], []
     answered = _answered(Listing(source, None), {"source": source, "fit": _fit(card)}, card, weights, pool or Pool())

@@ -10,6 +10,7 @@ status and {"error": ...}; nothing of a request is executed or kept.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,18 @@ def application(model: Folder, replicas: int = 1, max_bytes: int = 20_000_000) -
     Model.load(model)
     deployment: Any = Classifier  # the decorator's type says it is still the class
     return deployment.options(num_replicas=replicas).bind(read_card(model), model.read(WEIGHTS), max_bytes)
+
+
+def refuse_taken(host: str, port: int) -> None:
+    """Raises UserError if nobody can listen there; Ray Serve itself would say so in a log of its own only."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(
+                f"host {host}, port {port} cannot be listened on ({error.strerror}); choose another --port"
+            ) from error
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:

@@ -6,41 +6,52 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import ray
 import ray.data
 import ray.exceptions
 
-from coreg_ray import preparation
+from coreg_ray.annotations import preparation
 from coreg_ray.errors import UserError
-from coreg_ray.sources import Source
+from coreg_ray.sources.source import Source
 from coreg_ray.storage import Folder
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LINE_EVERY_S = 10.0
+_ITEMS_A_TASK = 8  # parts of 512 images
 _RAYS_ADVICE = "\nFailed to apply UDF"  # how Ray Data goes on after the message of an error in a function of ours
 
 
-def task(function: Callable[..., Any]) -> Any:
-    """The function as a Ray task of one CPU."""
-    return ray.remote(num_cpus=1)(function)
+def task(function: Callable[..., Any], cpus: float = 1) -> Any:
+    """The function as a Ray task of one CPU, or of none where whoever waits for it holds them all."""
+    return ray.remote(num_cpus=cpus)(function)
 
 
-def each(function: Callable[..., T], items: Iterable[Any], *shared: Any) -> Iterator[T]:
-    """function(item, *shared) for every item as Ray tasks, a bounded number at a time; results as they come."""
+def each(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: float = 1) -> Iterator[T]:
+    """function(item, *shared) for every item in Ray tasks of a few items, a bounded number at a time; as they come.
+
+    A few items a task, so that small work does not start as many processes as there are CPUs.
+    """
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
-    for item in items:
+    waiting = iter(items)
+    while chunk := list(islice(waiting, _ITEMS_A_TASK)):
         if len(running) == at_once:
             ready, running = ray.wait(running)
-            yield from map(ask, ready)
-        running.append(task(function).remote(item, *shared))
+            yield from chain.from_iterable(map(ask, ready))
+        running.append(task(_one_by_one, cpus).remote(function, chunk, *shared))
     while running:
         ready, running = ray.wait(running)
-        yield from map(ask, ready)
+        yield from chain.from_iterable(map(ask, ready))
+
+
+def _one_by_one(function: Callable[..., T], items: list[Any], *shared: Any) -> list[T]:
+    return [function(item, *shared) for item in items]
 
 
 def ask(reference: ray.ObjectRef) -> Any:
@@ -73,25 +84,45 @@ def through(dataset: ray.data.Dataset, function: Any, *, settings: dict[str, Any
 class Listing:
     """A source's listing in the object store: blocks as Ray Data takes them, and the row numbers of all images.
 
-    Attributes:
-        rows: reference to the (N,) int64 sorted row numbers.
-        images: N.
+    It is taken in a task that starts at once; the first question about it waits for its end.
     """
 
     def __init__(self, source: Source, labels: Folder | None) -> None:
         inventory = task(preparation.take_inventory).options(num_returns="streaming")
-        references = list(inventory.remote(source, labels))
-        ask(references[-1])  # a failure is the last thing that a stream yields
-        *self._blocks, counts, self.rows = references
-        self.images: int = ray.get(counts)
+        self._stream = inventory.remote(source, labels)
 
-    def dataset(self) -> ray.data.Dataset:
-        """The blocks, as references: the driver holds no row. `watch` speaks for Ray Data's own progress reports."""
+    @cached_property
+    def _references(self) -> list[Any]:
+        references = list(self._stream)
+        ask(references[-1])  # a failure is the last thing that a stream yields
+        return references
+
+    @property
+    def rows(self) -> ray.ObjectRef:
+        """Reference to the (N,) int64 sorted row numbers."""
+        return self._references[-1]
+
+    @cached_property
+    def images(self) -> int:
+        """N. Raises UserError where `preparation.take_inventory` does."""
+        return ray.get(self._references[-2])
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self._references) - 2
+
+    @cached_property
+    def _dataset(self) -> ray.data.Dataset:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        return ray.data.from_arrow_refs(self._blocks)
+        return ray.data.from_arrow_refs(self._references[:-2])
+
+    def dataset(self) -> ray.data.Dataset:
+        """The blocks, as references: the driver holds no row. `watch` speaks for Ray Data's own progress reports."""
+        return self._dataset
 
 
 def watch(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.autoscaler.sdk import request_resources
+from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -24,16 +26,22 @@ from coreg_ray.config import ClusterConfig, Config
 from coreg_ray.coreg import NonFiniteLossError
 from coreg_ray.errors import UserError
 from coreg_ray.mesh import Mesh
+from coreg_ray.ray_metrics import show_epoch
 from coreg_ray.storage import Folder
 from coreg_ray.training import Task, train
 
 log = logging.getLogger(__name__)
 
+_SAY_EVERY_S = 30.0
 
-def fit(config: Config) -> dict[str, Any]:
+
+def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
     """Train on what lies in the run folder; blocks until the last epoch is done.
 
     The same call after any interruption continues from the newest whole checkpoint.
+
+    Args:
+        callbacks: Ray Train's, which hear of every epoch.
 
     Returns:
         The last epoch's metrics, `world_size`, and `start_epoch`, the first epoch that the last worker group trained.
@@ -51,7 +59,7 @@ def fit(config: Config) -> dict[str, Any]:
     wait_for_resources(scaling, config.cluster.wait_s)
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]
-        train_loop_config=_seen_from_anywhere(config).settings(),
+        train_loop_config=seen_from_anywhere(config).settings(),
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
@@ -59,14 +67,14 @@ def fit(config: Config) -> dict[str, Any]:
             # which is not written atomically and would also continue a run of another configuration.
             name=time.strftime("%Y%m%d-%H%M%S"),
             storage_path=f"{config.output if '://' in config.output else output.path}/ray",
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # as below
             failure_config=FailureConfig(
                 max_failures=config.cluster.max_failures,
                 controller_failure_limit=2,  # type: ignore[call-arg]  # Ray's stubs are those of Train's first version
             ),
         ),
     )
-    with _progress(output, config.method.epochs):
-        outcome: dict[str, Any] = trainer.fit().return_value  # type: ignore[attr-defined]
+    outcome: dict[str, Any] = _followed(trainer, output, config.method.epochs).return_value
     if "non_finite" in outcome:
         raise NonFiniteLossError(outcome["non_finite"])
     if "refused" in outcome:
@@ -79,14 +87,17 @@ def fit(config: Config) -> dict[str, Any]:
 def worker(settings: dict[Any, Any]) -> dict[str, Any]:
     """What every Ray Train worker runs. Errors that a retry cannot mend are returned, so that none is attempted."""
     logging.basicConfig(level=logging.INFO)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report in full; the driver has a line
     config = Config.model_validate(settings)
     context = ray.train.get_context()
-    torch.set_num_threads(_threads(config.cluster, context.get_world_size()))
+    torch.set_num_threads(_threads(config, context.get_world_size()))
     start = config.method.epochs
     try:
         for epoch in train(config, Mesh(get_device())):
             start = min(start, epoch.number)
-            ray.train.report(epoch.metrics)
+            if context.get_world_rank() == 0:
+                show_epoch(Folder.at(config.output).name, epoch.metrics)
+            ray.train.report(epoch.metrics | _place())
     except NonFiniteLossError as error:
         return {"non_finite": str(error)}
     except UserError as error:
@@ -94,7 +105,13 @@ def worker(settings: dict[Any, Any]) -> dict[str, Any]:
     return {"world_size": context.get_world_size(), "start_epoch": start}
 
 
-def _seen_from_anywhere(config: Config) -> Config:
+def _place() -> dict[str, str]:
+    """The group of resources that the workers live in, for whoever must free it when their driver has been killed."""
+    group = ray.util.get_current_placement_group()
+    return {"placement_group": group.id.hex()} if group else {}
+
+
+def seen_from_anywhere(config: Config) -> Config:
     """Relative local paths made absolute: Ray Train's workers run in another working directory."""
 
     def absolute(path: str | None) -> str | None:
@@ -118,28 +135,42 @@ def scaling_config(cluster: ClusterConfig) -> ScalingConfig:
         alone = cluster.num_workers == 1 and not use_gpu
         resources = {"CPU": float(max(1, _largest_node_cpus() if alone else 1))} | ({"GPU": 1.0} if use_gpu else {})
     return ScalingConfig(
-        num_workers=cluster.num_workers, use_gpu=use_gpu, resources_per_worker=resources, placement_strategy="PACK"
+        num_workers=cluster.num_workers,
+        use_gpu=use_gpu,
+        resources_per_worker=resources,
+        placement_strategy="PACK",
+        label_selector=cluster.label_selector,  # type: ignore[call-arg]  # the stubs are those of Train's first version
     )
 
 
 def wait_for_resources(scaling: ScalingConfig, wait_s: float) -> None:
-    """Return once the cluster is large enough for all workers; says every 30 s what is missing.
+    """Return once the cluster is large enough for all workers; every 30 s, say what is missing and ask an autoscaler.
 
     Raises:
         UserError: it is not after `wait_s` seconds.
     """
     each: dict[str, float] = dict(scaling.resources_per_worker)  # type: ignore[arg-type]
-    needed = {name: amount * int(scaling.num_workers) for name, amount in each.items()}  # type: ignore[arg-type]
-    deadline = time.monotonic() + wait_s
-    while missing := _missing(needed):
-        if time.monotonic() >= deadline:
-            waited = f" after {wait_s:.0f} s" if wait_s else ""
-            raise UserError(
-                f"cluster.num_workers={scaling.num_workers} with {each} each needs {missing}"
-                f"{waited}; lower it, use cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
-            )
-        log.info("waiting for the cluster: %s", missing)
-        time.sleep(min(30.0, max(deadline - time.monotonic(), 0.0)))
+    workers = int(scaling.num_workers)  # type: ignore[arg-type]
+    needed = {name: amount * workers for name, amount in each.items()}
+    started, said = time.monotonic(), -math.inf
+    try:
+        while missing := _missing(needed):
+            waited = time.monotonic() - started
+            if waited >= wait_s:
+                after = f" after {wait_s:.0f} s" if wait_s else ""
+                raise UserError(
+                    f"cluster.num_workers={workers} with {each} each needs {missing}"
+                    f"{after}; lower it, use cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
+                )
+            if waited - said >= _SAY_EVERY_S:
+                said = waited
+                log.info("waiting for the cluster: %s", missing)
+                labels: dict[str, str] = scaling.label_selector or {}  # type: ignore[attr-defined]
+                request_resources(bundles=[each] * workers, bundle_label_selectors=[labels] * workers)
+            time.sleep(min(1.0, wait_s - waited))
+    finally:
+        if said >= 0:
+            request_resources(bundles=[])  # the workers themselves hold the nodes from now on
 
 
 def refuse_unreachable(output: Folder) -> None:
@@ -184,39 +215,47 @@ def _largest_node_cpus() -> int:
     return int(min(largest, os.cpu_count() or 1)) if len(ray.nodes()) == 1 else int(largest)
 
 
-def _threads(cluster: ClusterConfig, world: int) -> int:
-    if cluster.threads:
-        return cluster.threads
+def _threads(config: Config, world: int) -> int:
+    """CPU threads per network; one worker trains both side by side unless they take turns in the sequential order."""
+    if config.cluster.threads:
+        return config.cluster.threads
     if world > 1:
         return 1
     assigned = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
-    return max(1, int(assigned))
+    at_once = 1 if config.method.order == "sequential" else 2
+    return max(1, int(assigned) // at_once)
 
 
-@contextmanager
-def _progress(output: Folder, epochs: int) -> Iterator[None]:
-    """A line for every epoch that appears in `history.csv`, which is all that the driver sees of its workers."""
-    done = threading.Event()
-    watcher = threading.Thread(target=_follow, args=(output, epochs, done), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        watcher.join()
+def _followed(trainer: TorchTrainer, output: Folder, epochs: int) -> Any:
+    """The trainer's result; says a line for every epoch that appears in `history.csv`, all that a driver sees of it.
 
+    It runs in a thread of its own, since in the main one Ray Train takes Ctrl-C over and keeps it.
+    """
+    answer: Future[Any] = Future()
 
-def _follow(output: Folder, epochs: int, done: threading.Event) -> None:
-    said = -1 if not output.exists("history.csv") else len(output.read("history.csv").splitlines()) - 2
+    def work() -> None:
+        try:
+            answer.set_result(trainer.fit())
+        except BaseException as error:  # whatever it is, the main thread raises it
+            answer.set_exception(error)
+
+    said = _epochs_in(output)[-1:]
+    threading.Thread(target=work, daemon=True).start()  # a daemon, so that Ctrl-C need not wait for it
     while True:
-        ending = done.wait(1.0)
-        if output.exists("history.csv"):
-            for row in csv.DictReader(output.read("history.csv").decode().splitlines()):
-                if int(row["epoch"]) > said:
-                    said = int(row["epoch"])
-                    log.info("%s", _line(row, epochs))
-        if ending:
-            return
+        ended = answer.done()
+        for row in _epochs_in(output):
+            if not said or int(row["epoch"]) > int(said[0]["epoch"]):
+                said = [row]
+                log.info("%s", _line(row, epochs))
+        if ended:
+            return answer.result()
+        wait([answer], timeout=1.0)
+
+
+def _epochs_in(output: Folder) -> list[dict[str, str]]:
+    if not output.exists("history.csv"):
+        return []
+    return list(csv.DictReader(output.read("history.csv").decode().splitlines()))
 
 
 def _line(row: dict[str, str], epochs: int) -> str:

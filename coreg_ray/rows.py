@@ -11,7 +11,6 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -160,13 +159,13 @@ def load_rows(output: Folder, num_classes: int, side: int, wanted: Share, memory
             go to a memory-mapped file on local disk.
 
     Raises:
-        UserError: an image has no candidate set, or the share holds no row at all.
+        UserError: an image has no candidate set, or a share to train on holds no row at all.
     """
     import pyarrow.compute as pc  # here, so that rows in memory need torch alone
 
     images = load_images(output, "pool", side, wanted, memory_limit)
     numbers, counts, classes, trusted = [], [], [], []
-    for batch in _batches(output / "candidates", ["row", "candidates", "trusted"], wanted):
+    for batch in _batches(output.part("candidates"), ["row", "candidates", "trusted"], wanted):
         numbers.append(batch["row"].to_numpy())
         counts.append(pc.list_value_length(batch["candidates"]).to_numpy())
         classes.append(pc.list_flatten(batch["candidates"]).to_numpy())
@@ -177,17 +176,17 @@ def load_rows(output: Folder, num_classes: int, side: int, wanted: Share, memory
             f"{output.path}: {len(images)} images and {len(number)} candidate sets do not belong to the same rows; "
             "remove rows/ and candidates/ and give the command again"
         )
-    if not len(number):
+    if not len(number) and not wanted.held_out:
         raise UserError(f"replica {wanted.replica} of {wanted.replicas} has no rows; use fewer workers")
-    count = np.concatenate(counts).astype(np.int64)
+    count = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
     order = torch.from_numpy(np.argsort(number))
     unordered = Rows(
         numbers=torch.from_numpy(number),
         pixels=images.pixels,
         num_classes=num_classes,
         offsets=torch.from_numpy(np.concatenate([[0], count.cumsum()])),
-        classes=torch.from_numpy(np.concatenate(classes).astype(np.int32)),
-        trusted=torch.from_numpy(np.concatenate(trusted)),
+        classes=torch.from_numpy(np.concatenate([np.empty(0, np.int32), *classes]).astype(np.int32)),
+        trusted=torch.from_numpy(np.concatenate([np.empty(0, bool), *trusted])),
     )
     _, position = unordered.entries(order)
     ordered_counts = torch.from_numpy(count)[order]
@@ -203,7 +202,7 @@ def load_rows(output: Folder, num_classes: int, side: int, wanted: Share, memory
 
 def load_images(output: Folder, split: str, side: int, wanted: Share, memory_limit: float) -> Images:
     """Images of `rows/<split>`, with labels where `labels/<split>` holds them and the split is not the pool."""
-    folder = output / "rows" / split
+    folder = output.part("rows") / split
     numbers = np.concatenate([np.empty(0, np.int64), *(b["row"].to_numpy() for b in _batches(folder, ["row"], wanted))])
     order = np.argsort(numbers)
     rank = np.empty(len(numbers), np.int64)
@@ -218,8 +217,9 @@ def load_images(output: Folder, split: str, side: int, wanted: Share, memory_lim
         filled += len(batch)
     numbers = numbers[order]
     labels = None
-    if split != "pool" and (output / "labels" / split).exists():
-        labels = _labels(output / "labels" / split, numbers, wanted)
+    known = output.part("labels") / split
+    if split != "pool" and known.exists():
+        labels = _labels(known, numbers, wanted)
     return Images(torch.from_numpy(numbers), torch.from_numpy(pixels), labels)
 
 
@@ -237,11 +237,9 @@ def _empty_pixels(shape: tuple[int, ...], memory_limit: float, split: str) -> np
     if size <= memory_limit:
         log.info("%s: %d images, %.1f MB in memory", split, shape[0], size / 1e6)
         return np.empty(shape, np.uint8)
-    path = Path(tempfile.mkdtemp(prefix="coreg-rows-")) / f"{split}.uint8"
-    log.info("%s: %d images, %.1f MB memory-mapped at %s", split, shape[0], size / 1e6, path)
-    mapped = np.memmap(path, np.uint8, mode="w+", shape=shape)
-    path.unlink()  # the mapping lives on; the space is freed when the process ends, however it ends
-    return mapped
+    log.info("%s: %d images, %.1f MB memory-mapped at %s", split, shape[0], size / 1e6, tempfile.gettempdir())
+    with tempfile.TemporaryFile() as file:  # without a name: its space is freed when the process ends, however it ends
+        return np.memmap(file, np.uint8, mode="w+", shape=shape)
 
 
 def _batches(folder: Folder, columns: list[str], wanted: Share) -> Iterator[pa.RecordBatch]:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreg_ray.annotations import read_table
-from coreg_ray.sources import held_out
+from coreg_ray.annotations.table import read_table
+from coreg_ray.sources.source import held_out
 from coreg_ray.storage import Folder
 
 
@@ -32,6 +32,7 @@ class Sample:
         labels: (M,) int64 true labels, -1 where unknown; only of test images.
         candidates: (M, K) bool candidate sets of pool images; no row set where unknown.
         annotated: (M,) int64 the annotator's first choice, -1 where unknown.
+        trusted: (M,) bool, whether a person has given the label.
         total: images of the whole split.
     """
 
@@ -41,6 +42,7 @@ class Sample:
     labels: Tensor
     candidates: Tensor
     annotated: Tensor
+    trusted: Tensor
     total: int
 
     def __len__(self) -> int:
@@ -56,6 +58,7 @@ class Sample:
             self.labels[index],
             self.candidates[index],
             self.annotated[index],
+            self.trusted[index],
             self.total,
         )
 
@@ -76,17 +79,18 @@ def read_sample(output: Folder, split: str, side: int, num_classes: int, most: i
         return None
     ids = [f"row {number}" for number in numbers]
     labels, annotated = torch.full((count,), -1), torch.full((count,), -1)
-    candidates = torch.zeros(count, num_classes, dtype=torch.bool)
+    candidates, trusted = torch.zeros(count, num_classes, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     facts = output / ("labels/test" if split == "test" else "candidates")
-    columns = ["row", "image_id", "label"] if split == "test" else ["row", "image_id", "candidates", "votes", "scores"]
-    for place, row in _facts(facts, columns, numbers):
+    known = ["label"] if split == "test" else ["candidates", "votes", "scores", "trusted"]
+    for place, row in _facts(facts, ["row", "image_id", *known], numbers):
         ids[place] = row["image_id"]
         if split == "test":
             labels[place] = row["label"]
         elif row["candidates"]:
             candidates[place, torch.tensor(row["candidates"], dtype=torch.int64)] = True
             annotated[place] = max(zip(row["votes"], row["scores"], row["candidates"], strict=True))[2]
-    return Sample(numbers, pixels, ids, labels, candidates, annotated, total)
+            trusted[place] = row["trusted"]
+    return Sample(numbers, pixels, ids, labels, candidates, annotated, trusted, total)
 
 
 def _images(folder: Folder, names: list[str], side: int, most: int) -> tuple[NDArray[np.int64], Tensor, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coreg_ray.draws import key
 from coreg_ray.mesh import Mesh
-from coreg_ray.networks import Queue, Student, build_student, frozen_copy
+from coreg_ray.networks import Queue, Student, build_student, compiled, frozen_copy
 from coreg_ray.rows import Rows
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Learner:
         queue: this replica's share of the newest keys.
         mean: (K,) mean unaligned prediction of the previous assessment, over the team.
         losses: (loss_history, N) float16, normalised losses of the last assessments, newest last, NaN where none was.
+        choices: (N,) int32, where in its candidate set each row's label of the last assessment lies, -1 where none was.
     """
 
     network: int
@@ -42,6 +43,7 @@ class Learner:
     optimizer: torch.optim.SGD
     queue: Queue
     losses: Tensor
+    choices: Tensor
     keys: Student | None = None
     mean: Tensor | None = None
 
@@ -74,15 +76,17 @@ class State:
 
     @property
     def precision(self) -> torch.dtype:
-        """What networks compute in: bf16 where the hardware multiplies it, unless the configuration decides."""
-        wanted = self.student.precision
-        if wanted == "auto":
-            wanted = "bf16" if self.prior.is_cuda or _cpu_multiplies_bf16() else "float32"
-        return torch.bfloat16 if wanted == "bf16" else torch.float32
+        """What networks compute in."""
+        return working_precision(self.student, self.prior.device)
 
     def autocast(self) -> torch.autocast:
-        """The precision that every pass through a network runs in."""
-        return torch.autocast(self.prior.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        """The precision that every pass through a network runs in.
+
+        Its cache of converted weights is common to all threads and emptied by whichever is done first, and no pass uses
+        a weight twice, so it stays off.
+        """
+        enabled = self.precision == torch.bfloat16
+        return torch.autocast(self.prior.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
     @property
     def flip(self) -> bool:
@@ -91,6 +95,14 @@ class State:
     @property
     def policy(self) -> Literal["randaugment", "hole"]:
         return "hole" if self.student.views == "hole" else "randaugment"
+
+
+def working_precision(student: StudentConfig, device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it, unless the configuration decides."""
+    wanted = student.precision
+    if wanted == "auto":
+        wanted = "bf16" if device.type == "cuda" or _cpu_multiplies_bf16() else "float32"
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
 @cache
@@ -127,7 +139,8 @@ def build_state(
             fresh = build_student(student, num_classes)
         fresh.pixel_mean.copy_(pixel_mean)
         fresh.pixel_std.copy_(pixel_std)
-        networks.append(fresh.to(mesh.device))
+        fresh = fresh.to(mesh.device)
+        networks.append(compiled(fresh) if student.compile else fresh)
     if prior is None:
         prior = torch.full((num_classes,), 1 / num_classes)
     return State(
@@ -155,4 +168,5 @@ def _learner(
         ),
         queue=Queue(method.queue_size // mesh.replicas, student.projection, mesh.device),
         losses=torch.full((method.loss_history, len(rows)), torch.nan, dtype=torch.float16),
+        choices=torch.full((len(rows),), -1, dtype=torch.int32),
     )

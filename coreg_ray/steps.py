@@ -16,7 +16,7 @@ from coreg_ray.opinions import Opinion
 from coreg_ray.plan import Plan
 from coreg_ray.rows import Rows
 from coreg_ray.state import Learner, State
-from coreg_ray.views import STRONG_DRAWS, WEAK_DRAWS, mixup, strong, weak
+from coreg_ray.views.augment import STRONG_DRAWS, WEAK_DRAWS, mixup, strong, weak
 
 TERMS = ("partial", "entropy", "label", "consistency", "prototype", "contrast")
 
@@ -102,28 +102,29 @@ def pseudo_labels(
 ) -> tuple[Tensor, Tensor]:
     """Targets (b + u, K) of a step, and the features (b, D) of the labelled rows' first weak views (section 3, step 3).
 
-    One pass through each network, in evaluation mode: the own one sees two weak views of all rows, the peer those of
-    the unlabelled rows.
+    One pass through each network, in evaluation mode: the own one sees a weak view of all rows, the peer another of the
+    unlabelled rows. With the paper's two weak views a network (`method.weak_views 2`) each sees both.
     """
     b, device = len(batch.labelled), images.device
     if not len(images):
         return torch.zeros(0, batch.rows.num_classes, device=device), learner.prototypes[:0]
     index = torch.cat([batch.labelled, batch.unlabelled])
-    first, second = (
-        weak(images, _draws(state, learner, batch, index, purpose, WEAK_DRAWS), flip=state.flip)
-        for purpose in ("weak 1", "weak 2")
-    )
+    one = state.method.weak_views == 1
+    first = _weak(state, learner, batch, index, "weak 1", images)
+    second = _weak(state, learner, batch, index[b:] if one else index, "weak 2", images[b:] if one else images)
+    own_views = first if one else torch.cat([first, second])
+    peer_views = second if one else torch.cat([first[b:], second[b:]])
     learner.student.eval()
     with state.autocast():
-        logits, features = learner.student(torch.cat([first, second]))
-        peer_logits = learner.peer.classify(torch.cat([first[b:], second[b:]])) if b < len(images) else logits[:0]
+        logits, features = learner.student(own_views)
+        peer_logits = learner.peer.classify(peer_views) if b < len(images) else logits[:0]
     learner.student.train()
-    own1, own2 = logits.softmax(1).chunk(2)
-    peer1, peer2 = peer_logits.softmax(1).chunk(2)
+    own = logits.softmax(1).split(len(images))
+    peer = peer_logits.softmax(1).split(max(len(images) - b, 1))
     labels = batch.rows.scatter(batch.labelled, opinion.labels, device).float()
     clean = opinion.clean[batch.labelled].to(device, non_blocking=True)
-    refined = purify.refine(labels, purify.guess(own1[:b], own2[:b]), clean)
-    guessed = purify.guess(own1[b:], own2[b:], peer1, peer2)
+    refined = purify.refine(labels, purify.guess(*(view[:b] for view in own)), clean)
+    guessed = purify.guess(*(view[b:] for view in own), *peer)
     return purify.sharpen(torch.cat([refined, guessed]), state.method.temperature), features[:b]
 
 
@@ -218,6 +219,10 @@ def _update(learner: Learner, terms: Tensor, mesh: Mesh) -> Tensor:
 def _draws(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, count: int) -> Tensor:
     stream = key(state.seed, purpose, learner.network, batch.epoch, batch.step)
     return uniform(stream, batch.rows.numbers[index], count)
+
+
+def _weak(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, images: Tensor) -> Tensor:
+    return weak(images, _draws(state, learner, batch, index, purpose, WEAK_DRAWS), flip=state.flip)
 
 
 def _strong(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, images: Tensor) -> Tensor:

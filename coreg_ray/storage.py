@@ -15,6 +15,8 @@ from pyarrow import fs
 
 from coreg_ray.errors import UserError
 
+BORROWED = "borrowed.json"  # in a run folder: what lies in another one, name -> path
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -46,6 +48,15 @@ class Folder:
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.filesystem, f"{self.path}/{name}")
 
+    def part(self, name: str) -> Folder:
+        """A folder of this run folder: its own, or the one that `lend` named; trials of a search share their data."""
+        lent = self.read_json(BORROWED) if self.exists(BORROWED) else {}
+        return Folder(self.filesystem, lent[name]) if name in lent else self / name
+
+    def lend(self, **parts: Folder) -> None:
+        """Let `part` find these folders, which lie elsewhere on the same file system."""
+        self.write_json(BORROWED, {name: folder.path for name, folder in parts.items()})
+
     @property
     def local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
@@ -68,9 +79,16 @@ class Folder:
         return sorted(info.base_name for info in found)
 
     def files(self, suffix: str = "") -> list[str]:
-        """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted."""
+        """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted.
+
+        Raises:
+            UserError: the name of one is not UTF-8.
+        """
         found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
-        return sorted(info.path for info in found if info.type == fs.FileType.File and info.path.endswith(suffix))
+        try:
+            return sorted(info.path for info in found if info.type == fs.FileType.File and info.path.endswith(suffix))
+        except UnicodeDecodeError as error:
+            raise UserError(f"the file name {error.object!r} is not UTF-8; rename that file") from error
 
     def read(self, name: str = "") -> bytes:
         """A file's content; without a name, of the file that this path itself is. Raises FileNotFoundError."""

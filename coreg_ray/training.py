@@ -48,13 +48,12 @@ class Task:
         Raises:
             UserError: nothing was annotated there, or the prior is none for these classes.
         """
-        if not output.exists("candidates/manifest.json"):
+        candidates, rows = output.part("candidates"), output.part("rows") / "pool"
+        if not candidates.exists("manifest.json"):
             raise UserError(f"{output.path} has no candidates/; annotate first (jobs/annotate.py or jobs/pipeline.py)")
-        manifest = output.read_json("candidates/manifest.json")
+        manifest = candidates.read_json("manifest.json")
         classes = list(manifest["class_names"])
-        images = (
-            output.read_json("rows/pool/manifest.json")["images"] if output.exists("rows/pool/manifest.json") else ""
-        )
+        images = rows.read_json("manifest.json")["images"] if rows.exists("manifest.json") else ""
         content = json.dumps([config.fingerprint(), manifest.get("fingerprint"), classes, images], sort_keys=True)
         fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         return cls(classes, _prior(config.method.prior, manifest, len(classes)), fingerprint)
@@ -81,11 +80,15 @@ def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | 
     return prior
 
 
-def train(config: Config, mesh: Mesh) -> Iterator[Epoch]:
+def train(config: Config, mesh: Mesh, heir_of: Folder | None = None) -> Iterator[Epoch]:
     """Train this process's part of a run; yields after every epoch, once its checkpoint and history are written.
 
-    Continues from the newest whole checkpoint of the same fingerprint in the run folder, else from `start_from`, else
-    from the beginning.
+    Continues from the newest whole checkpoint of the same fingerprint in the run folder, else from `heir_of`, else from
+    `start_from`, else from the beginning.
+
+    Args:
+        heir_of: checkpoint of a run with other settings of the method, whose whole state this one takes over at the
+            epoch where it stood (population based training).
 
     Raises:
         UserError: the folder's checkpoints belong to another run, or to other classes or networks.
@@ -97,8 +100,8 @@ def train(config: Config, mesh: Mesh) -> Iterator[Epoch]:
         rows, scored = load_data(config, output, task, mesh)
     state = build_state(config.method, config.explicit_student(), config.seed, task.classes, rows, mesh, task.prior)
     with _refused_together(mesh):
-        begin(state, config, output, task, mesh)
-    with History(output, enabled=mesh.rank == 0) as history:
+        begin(state, config, output, task, mesh, heir_of)
+    with History(output, enabled=mesh.rank == 0, settings=config.settings()) as history:
         for epoch in fit(state, rows, scored, mesh):
             last = epoch.number + 1 == config.method.epochs
             if last or (epoch.number + 1) % config.checkpoint.every == 0:
@@ -124,8 +127,8 @@ def _refused_together(mesh: Mesh) -> Iterator[None]:
         raise UserError(refusal)
 
 
-def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh) -> None:
-    """Put `state` where the run stands: at its newest checkpoint, at `start_from`, or at the beginning."""
+def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh, heir_of: Folder | None = None) -> None:
+    """Put `state` where the run stands: at its newest checkpoint, at `heir_of` or `start_from`, or at the beginning."""
     newest = checkpoint.newest(output / "checkpoints")
     if newest is not None:
         found = checkpoint.describe(newest)["fingerprint"]
@@ -136,6 +139,9 @@ def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh) 
             )
         checkpoint.resume(state, newest, mesh)
         log.info("continuing after epoch %d of %s", state.epoch - 1, newest.path)
+    elif heir_of is not None:
+        checkpoint.resume(state, heir_of, mesh)
+        log.info("taking over after epoch %d of %s", state.epoch - 1, heir_of.path)
     elif config.start_from:
         checkpoint.start_from(state, Folder.at(config.start_from))
         log.info("starting from the networks of %s", config.start_from)
@@ -147,7 +153,8 @@ def load_data(config: Config, output: Folder, task: Task, mesh: Mesh) -> tuple[R
     limit = config.cluster.memory_share * physical_memory()
     wanted = Share(mesh.replica, mesh.replicas, holdout)
     rows = load_rows(output, len(task.classes), side, wanted, limit)
-    held_out = load_images(output, "pool", side, Share(holdout=holdout, held_out=True), limit) if holdout else None
+    apart = Share(holdout=holdout, held_out=True)
+    held_out = load_rows(output, len(task.classes), side, apart, limit) if holdout else None
     test = load_images(output, "test", side, Share(), limit) if config.test.kind else None
     _to_device([rows, *(images for images in (held_out, test) if images is not None)], mesh)
     return rows, Scored(held_out, test)

@@ -32,24 +32,28 @@ def main(arguments: list[str]) -> None:
     output = Folder.at(config.output)
     if config.estimate:
         print(in_words(estimate(config, output), config))
-    else:
-        print(summary(annotate_pool(config, output), config.output))
+        return
+    print(summary(annotate_pool(config, output), config.output))
 
 
 def summary(metrics: dict[str, Any], output: str) -> str:
-    """Five lines: what was annotated, how sure the annotators are, what to look at, where it lies, what to do next."""
+    """What was annotated, how sure the annotators are, what it cost, where it lies, what to do next."""
     figure = {name.removeprefix("annotation/"): value for name, value in metrics.items()}
     lines = [
         f"{figure['images']} images: {figure['encoded_images']} annotated now, {figure['rejected_images']} rejected, "
         f"{figure['missing_images']} without an answer yet.",
-        f"{figure['mean_candidates']:.2f} candidate classes on average; "
-        f"{figure['singletons']:.0%} of the images have only one.",
+        f"{figure['mean_candidates']:.2f} candidate classes on average, in {figure['singletons']:.0%} of the images "
+        f"only one; entropy of the votes {figure['vote_entropy']:.2f} nats.",
     ]
-    if "requests" in figure:
-        lines.append(f"{figure['requests']} requests were sent, at a price of {figure['cost']:.2f}.")
-    lines.append(f"Annotations, candidates and metrics.json are in {output}.")
-    lines.append(f"Next: python jobs/train.py --annotations {output}/annotations --output DIR")
-    return "\n".join(lines)
+    if figure["agreement"] is not None:
+        lines.append(f"Pairs of prompts agree in {figure['agreement']:.0%} of the cases.")
+    if "coverage" in figure:
+        lines.append(f"Of the labelled images {figure['coverage']:.1%} have the truth among their candidates.")
+    if "cost" in figure:
+        both = [f"{figure[f'requests{when}']} requests for {figure[f'cost{when}']:.2f}" for when in ("", "_in_all")]
+        lines.append(f"The chat model took {both[0]} in this run, {both[1]} in all.")
+    lines.append(f"Annotations, candidates, metrics.json and report.html are in {output}.")
+    return "\n".join([*lines, f"Next: python jobs/train.py --annotations {output}/annotations --output DIR"])
 
 
 if __name__ == "__main__":

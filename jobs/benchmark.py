@@ -3,8 +3,8 @@
     python jobs/benchmark.py --smoke --output benchmark.json     few turns of everything
     python jobs/benchmark.py --output benchmark.json             more turns of everything
 
-Needs torch, torchvision and NumPy; annotation is measured where Ray and open_clip are installed too. A quiet machine
-gives quiet figures: the table shows the lowest and the highest beside each median.
+Needs torch, torchvision and NumPy; annotation and prediction are measured where Ray and open_clip are installed too. A
+quiet machine gives quiet figures: the table shows the lowest and the highest beside each median.
 """
 
 from __future__ import annotations
@@ -34,21 +34,24 @@ def main() -> None:
     if device.type == "cuda":
         scale = dataclasses.replace(scale, **GPU)
     figures = measure(scale, device)
-    timed("annotation", lambda: annotation(figures, scale.images))
+    through_ray(figures, scale.images)
     print(figures.table())
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(figures.as_json(), indent=1) + "\n")
 
 
-def annotation(figures: Figures, images: int) -> None:
-    """The part that needs the whole installation."""
+def through_ray(figures: Figures, images: int) -> None:
+    """The parts that need the whole installation."""
     try:
-        from coreg_ray.ray_benchmark import measure_annotation
+        from coreg_ray.benchmark.ray_annotation import measure_annotation
+        from coreg_ray.benchmark.ray_prediction import measure_prediction
     except ModuleNotFoundError as missing:
-        figures.skipped["annotation/ratio_to_bare_loop"] = f"{missing.name} is not installed"
+        for name in ("annotation/ratio_to_bare_loop", "prediction/ratio_to_bare_loop"):
+            figures.skipped[name] = f"{missing.name} is not installed"
     else:
-        measure_annotation(figures, images)
+        timed("annotation", lambda: measure_annotation(figures, images))
+        timed("prediction", lambda: measure_prediction(figures, 2 * images))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class PredictCommand(Command):
     num_gpus: float = Field(0, ge=0, description="GPUs per model, fractions allowed; 0 runs on CPUs")
 
     @model_validator(mode="after")
-    def _consistent(self) -> PredictCommand:
+    def _classes(self) -> PredictCommand:
         """Classes come with the model, so a source without any will do."""
         return self
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
         return
     from coreg_ray.ray_pipeline import connect  # a single image needs no Ray
     from coreg_ray.ray_predict import Pool, predict
-    from coreg_ray.sources import open_source
+    from coreg_ray.sources.source import open_source
 
     model, output, source = Folder.at(config.model), Folder.at(config.output), open_source(config, "pool")
     connect()

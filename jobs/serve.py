@@ -19,16 +19,17 @@ class ServeCommand(Command):
 
     model: str = Field(description="the model/ folder of a run, a path or a URI")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     replicas: int = Field(1, ge=1, description="copies of the model at work")
     max_bytes: int = Field(20_000_000, ge=1, description="largest request body in bytes")
 
 
 def main(arguments: list[str]) -> None:
     config = load(arguments, ServeCommand, __doc__ or "")
-    from coreg_ray.ray_serve import application, serve
+    from coreg_ray.ray_serve import application, refuse_taken, serve
 
     app = application(Folder.at(config.model), config.replicas, config.max_bytes)
+    refuse_taken(config.host, config.port)
     from coreg_ray.ray_pipeline import connect
 
     connect()
@@ -40,4 +41,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, stopped="stopped")

@@ -25,6 +25,7 @@ class Script:
 
     faults: list[str] = field(default_factory=list)
     answer: str | None = None
+    retry_after: str | None = None
     requests: int = 0
     at_once: int = 0
     most_at_once: int = 0
@@ -34,9 +35,9 @@ class Script:
 
 
 @contextmanager
-def chat_server(*faults: str, answer: str | None = None) -> Iterator[Script]:
+def chat_server(*faults: str, answer: str | None = None, retry_after: str | None = None) -> Iterator[Script]:
     """Serve until the block ends; faults: "429", "500", "401", "slow", "truncated", "empty"."""
-    script = Script(list(faults), answer)
+    script = Script(list(faults), answer, retry_after)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -66,6 +67,8 @@ def chat_server(*faults: str, answer: str | None = None) -> Iterator[Script]:
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
+                if status == 429 and script.retry_after is not None:
+                    self.send_header("Retry-After", script.retry_after)
                 self.end_headers()
                 self.wfile.write(data)
             except OSError:

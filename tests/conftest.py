@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-# Ray reads these when it is imported, so they come before everything else.
+# Ray and torch read these when they are imported, so they come before everything else.
 os.environ.update(
+    OMP_NUM_THREADS="1",  # results are the same to the last bit on any machine, and threads do not wait for each other
     RAY_USAGE_STATS_ENABLED="0",
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(32),
@@ -44,11 +45,10 @@ def _ray_session() -> Iterator[None]:
 @pytest.fixture
 def ray_cluster(_ray_session: None) -> Iterator[None]:
     """One Ray of four logical CPUs for the whole session; placement groups left over by a test are removed."""
-    import ray.util
+    import ray
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
     yield
-    for group, entry in ray.util.placement_group_table().items():
+    for group, entry in placement_group_table().items():
         if entry["state"] != "REMOVED":
-            ray.util.remove_placement_group(
-                ray.util.placement_group.PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group)))
-            )
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))

@@ -11,15 +11,15 @@ import torch
 from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
 
-from coreg_ray import assembly
-from coreg_ray.annotations import MANIFEST, TEXT, Card, Part, annotation_table, lists, write_table
+from coreg_ray.annotations import assembly
+from coreg_ray.annotations.table import MANIFEST, TEXT, Card, Part, annotation_table, lists, write_table
 from coreg_ray.annotators.clip import TextTable
 from coreg_ray.candidates import synthetic_candidates
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.draws import generator
 from coreg_ray.mesh import Mesh
-from coreg_ray.sources import row_numbers
+from coreg_ray.sources.source import row_numbers
 from coreg_ray.storage import Folder
 from coreg_ray.training import train
 

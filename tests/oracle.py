@@ -1,4 +1,4 @@
-"""Slow, independent arithmetic: METHOD.md in plain Python, float64, one row and one class at a time.
+"""Slow, independent arithmetic: docs/method.md in plain Python, float64, one row and one class at a time.
 
 Written from the page, not from the code. Inputs are numpy arrays or nested lists; outputs are numpy arrays or floats.
 """

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 import torch
 
-from coreg_ray.annotations import (
+from coreg_ray.annotations.assembly import vote_again
+from coreg_ray.annotations.manual import check_manual, read_manual
+from coreg_ray.annotations.table import (
     Card,
     Labels,
     Part,
@@ -25,13 +27,11 @@ from coreg_ray.annotations import (
     read_table,
     write_table,
 )
+from coreg_ray.annotations.vocabulary import Vocabulary
 from coreg_ray.annotators.clip import TextTable, votes
-from coreg_ray.assembly import vote_again
 from coreg_ray.errors import UserError
-from coreg_ray.manual import check_manual, read_manual
-from coreg_ray.sources import row_numbers
+from coreg_ray.sources.source import row_numbers
 from coreg_ray.storage import Folder
-from coreg_ray.vocabulary import Vocabulary
 
 WORDS = Vocabulary((("cat", "kitty"), ("dog",)), ("a {}", "the {}"))
 
@@ -139,9 +139,10 @@ def test_labels_are_found_by_row(tmp_path: Path) -> None:
 def test_manual_labels_are_read_and_checked_against_the_pool(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"labels.{kind}"
     if kind == "csv":
-        path.write_text("image_id,label\na,kitty\nb,1\n")
+        path.write_text("image_id,label\na,kitty\nc,\nb,1\n")
     else:
-        write_table(Folder.at(tmp_path), path.name, pa.table({"image_id": ["a", "b"], "label": ["cat", "dog"]}))
+        table = pa.table({"image_id": ["a", "c", "b"], "label": ["cat", None, "dog"]})
+        write_table(Folder.at(tmp_path), path.name, table)
     assert read_manual(str(path), WORDS)[1].of(row_numbers(["a", "b", "c"])).tolist() == [0, 1, -1]
     assert check_manual(str(path), WORDS, pool("a", "b", "c")) == 2
     with pytest.raises(UserError, match="labels 1 images that the pool does not hold \\('b'\\)"):
@@ -154,7 +155,7 @@ def test_manual_labels_are_read_and_checked_against_the_pool(tmp_path: Path, kin
         ("image_id,label\na,bird\n", "'bird' of a is not among"),
         ("image_id,label\na,2\n", "2 of a is not among"),
         ("image_id,label\na,-1\n", "-1 of a is not among"),
-        ("image_id,label\na,\n", "no label"),
+        ("image_id,label\na,\nb, \n", "holds no label in 2 rows"),
         ("image_id,label\na,cat\na,dog\n", "two labels"),
         ("name,label\na,cat\n", "needs image_id and label"),
     ],

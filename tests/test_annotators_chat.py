@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
 import pytest
 from chat_server import chat_server
 
+from coreg_ray.annotations.vocabulary import Vocabulary
 from coreg_ray.annotators import chat
 from coreg_ray.annotators.chat import ChatAnnotator, check_upload, vote_of
 from coreg_ray.config import AnnotatorConfig
 from coreg_ray.errors import UserError
-from coreg_ray.vocabulary import Vocabulary
 
 pytest.importorskip("openai")
 
@@ -87,6 +88,22 @@ def test_a_refusal_is_the_users_to_mend(monkeypatch: pytest.MonkeyPatch) -> None
         annotator(server.address, concurrency=1)(batch(1))
     assert server.keys == {"Bearer secret-value"}
     assert "secret-value" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [("7", 7, 7), ("3600", 30, 30), ("", 0, 0.01), ("Wed, 21 Oct 2026 07:28:00 GMT", 0, 0.01)],
+)
+def test_a_server_is_given_the_time_it_asks_for(header: str, least: float, most: float) -> None:
+    import openai
+
+    async def ask(address: str) -> None:
+        async with openai.AsyncOpenAI(base_url=address, api_key="none", max_retries=0) as client:
+            await annotator(address)._send(client, "?", chat._data_url(batch(1)["image"][0]))
+
+    with chat_server("429", retry_after=header) as server, pytest.raises(openai.RateLimitError) as refusal:
+        asyncio.run(ask(server.address))
+    assert least <= chat._wait_s(1, refusal.value) <= most
 
 
 def test_uploads_need_consent_and_an_address() -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from toy_clip import write_toy_clip
 
+from coreg_ray.annotations.vocabulary import Vocabulary
 from coreg_ray.annotators.clip import (
     ClipAnnotator,
     Model,
@@ -24,7 +25,6 @@ from coreg_ray.annotators.clip import (
     votes,
 )
 from coreg_ray.errors import UserError
-from coreg_ray.vocabulary import Vocabulary
 
 WORDS = Vocabulary((("cat", "kitty"), ("dog",), ("bird",)), ("a photo of a {}", "the {}"))
 
@@ -107,6 +107,18 @@ def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.Monkey
     monkeypatch.setattr(annotator, "_forward", small)
     np.testing.assert_array_equal(annotator({"image": images})["embedding"], wanted)
     assert annotator.batch_size == 16
+
+
+@pytest.mark.parametrize("precision", ["bf16", "float16"])
+def test_half_precision_changes_embeddings_by_its_rounding_alone(model: Model, precision: str) -> None:
+    images, text = pictures(40), embed_text(model, WORDS)
+    exact = torch.from_numpy(ClipAnnotator(model, text)({"image": images})["embedding"]).float()
+    found = ClipAnnotator(model, text, precision=precision)({"image": images})
+    half = torch.from_numpy(found["embedding"]).float()
+    assert not torch.equal(half, exact)
+    torch.testing.assert_close(half.norm(dim=1), torch.ones(40), atol=2e-3, rtol=0)
+    assert F.cosine_similarity(half, exact).min() > 0.995
+    assert (found["votes"] == votes(torch.from_numpy(found["embedding"]), text).numpy()).all()
 
 
 def test_siglip_models_keep_their_own_scale_and_bias(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from coreg_ray.draws import generator
 from coreg_ray.errors import UserError
 from coreg_ray.judgement import Pair
 from coreg_ray.model import Model
-from coreg_ray.sample import Sample, read_sample
+from coreg_ray.sample import read_sample
 from coreg_ray.storage import Folder
 
 
@@ -197,7 +198,7 @@ def test_the_network_whose_class_is_more_often_a_candidate_is_deployed(run: Fold
     assert sample is not None
     best = pair.logits(sample.pixels)["ab".index(better)].argmax(1)
     sets = F.one_hot(best, len(NAMES)).bool()
-    favourable = Sample(sample.numbers, sample.pixels, sample.ids, sample.labels, sets, sample.annotated, sample.total)
+    favourable = replace(sample, candidates=sets)
     assert choose(pair, ExportConfig(calibrate=False), favourable)[0] == [better]
 
 

@@ -6,12 +6,14 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from coreg_ray.benchmark import epochs, steps, suite, views, workers
 from coreg_ray.benchmark.clock import machine, take_turns
@@ -22,7 +24,7 @@ from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.draws import generator, key, uniform
 from coreg_ray.networks import pack
 from coreg_ray.steps import coreg_step
-from coreg_ray.views import STRONG_DRAWS, WEAK_DRAWS, strong, weak
+from coreg_ray.views.augment import STRONG_DRAWS, WEAK_DRAWS, strong, weak
 
 CPU = torch.device("cpu")
 JOB = Path(__file__).parents[1] / "jobs" / "benchmark.py"
@@ -53,7 +55,7 @@ def test_the_benchmark_needs_torch_alone() -> None:
         "sys.path.insert(0, sys.argv[2])\n"
         "import benchmark\n"
         "figures = benchmark.Figures({})\n"
-        "benchmark.annotation(figures, 512)\n"
+        "benchmark.through_ray(figures, 512)\n"
         "print(figures.table())"
     )
     missing = "pydantic pydantic_settings pyarrow safetensors ray yaml sklearn scipy timm open_clip matplotlib jinja2"
@@ -92,7 +94,7 @@ def same_mixing(problem: Problem, step: int) -> Mixing:
 
 
 def test_the_plain_step_computes_what_the_fast_one_does() -> None:
-    problem = tiny()
+    problem = tiny(weak_views=2)
     learner, method = problem.learner, problem.state.method
     plain = PlainLearner(learner, method)
     start = pack(learner.student)
@@ -146,23 +148,40 @@ def test_figures_as_table_and_json(figures: Figures) -> None:
 
 def test_parts_of_a_step_and_its_work(figures: Figures) -> None:
     problem = tiny()
-    steps.measure_steps(figures, problem, tiny("bf16"), 2)
+    steps.measure_steps(figures, problem, tiny("bf16"), tiny(weak_views=2), 2)
     steps.measure_parts(figures, problem, 2, "float32")
     found = figures.as_json()
     for name in ("step/speedup_over_plain", "step/speedup_bf16", "flops_float32/share_of_ceiling"):
         assert found[name] > 0
     parts = ("views", "no_gradient_passes", "forward_backward", "optimiser", "exchange")
     assert all(found[f"parts_float32/{part}_ms"] > 0 for part in parts)
-    # 26 forward passes' worth a labelled row; a little less, because pixels take no gradient
-    forward = 1e-12 * 26 * 8 * forward_flops(problem)
+    # 23 forward passes' worth a labelled row; a little less, because pixels take no gradient
+    network = problem.learner.peer
+    forward = 1e-12 * 23 * 8 * forward_flops(problem, network)
     assert 0.9 * forward < found["flops_float32/step_tflop"] < forward
+    with FlopCounterMode(display=False) as counter:
+        tiny(weak_views=2).step()
+    more = counter.get_total_flops() - 1e12 * found["flops_float32/step_tflop"]
+    b, u = len(problem.batches[1].labelled), len(problem.batches[1].unlabelled)
+    expected = (b + u) * forward_flops(problem, network) + u * forward_flops(problem, network.classify)
+    assert more == pytest.approx(expected, rel=1e-6)
 
 
-def forward_flops(problem: Problem) -> float:
-    from torch.utils.flop_counter import FlopCounterMode
+def test_compiled_networks_are_those_of_the_problem(figures: Figures) -> None:
+    problem = tiny()
+    with torch.compiler.set_stance("force_eager"):  # all but the compilation, which takes minutes
+        steps.measure_compiled(figures, problem, 2, "float32")
+    learner = problem.learner
+    for network in (learner.student, learner.peer, learner.keys):
+        assert network is not None
+        assert network.encoder._compiled_call_impl is not None
+    assert figures.found["compile/speedup_float32"].value > 0
+    assert figures.found["compile/first_step_s_float32"].value > 0
 
+
+def forward_flops(problem: Problem, network: Callable[[Tensor], object]) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        problem.learner.peer(problem.rows.take(torch.arange(8), CPU))
+        network(problem.rows.take(torch.arange(8), CPU))
     return counter.get_total_flops() / 8
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,6 @@ from coreg_ray.storage import Folder
 # Contrast is on in the last two epochs; the queue is of a size that the steps do not fill evenly.
 SETTINGS: dict[str, Any] = {"epochs": 5, "warmup_epochs": 1, "queue_size": 50, "learning_rate": 0.05}
 DATA: dict[str, Any] = {"count": 100}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +59,7 @@ def test_resuming_equals_not_stopping(whole: tuple[State, Folder], epoch: int) -
         assert torch.equal(pack(one.keys), pack(other.keys))
         assert torch.equal(one.prototypes, other.prototypes)
         torch.testing.assert_close(one.losses, other.losses, atol=0, rtol=0, equal_nan=True)
+        assert torch.equal(one.choices, other.choices)
         assert torch.equal(one.queue.keys[one.queue.valid], other.queue.keys[other.queue.valid])
 
 
@@ -205,12 +197,13 @@ def test_starting_from_takes_the_networks_and_nothing_else(whole: tuple[State, F
         assert not learner.optimizer.state
 
 
-def test_losses_are_found_by_row_number() -> None:
+def test_what_belongs_to_a_row_is_found_by_its_number() -> None:
     parts = [
-        {"numbers": torch.tensor([7, 3]), "losses": torch.tensor([[0.7, 0.3]]).half()},
-        {"numbers": torch.tensor([5]), "losses": torch.tensor([[0.5]]).half()},
+        {"numbers": torch.tensor([7, 3]), "losses": torch.tensor([[0.7, 0.3]]).half(), "choices": torch.tensor([1, 0])},
+        {"numbers": torch.tensor([5]), "losses": torch.tensor([[0.5]]).half(), "choices": torch.tensor([2])},
     ]
-    found = checkpoint._losses_of(torch.tensor([3, 4, 5, 9]), parts, 1)
-    torch.testing.assert_close(
-        found, torch.tensor([[0.3, torch.nan, 0.5, torch.nan]]).half(), equal_nan=True, atol=0, rtol=0
-    )
+    wanted = torch.tensor([3, 4, 5, 9])
+    losses = checkpoint._of_rows(wanted, parts, "losses", torch.nan)
+    expected = torch.tensor([[0.3, torch.nan, 0.5, torch.nan]]).half()
+    torch.testing.assert_close(losses, expected, equal_nan=True, atol=0, rtol=0)
+    assert checkpoint._of_rows(wanted, parts, "choices", -1).tolist() == [0, -1, 2, -1]

@@ -99,6 +99,7 @@ def test_unknown_keys_are_refused(dotted: str) -> None:
             "method.order=sequential with cluster.num_workers=2.*use cluster.num_workers 1 or method.order concurrent",
         ),
         ({"source": {"kind": "folder", "classes": ["a", "b"]}}, "source.kind=folder needs source.path"),
+        ({"source": {"path": "/data/birds"}}, "source.path=/data/birds"),
         ({"test": {"kind": "parquet"}}, "test.kind=parquet needs test.path"),
         ({"source": {"kind": "folder", "path": "x"}}, "source.kind=folder needs source.classes"),
     ],
@@ -168,7 +169,6 @@ def test_settings_give_the_same_configuration_back() -> None:
 DECISIVE = {
     "seed": 1,
     "start_from": "old/checkpoints/epoch-000009",
-    "source.path": "elsewhere",
     "source.classes": ["a", "b"],
     "source.prompts": ["a {}"],
     "source.holdout": 0.1,
@@ -220,6 +220,11 @@ def test_where_and_how_a_run_goes_on_leaves_the_fingerprint(dotted: str) -> None
     assert changed.fingerprint() == Config().fingerprint()
 
 
+def test_other_images_are_another_run() -> None:
+    one, other = ({"kind": "folder", "path": path, "classes": ["a", "b"]} for path in ("here", "elsewhere"))
+    assert built("source", one).fingerprint() != built("source", other).fingerprint()
+
+
 def test_every_setting_is_either_decisive_or_about_running() -> None:
     """A new section or annotator setting has to be put on one side: these lists are the whole tree."""
     decisive = Config().decisive()
@@ -227,6 +232,8 @@ def test_every_setting_is_either_decisive_or_about_running() -> None:
         *("seed", "start_from", "source", "test", "annotator", "further_annotators", "candidates", "method", "student"),
     }
     assert set(decisive["annotator"]) == {"kind", "model", "pretrained", "questions", "image_side"}
+    assert built("student.compile", True).fingerprint() == Config().fingerprint()
+    assert built("method.weak_views", 2).fingerprint() != Config().fingerprint()
 
 
 def test_further_annotators_are_fingerprinted_like_the_first() -> None:

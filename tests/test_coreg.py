@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,21 +19,13 @@ from coreg_ray.draws import generator
 from coreg_ray.evaluate import Scored, evaluate
 from coreg_ray.mesh import Mesh
 from coreg_ray.networks import pack
-from coreg_ray.opinions import assess, opinion_metrics, swap_opinions
+from coreg_ray.opinions import Opinion, assess, opinion_metrics, swap_opinions
 from coreg_ray.plan import coreg_plan
-from coreg_ray.rows import Rows
+from coreg_ray.rows import Rows, make_rows
 from coreg_ray.state import State, build_state
 from coreg_ray.steps import Batch, coreg_step
 
 SHORT: dict[str, Any] = {"epochs": 3, "warmup_epochs": 1}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(seed: int = 0, count: int = 80, **settings: Any) -> State:
@@ -124,6 +115,31 @@ def test_without_a_clean_row_the_network_warms_up_once_more(
     assert metrics["consistency/b"] == 0
 
 
+def test_shares_of_rows_are_counted_from_the_opinions() -> None:
+    sets = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 1], [1, 0, 1, 0]], dtype=torch.bool)
+    rows = make_rows(torch.arange(4), torch.zeros(4, toy.SIDE, toy.SIDE, 3, dtype=torch.uint8), sets)
+    state = build_state(toy.method(**SHORT), toy.STUDENT, 0, toy.CLASSES, rows, Mesh())
+
+    def metrics(clean: list[float], a: list[float], b: list[float]) -> dict[str, float]:
+        one, other = (
+            Opinion(torch.tensor(clean), torch.tensor(a).half()),
+            Opinion(torch.ones(4), torch.tensor(b).half()),
+        )
+        return opinion_metrics(state, {0: one, 1: other}, {0: other, 1: one}, rows, Mesh())
+
+    b = [0.9, 0.1, 0.1, 0.1, 0.8, 1.0, 0.3, 0.7]
+    found = metrics([0.1, 0.6, 0.5, 0.9], [0.2, 0.8, 0.1, 0.1, 0.8, 1.0, 0.5, 0.5], b)
+    assert found == {
+        "clean/a": 0.5,
+        "agreement": 0.5,
+        "clean/b": 1.0,
+    }
+    assert state.learners[0].choices.tolist() == [1, 2, 0, 0]  # the first of equals
+    found = metrics([1, 1, 1, 1], [0.7, 0.3, 0.1, 0.1, 0.8, 1.0, 0.5, 0.5], b)
+    assert found["churn/a"] == 0.25
+    assert found["churn/b"] == 0
+
+
 def bytes_per(state: State, rows: Rows, tensors: list[Tensor]) -> tuple[float, float]:
     """Bytes per row and per candidate, told apart by the tensors' lengths."""
     per_row = per_candidate = 0.0
@@ -141,7 +157,8 @@ def test_the_state_of_a_row_takes_few_bytes() -> None:
     own = {learner.network: assess(state, learner, rows, Mesh(), 1) for learner in state.learners}
     others = swap_opinions(own, Mesh())
     shared = [rows.numbers, rows.offsets, rows.classes, rows.trusted]
-    of_a = [state.learners[0].losses, own[0].clean, own[0].labels, others[0].clean, others[0].labels]
+    of_a = [state.learners[0].losses, state.learners[0].choices]
+    of_a += [own[0].clean, own[0].labels, others[0].clean, others[0].labels]
     per_row, per_candidate = bytes_per(state, rows, shared + of_a)
     assert 30 < per_row <= 40.1
     assert per_candidate <= 10
@@ -187,7 +204,7 @@ def test_nothing_has_the_size_of_rows_times_classes(monkeypatch: pytest.MonkeyPa
         with Largest() as seen:
             own = {learner.network: assess(state, learner, rows, Mesh(), 1) for learner in state.learners}
             others = swap_opinions(own, Mesh())
-            opinion_metrics(own, others, 0.5, rows, Mesh())
+            opinion_metrics(state, own, others, rows, Mesh())
             plan = coreg_plan(rows, others[0].clean, 0.5, 0.25, 0, 0, 1, 8, Mesh())
             coreg_step(state, state.learners[0], Batch(rows, plan, 0, 1), others[0], Mesh())
             evaluate(state, Scored(None, None), Mesh())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 import torch
 import toy
 from torch import Tensor
 
+from coreg_ray.criteria import VIEWS
+from coreg_ray.draws import key, uniform
 from coreg_ray.evaluate import Scored, evaluate
 from coreg_ray.mesh import Mesh
 from coreg_ray.networks import frozen_copy
-from coreg_ray.rows import Images
+from coreg_ray.rows import Images, make_rows
 from coreg_ray.state import State
+from coreg_ray.views.augment import WEAK_DRAWS, weak
 
 DATA = toy.toy(40)
 TEST, HELD_OUT = DATA.scored.test, DATA.scored.held_out
@@ -38,7 +44,7 @@ class One(Mesh):
     def __init__(self, rank: int, world: int) -> None:
         super().__init__()
         self.rank, self.world = rank, world
-        self.said = torch.zeros(6)
+        self.said = torch.zeros(17)
 
     def world_sum(self, tensor: Tensor) -> Tensor:
         self.said = tensor
@@ -55,6 +61,36 @@ def test_accuracies_and_agreement_are_what_their_names_say() -> None:
     assert metrics["criterion/label_free"] == float((a.argmax(1) == b.argmax(1)).double().mean())
 
 
+def test_criteria_compare_predictions_on_views_with_each_other_and_with_the_candidates() -> None:
+    state = state_of()
+    candidates = torch.rand(len(HELD_OUT), 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    rows = make_rows(HELD_OUT.numbers, HELD_OUT.pixels, candidates)
+    metrics = evaluate(state, Scored(held_out=rows), Mesh())
+    plain = HELD_OUT.pixels.permute(0, 3, 1, 2)
+    shown = [plain]
+    for view in range(1, 1 + VIEWS):
+        shown.append(weak(plain, uniform(key(0, "stability", view), HELD_OUT.numbers, WEAK_DRAWS), flip=state.flip))
+    stable, inside, predicted = [], [], [0] * 4
+    students = [learner.student.eval() for learner in state.learners]
+    with torch.no_grad():
+        first = [student.classify(plain).argmax(1).tolist() for student in students]
+        for view, images in enumerate(shown):
+            said = [student.classify(images).argmax(1).tolist() for student in students]
+            for row, pair in enumerate(zip(*said, strict=True)):
+                inside += [bool(candidates[row, k]) for k in pair]
+                for k in pair:
+                    predicted[k] += 1
+                stable += [k == first[network][row] for network, k in enumerate(pair)] if view else []
+    assert metrics["criterion/stability"] == pytest.approx(sum(stable) / len(stable), abs=1e-12)
+    assert metrics["criterion/candidates"] == pytest.approx(sum(inside) / len(inside), abs=1e-12)
+    held = candidates.sum(0).tolist()
+    alike = sum(math.sqrt(p * h) for p, h in zip(predicted, held, strict=True)) / math.sqrt(sum(predicted) * sum(held))
+    assert metrics["criterion/classes"] == pytest.approx(alike, abs=1e-12)
+    assert metrics["criterion/combined"] == pytest.approx(alike * sum(stable) / len(stable), abs=1e-12)
+    assert 0 < sum(stable) < len(stable)
+    assert alike < 1
+
+
 def test_training_goes_on_unchanged() -> None:
     state = state_of()
     before = {name: tensor.clone() for name, tensor in state.learners[0].student.state_dict().items()}
@@ -67,7 +103,8 @@ def test_training_goes_on_unchanged() -> None:
 def test_what_is_not_there_is_not_scored() -> None:
     state = state_of()
     assert evaluate(state, Scored(), Mesh()) == {}
-    assert set(evaluate(state, Scored(held_out=HELD_OUT), Mesh())) == {"criterion/label_free"}
+    without_candidates = evaluate(state, Scored(held_out=HELD_OUT), Mesh())
+    assert set(without_candidates) == {"criterion/label_free", "criterion/stability"}
     assert set(evaluate(state, Scored(test=TEST), Mesh())) == {"test/accuracy", "test/accuracy_a", "test/accuracy_b"}
     unlabelled = Images(TEST.numbers, TEST.pixels)
     empty = Images(TEST.numbers[:0], TEST.pixels[:0])

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from coreg_ray.history import COLUMNS, History, as_csv
 from coreg_ray.storage import Folder
@@ -89,6 +90,23 @@ def test_words_and_missing_values_are_no_curves(tmp_path: Path) -> None:
         history.write([epoch(0, note="text", agreement=None)])
     for name in ("phase", "note", "agreement"):
         assert scalars(tmp_path / "tensorboard", name) == {}
+
+
+def test_tensorboard_gets_the_settings_as_hyper_parameters(tmp_path: Path) -> None:
+    settings = {"seed": 3, "start_from": None, "method": {"learning_rate": 0.02}, "source": {"prompts": ["a {}"]}}
+    for last in range(2):  # an interrupted run tells them again, and nothing is counted twice
+        with History(Folder.at(tmp_path), settings=settings) as history:
+            history.write([epoch(number, **{"test/accuracy": 0.5}) for number in range(last + 1)])
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    told = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    values = HParamsPluginData.FromString(told).session_start_info.hparams
+    assert {name: value.number_value or value.string_value for name, value in values.items()} == {
+        "seed": 3, "method.learning_rate": 0.02, "source.prompts": "['a {}']",
+    }  # fmt: skip
+    experiment = HParamsPluginData.FromString(events.summary_metadata["_hparams_/experiment"].plugin_data.content)
+    results = {metric.name.tag for metric in experiment.experiment.metric_infos}
+    assert "test/accuracy" in results & set(events.Tags()["scalars"])
 
 
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 
 from coreg_ray.config import StudentConfig
 from coreg_ray.errors import UserError
-from coreg_ray.networks import PreActResNet18, Queue, Student, build_student, follow, frozen_copy, pack, unpack
+from coreg_ray.networks import (
+    PreActResNet18,
+    Queue,
+    Student,
+    build_student,
+    compiled,
+    follow,
+    frozen_copy,
+    pack,
+    unpack,
+)
 
 PIXELS = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
@@ -258,3 +269,21 @@ def test_a_packed_network_arrives_unchanged() -> None:
     assert receiver.classifier.weight.requires_grad
     with pytest.raises(RuntimeError):
         unpack(message[:-1], receiver)
+
+
+def test_a_compiled_network_computes_the_same_and_so_do_its_copies() -> None:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 6), nn.ReLU())  # small: compiling takes its time
+    plain = Student(encoder, 6, 3, 8).train()
+    fast = compiled(copy.deepcopy(plain))
+    frozen = frozen_copy(fast)
+    assert list(fast.state_dict()) == list(plain.state_dict())  # checkpoints and models do not tell them apart
+    pixels = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
+    for network in (plain, fast):
+        sum(output.square().sum() for output in network(pixels)).backward()
+    for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    untouched = frozen_copy(copy.deepcopy(frozen))  # a plain copy is not compiled
+    torch.testing.assert_close(frozen.classify(pixels), untouched.classify(pixels))
+    for network, expected in ((fast, True), (frozen, True), (frozen_copy(plain), False)):
+        assert (network.encoder._compiled_call_impl is not None) == expected

@@ -17,7 +17,7 @@ from coreg_ray.annotators.clip import TextTable, votes
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import digits
 from coreg_ray.errors import UserError
-from coreg_ray.sources import row_number
+from coreg_ray.sources.source import row_number
 from coreg_ray.storage import Folder
 
 pytestmark = pytest.mark.timeout(120)
@@ -82,11 +82,41 @@ def test_candidates_carry_counts_scores_and_quality(annotated: Folder, toy: dict
 
 
 def test_rows_hold_pixels_and_no_labels(annotated: Folder, toy: dict[str, Any]) -> None:
+    larger = config(toy, student={"resolution": 9})
+    assert ray_data.write_rows(larger, "test", annotated)["rows"] == 360
     assert ray_data.write_rows(config(toy), "test", annotated)["rows"] == 360
     found = pa.concat_tables([pq.read_table(path) for path in (annotated / "rows" / "test").files(".parquet")])
-    assert found.column_names == ["row", "image"]
+    assert found.column_names == ["row", "key", "image"]
     assert found["image"].type == pa.binary(8 * 8 * 3)
     assert sorted(found["row"].to_pylist()) == sorted(map(row_number, digits("test")[0]))
+
+
+def test_one_pass_over_both_splits_makes_annotations_and_rows_and_finds_what_is_missing(
+    annotated: Folder, toy: dict[str, Any], tmp_path: Path
+) -> None:
+    output = Folder.at(tmp_path)
+    found = ray_data.annotate_splits(config(toy), ["pool", "test"], output, rows=True)
+    assert {split: figures["encoded_images"] for split, figures in found.items()} == {"pool": 1437, "test": 360}
+    assert table(output / "annotations" / "pool") == table(annotated / "annotations")
+    assert sorted(table(output / "annotations" / "test")["image_id"].to_pylist()) == sorted(digits("test")[0])
+    rows = {split: rows_of(output, split) for split in ("pool", "test")}
+    assert sorted(rows["pool"]) == sorted(map(row_number, digits("train")[0]))
+    lost = [Path((output / "rows/pool").files(".parquet")[0]), Path((output / "annotations/test").files(".parquet")[0])]
+    count = pq.read_metadata(lost[1]).num_rows
+    kept = {path: Path(path).stat().st_mtime_ns for path in (output / "rows/pool").files(".parquet")[1:]}
+    for path in lost:
+        path.unlink()
+    again = ray_data.annotate_splits(config(toy), ["pool", "test"], output, rows=True)
+    assert (again["pool"]["encoded_images"], again["test"]["encoded_images"]) == (0, count)
+    assert {split: rows_of(output, split) for split in ("pool", "test")} == rows
+    assert {path: Path(path).stat().st_mtime_ns for path in kept} == kept
+
+
+def rows_of(output: Folder, split: str) -> dict[int, bytes]:
+    """Pixels by row number; a row that occurs twice fails."""
+    found = pa.concat_tables([pq.read_table(path) for path in (output / "rows" / split).files(".parquet")])
+    assert len(set(found["row"].to_pylist())) == len(found)
+    return dict(zip(found["row"].to_pylist(), found["image"].to_pylist(), strict=True))
 
 
 def test_scoring_without_annotations_says_what_to_do_first(

@@ -18,13 +18,13 @@ from torch import nn
 from toy import CLASSES, SIDE, STUDENT, images
 
 from coreg_ray import ray_predict
-from coreg_ray.annotations import Part, parts, read_table, write_table
+from coreg_ray.annotations.table import Part, parts, read_table, write_table
 from coreg_ray.artifact import write
 from coreg_ray.config import ExportConfig
 from coreg_ray.errors import UserError
 from coreg_ray.model import Model, new_network
 from coreg_ray.ray_predict import evaluate, predict
-from coreg_ray.source_files import ImageFolder
+from coreg_ray.sources.files import ImageFolder
 from coreg_ray.storage import Folder
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("ray_cluster")]
@@ -147,6 +147,27 @@ def test_scores_on_a_labelled_folder_by_hand(
 def test_a_source_without_labels_cannot_be_scored(model: Folder, predicted: Path) -> None:
     with pytest.raises(UserError, match="no labels"):
         evaluate(model, ImageFolder.at(str(predicted / "pictures"), None))
+
+
+def test_labels_beyond_the_models_classes_are_refused(model: Folder, predicted: Path) -> None:
+    names = {name: number + 1 for number, name in enumerate(CLASSES)}  # as of a set with one class more
+    with pytest.raises(UserError, match=f"knows {len(CLASSES)} classes"):
+        evaluate(model, ImageFolder.at(str(predicted / "pictures"), names))
+
+
+def test_the_default_digits_are_no_test_for_a_model_of_something_else(model: Folder, tmp_path: Path) -> None:
+    other = Folder.at(shutil.copytree(model.path, tmp_path / "model"))
+    source = {"configuration": {"source": {"kind": "folder"}}}
+    other.write_json("model.json", other.read_json("model.json") | {"provenance": source})
+    with pytest.raises(UserError, match=r"give test\.kind"):
+        job("evaluate", "--model", other.path)
+
+
+def test_a_path_without_its_kind_is_not_passed_over(model: Folder, predicted: Path, tmp_path: Path) -> None:
+    source = ["--source.path", str(predicted / "pictures"), "--output", str(tmp_path)]
+    with pytest.raises(UserError, match=r"source\.kind"):
+        job("predict", "--model", model.path, *source)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_single_image_needs_no_ray(model: Folder, predicted: Path) -> None:

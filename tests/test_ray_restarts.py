@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +13,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from chat_server import chat_server
 from PIL import Image
+from ray.util.state import list_actors
 from toy_clip import write_toy_clip
 
-from coreg_ray import ray_data
-from coreg_ray.config import Config
+from coreg_ray import ray_data, ray_pipeline
+from coreg_ray.command_line import resolved_yaml
+from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.errors import UserError
+from coreg_ray.ray_annotate import annotate_pool
 from coreg_ray.ray_estimate import estimate, in_words
+from coreg_ray.report.page import write_report
 from coreg_ray.storage import Folder
 
+JOBS = Path(__file__).parents[1] / "jobs"
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("ray_cluster")]
 
 
@@ -112,11 +122,20 @@ def test_what_a_kill_left_out_is_made_up_to_the_same_table(
     lost = sum(pq.read_metadata(file).num_rows for file in files[:2])
     for file in files[:2]:
         file.unlink()
+    other = AnnotatorConfig(**toy, min_actors=2, max_actors=2, batch_size=48)  # how it runs does not change the answers
+    settings = settings.model_copy(update={"annotator": other})
     assert ray_data.annotate(settings, "pool", output)["encoded_images"] == lost
     assert table(output / "annotations") == whole
 
 
+def annotators_so_far() -> int:
+    """How many annotators have been started on this cluster."""
+    return sum("_Annotator" in actor.class_name for actor in list_actors(limit=1000))
+
+
 def test_new_words_encode_no_image(annotated: Folder, toy: dict[str, Any], images: Path) -> None:
+    started = annotators_so_far()
+    assert started
     old = table(annotated / "annotations")
     words = {"prompts": ["my {}", "a {}", "no {}"], "classes": ["bird|crow", "cat", "fish"]}
     figures = ray_data.annotate(config(toy, images, source=words), "pool", annotated)
@@ -127,6 +146,7 @@ def test_new_words_encode_no_image(annotated: Folder, toy: dict[str, Any], image
     assert ray_data.build_candidates(config(toy, images, source=words), annotated)["rows"] == 40
     ray_data.annotate(config(toy, images), "pool", annotated)
     assert table(annotated / "annotations") == old
+    assert annotators_so_far() == started  # a model is not even loaded for images that have their answers
 
 
 def test_a_second_annotator_and_manual_labels(
@@ -137,18 +157,14 @@ def test_a_second_annotator_and_manual_labels(
     with chat_server() as server:
         chat = {"kind": "chat", "model": "m", "endpoint": server.address, "allow_upload": True, "questions": ["{}?"]}
         source = {"manual_labels": str(tmp_path / "labels.csv")}
-        poor = config(toy, images, source=source, further_annotators=[{**chat, "max_requests": 25}])
-        figures = ray_data.annotate(poor, "pool", annotated)
-        assert (figures["missing_images"], figures["requests"]) == (15, 25)
-        rich = config(toy, images, source=source, further_annotators=[{**chat, "price_input": 1e6}])
-        figures = ray_data.annotate(rich, "pool", annotated)
-        assert (figures["missing_images"], figures["requests"], figures["cost"]) == (0, 15, 150)
-        assert server.requests == 40
+        both = config(toy, images, source=source, further_annotators=[chat])
+        figures = ray_data.annotate(both, "pool", annotated)
+        assert (figures["encoded_images"], figures["requests"], server.requests) == (40, 40, 40)
         refused = config(toy, images, further_annotators=[{**chat, "allow_upload": False}])
         with pytest.raises(UserError, match=r"agree with --annotator.allow_upload true"):
             ray_data.annotate(refused, "pool", annotated)
     assert len(table(annotated / "annotations", "image_id")) == 80
-    found = ray_data.build_candidates(rich, annotated)
+    found = ray_data.build_candidates(both, annotated)
     assert found["rows"] == 40
     clip = {
         row["image_id"]: row["votes"]
@@ -160,6 +176,66 @@ def test_a_second_annotator_and_manual_labels(
         manual = row["image_id"] == "ü0/00.png"
         assert row["candidates"] == ([1] if manual else sorted({*clip[row["image_id"]], chatted}))
         assert row["trusted"] is manual
+
+
+def test_a_killed_job_goes_on_and_asks_nothing_twice_that_was_written(tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    pixels = [np.full((8, 8, 3), 255 * (number % 2), np.uint8).tolist() for number in range(256)]
+    ids = [f"{number:03d}" for number in range(256)]
+    pq.write_table(pa.table({"image_id": ids, "image": pixels}), tmp_path / "pool.parquet", row_group_size=64)
+    output = Folder.at(tmp_path / "run")
+    with chat_server() as server:
+        chat = {"kind": "chat", "model": "m", "endpoint": server.address, "allow_upload": True, "questions": ["{}?"]}
+        source = {"kind": "parquet", "path": str(tmp_path / "pool.parquet"), "classes": ["cat", "dog"]}
+        settings = Config(source=source, annotator={**chat, "concurrency": 1}, output=output.path)
+        (tmp_path / "run.yaml").write_text(resolved_yaml(settings))
+        command = [sys.executable, str(JOBS / "annotate.py"), "--config", str(tmp_path / "run.yaml")]
+        there = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        with subprocess.Popen(
+            command, env=os.environ | there, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as job:
+            while len((output / "annotations").files(".parquet")) < 2:
+                assert job.poll() is None
+                time.sleep(0.05)
+            job.kill()
+        asked = -1
+        while asked < server.requests:  # Ray's processes notice that their driver is gone
+            asked = server.requests
+            time.sleep(2)
+        written = len(table(output / "annotations", "image_id"))
+        assert 64 <= written < 256
+        fast = settings.annotator.model_copy(update={"concurrency": 4})
+        metrics = annotate_pool(settings.model_copy(update={"annotator": fast}), output)
+    assert metrics["annotation/encoded_images"] == metrics["annotation/requests"] == 256 - written
+    assert metrics["annotation/rows"] == metrics["annotation/requests_in_all"] == 256
+    assert "annotation" in output.read("report.html").decode()
+    assert [(row["image_id"], row["votes"]) for row in table(output / "annotations")] == [
+        (name, [number % 2]) for number, name in enumerate(ids)
+    ]
+
+
+def test_no_training_on_images_that_nobody_answered_for(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    with chat_server() as server:
+        chat = {"kind": "chat", "model": "m", "endpoint": server.address, "allow_upload": True, "questions": ["{}?"]}
+        poor, rich = (config({**chat, "price_input": 12_345, "max_requests": most}, images) for most in (30, 100))
+        with pytest.raises(UserError, match=r"10 of 41 images have no answer yet.*same command again"):
+            ray_pipeline.prepare(poor, Folder.at(tmp_path))
+        metrics = ray_pipeline.prepare(rich, Folder.at(tmp_path))
+    assert (metrics["annotation/requests"], metrics["annotation/requests_in_all"]) == (10, 40)
+    assert metrics["annotation/cost_in_all"] == 4 * metrics["annotation/cost"]
+    assert metrics["annotation/rows"] == ray_data.write_rows(rich, "pool", Folder.at(tmp_path))["rows"] == 40
+    Folder.at(tmp_path).write_json("metrics.json", metrics)
+    write_report(Folder.at(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert "Requests<b>40</b>" in page
+    assert "Cost<b>4.938</b>" in page  # 40 requests of 10 tokens
+
+
+def test_an_estimate_of_a_pool_that_nobody_can_decode_says_so(toy: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match="none of the 1 images of the sample can be decoded"):
+        estimate(config(toy, tmp_path), Folder.at(tmp_path / "run"))
 
 
 def test_mistakes_are_refused_before_work_starts(toy: dict[str, Any], images: Path, tmp_path: Path) -> None:

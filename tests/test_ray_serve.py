@@ -105,6 +105,15 @@ def test_after_all_that_it_still_answers(address: str) -> None:
     assert ask(address, png(np.zeros((5, 90), np.uint8)))[0] == 200
 
 
+def test_a_port_that_is_taken_is_refused(address: str) -> None:
+    from coreg_ray.ray_serve import refuse_taken
+
+    with pytest.raises(UserError, match="choose another --port"):
+        refuse_taken("127.0.0.1", int(address.rsplit(":", 1)[1]))
+    with pytest.raises(UserError, match="cannot be listened on"):
+        refuse_taken("no.such.host.invalid", 8000)
+
+
 def test_a_folder_that_is_no_model_is_refused_before_anything_starts(model: Folder) -> None:
     from coreg_ray.ray_serve import application
 

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import toy
 
 from coreg_ray import training
@@ -29,14 +29,6 @@ from coreg_ray.mesh import Mesh
 pytestmark = pytest.mark.timeout(180)
 
 SETTINGS: dict[str, Any] = {"epochs": 6, "warmup_epochs": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepared(folder: Path, **cluster: Any) -> Config:
@@ -147,17 +139,21 @@ def start_driver(config: Config, code: str = DRIVER) -> subprocess.Popen[str]:
     return driver
 
 
-def finish(driver: subprocess.Popen[str]) -> int:
-    """The first epoch of the last worker group; Ray's own processes may speak in between."""
+def finish(driver: subprocess.Popen[str], *words: str) -> list[str]:
+    """The rest of the lines that begin with `words`, one each; Ray's own processes may speak in between."""
     said, complaints = driver.communicate(timeout=150)
     assert driver.returncode == 0, complaints[-3000:]
-    (line,) = (line for line in said.splitlines() if line.startswith("started at "))
-    return int(line.rsplit(maxsplit=1)[-1])
+    found = [[line.removeprefix(word) for line in said.splitlines() if line.startswith(word)] for word in words]
+    assert all(len(lines) == 1 for lines in found), said + complaints[-3000:]
+    return [line for lines in found for line in lines]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_driver_continues_with_the_same_command(
     tmp_path: Path, undisturbed: list[dict[str, float | str]]
 ) -> None:
+    from coreg_ray.ray_train import fit
+
     config = prepared(tmp_path / "run")
     driver = start_driver(config)
     family: list[int] = []
@@ -173,29 +169,38 @@ def test_a_killed_driver_continues_with_the_same_command(
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert 2 <= len(csv_of(tmp_path / "run")) < SETTINGS["epochs"]
-    assert finish(start_driver(config)) >= 2
+    assert fit(config)["start_epoch"] >= 2
     toy.same(csv_of(tmp_path / "run"), undisturbed)
 
 
 LOSING = """
-import sys, threading, time
+import os, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from coreg_ray.config import Config
-from coreg_ray.ray_train import fit
+from coreg_ray.errors import UserError
+from coreg_ray.ray_train import fit, refuse_unreachable
+from coreg_ray.storage import Folder
 
 config = Config.model_validate_json(sys.stdin.read())
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+lost = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
+seen = Folder.at(config.output)
+hidden = Folder(seen.filesystem, f"/proc/self/fd/{os.open(config.output, os.O_RDONLY)}")  # this process's alone
+try:
+    refuse_unreachable(hidden)
+except UserError as error:
+    print("refused", error)
+assert seen.entries() == hidden.entries()
 answer = {}
 thread = threading.Thread(target=lambda: answer.update(fit(config)))
 thread.start()
 history = Path(config.output, "history.csv")
 while thread.is_alive() and not (history.exists() and len(history.read_text().splitlines()) > 2):
     time.sleep(0.02)
-cluster.remove_node(nodes[1], allow_graceful=False)
+cluster.remove_node(lost, allow_graceful=False)
 cluster.add_node(num_cpus=1)
 thread.join()
 print("started at", answer["start_epoch"])
@@ -210,7 +215,9 @@ def test_a_lost_node_costs_no_more_than_an_epoch(
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     driver = start_driver(prepared(tmp_path / "run", num_workers=2), LOSING)
-    assert finish(driver) >= 2
+    start, refusal = finish(driver, "started at ", "refused ")
+    assert int(start) >= 2
+    assert re.search(r"cannot be seen from 2 of 2 nodes \([\d., ]+\); use a shared folder \(NFS\) or a URI", refusal)
     toy.same(csv_of(tmp_path / "run"), undisturbed, tolerance=1e-4)
 
 

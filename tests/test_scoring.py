@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from coreg_ray.annotations import Labels, read_table
+from coreg_ray.annotations.quality import warnings
+from coreg_ray.annotations.scoring import Evidence, Making, join, score, to_table
+from coreg_ray.annotations.table import Labels, read_table
 from coreg_ray.config import CandidatesConfig
-from coreg_ray.quality import warnings
-from coreg_ray.scoring import Evidence, Making, join, score, to_table
-from coreg_ray.sources import row_numbers
+from coreg_ray.sources.source import row_numbers
 from coreg_ray.storage import Folder
 
 NONE = Labels(np.zeros(0, np.int64), np.zeros(0, np.int64))

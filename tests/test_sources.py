@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from coreg_ray.annotations.preparation import take_inventory
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import digits
 from coreg_ray.errors import UserError
-from coreg_ray.preparation import take_inventory
-from coreg_ray.source_sets import in_test
-from coreg_ray.sources import Source, held_out, open_source, row_number, row_numbers
+from coreg_ray.sources.sets import in_test
+from coreg_ray.sources.source import Source, held_out, open_source, row_number, row_numbers
 
 NAMES = {"cat": 0, "kitty": 0, "dog": 1}
 
@@ -95,6 +97,15 @@ def test_folders_without_images_or_with_strange_labels_are_refused(tmp_path: Pat
     (tree / "bird/c.png").write_bytes(png(5))
     with pytest.raises(UserError, match=r"'bird' of bird/c\.png is not among the 2 classes"):
         list(opened("folder", tree, "test").listing())
+
+
+def test_a_name_that_is_no_text_is_refused_and_shown(tree: Path) -> None:
+    try:
+        (Path(os.fsdecode(os.fsencode(tree) + b"/\xe9.png"))).write_bytes(png(1))
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(UserError, match=r"xe9\.png.* is not UTF-8; rename that file"):
+        list(opened("folder", tree).listing())
 
 
 @pytest.mark.parametrize("form", ["bytes", "struct", "tensor", "lists"])
@@ -201,6 +212,33 @@ def test_torchvision_sets_have_the_papers_names(tmp_path: Path) -> None:
         opened("torchvision", tmp_path, name="imagenet")
     with pytest.raises(UserError, match="SVHN cannot be read below"):
         opened("torchvision", tmp_path, name="svhn")
+
+
+def test_sets_without_a_split_are_divided_by_a_rule_and_grey_ones_become_rgb(tmp_path: Path) -> None:
+    for number in range(40):
+        folder = tmp_path / "eurosat/2750" / ("Forest" if number % 2 else "River")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(folder / f"{number}.jpg")
+    train = contents(opened("torchvision", tmp_path, name="eurosat", classes=None))
+    test = open_source(
+        Config(
+            source={"kind": "torchvision", "path": str(tmp_path), "name": "eurosat"},
+            test={"kind": "torchvision", "path": str(tmp_path), "name": "eurosat"},
+        ),
+        "test",
+    )
+    assert sorted([*train, *contents(test)]) == [f"eurosat/{number:06d}" for number in range(40)]
+    assert set(contents(test)) == {image_id for image_id in (*train, *contents(test)) if in_test(image_id)}
+    raw = tmp_path / "FashionMNIST/raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 3), ("t10k", 2)):
+        pixels = np.full((count, 28, 28), 7, np.uint8).tobytes()
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, count, 28, 28) + pixels)
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + bytes(range(count)))
+    source = opened("torchvision", tmp_path, name="fashion_mnist", classes=None)
+    assert labels(source) == {f"fashion_mnist/train/00000{number}": number for number in range(3)}
+    assert contents(source)["fashion_mnist/train/000000"].shape == (28, 28, 3)
+    assert len(source.known_classes) == 10
 
 
 def test_digits_are_a_source() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import toy
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreg_ray import purify
 from coreg_ray.mesh import Mesh
@@ -19,20 +19,17 @@ from coreg_ray.rows import Rows
 from coreg_ray.state import State
 from coreg_ray.steps import TERMS, Batch, coreg_step, pseudo_labels, warmup_step
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-def scene(epoch: int = 2, clean: float = 0.75, **settings: Any) -> tuple[State, Rows, Opinion, Batch]:
+def scene(
+    epoch: int = 2, clean: float = 0.75, device: torch.device | str = "cpu", **settings: Any
+) -> tuple[State, Rows, Opinion, Batch]:
     """A fresh state, an opinion that finds `clean` of the rows sound, and the first batch of an epoch."""
-    data = toy.toy(count=40)
-    state, rows = toy.start(data, Mesh(), **({"batch_size": 8, "warmup_epochs": 1} | settings))
-    labels = assess(state, state.learners[1], rows, Mesh(), epoch).labels
+    data, mesh = toy.toy(count=40), Mesh(device)
+    state, rows = toy.start(data, mesh, **({"batch_size": 8, "warmup_epochs": 1} | settings))
+    rows.pixels = rows.pixels.to(mesh.device)
+    labels = assess(state, state.learners[1], rows, mesh, epoch).labels
     sound = (torch.arange(len(rows)) < clean * len(rows)).float() * 0.9
     plan = coreg_plan(rows, sound, 0.5, 0.25, 0, 0, epoch, 8, Mesh())
     return state, rows, Opinion(sound, labels), Batch(rows, plan, 0, epoch)
@@ -149,3 +146,71 @@ def test_the_key_encoder_follows_with_its_buffers() -> None:
     coreg_step(state, learner, batch, opinion, Mesh())
     assert learner.keys is not None
     torch.testing.assert_close(pack(learner.keys), 0.9 * before + 0.1 * pack(learner.student), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_number_of_weak_views_a_network_is_a_setting(count: int) -> None:
+    state, rows, opinion, batch = scene(weak_views=count)
+    learner = state.learners[0]
+    seen: list[int] = []
+    for network in (learner.student, learner.peer):
+        network.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    images = rows.take(torch.cat([batch.labelled, batch.unlabelled]), torch.device("cpu"))
+    targets, features = pseudo_labels(state, learner, batch, opinion, images)
+    b, u = len(batch.labelled), len(batch.unlabelled)
+    assert seen == [count * (b + u), count * u]
+    assert len(features) == b
+    torch.testing.assert_close(targets.sum(1), torch.ones(b + u))
+    other = scene(weak_views=3 - count)[0]
+    assert not torch.equal(targets, pseudo_labels(other, other.learners[0], batch, opinion, images)[0])
+    learner.peer = frozen_copy(learner.student)
+    alone, _ = pseudo_labels(state, learner, batch, opinion, images)
+    assert not torch.equal(alone[b:], targets[b:])  # the peer has its say
+    assert torch.equal(alone[:b], targets[:b])
+
+
+class Waits(TorchDispatchMode):
+    """Names the operations that would make the host wait for a device, were these tensors on one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        indices = [i for i in args[1] if i is not None] if name in ("index", "index_put", "index_put_") else []
+        masked = any(index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if masked or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_step_waits_for_the_device(warm: bool, device: str) -> None:
+    state, _, opinion, batch = scene(3, contrast_delay=1, device=device)
+    learner, mesh = state.learners[0], Mesh(device)
+
+    def step() -> Tensor:
+        return warmup_step(state, learner, batch, mesh) if warm else coreg_step(state, learner, batch, opinion, mesh)
+
+    step()  # the first one makes the key encoder
+    if device == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with Waits() as waits:
+            terms = step()
+    finally:
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert waits.found == []
+    assert terms.isfinite().all()
+    assert warm or named(terms)["contrast"] > 0
+
+
+def test_waiting_is_noticed() -> None:
+    numbers = torch.arange(4)
+    with Waits() as waits:
+        numbers[numbers > 1].sum().item()
+        numbers[numbers.flip(0)] += 1
+    assert waits.found == ["index", "_local_scalar_dense"]

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
+from s3_server import s3_server
 
 from coreg_ray.errors import UserError
 from coreg_ray.storage import Folder
 
 
-@pytest.fixture(params=["local", "remote"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Callable[[str], str]]:
+    with s3_server("bucket") as uri:
+        yield uri
+
+
+@pytest.fixture(params=["local", "remote", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    """An empty folder; `remote` is one that Folder cannot tell from an object store."""
+    """An empty folder; `remote` is one that Folder cannot tell from an object store, `s3` lies on a real one."""
     if request.param == "local":
         return Folder.at(tmp_path / "run")
+    if request.param == "s3":
+        return Folder.at(request.getfixturevalue("s3")(f"{tmp_path.name}/run"))
     return Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run")
 
 

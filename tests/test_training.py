@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,6 @@ from coreg_ray.storage import Folder
 from coreg_ray.training import Task, load_data, train
 
 DATA: dict[str, Any] = {"count": 80}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -105,6 +96,9 @@ def test_starting_from_another_run(config: Config, tmp_path: Path) -> None:
     second = toy.prepare_run(tmp_path / "second", toy.toy(**DATA), **settings)
     (epoch,) = train(second, Mesh())
     assert epoch.number == 0
+    of_run = toy.prepare_run(tmp_path / "of run", toy.toy(**DATA), **(settings | {"start_from": config.output}))
+    (same,) = train(of_run, Mesh())  # a run folder stands for its newest checkpoint
+    assert same.metrics["loss/a"] == epoch.metrics["loss/a"]
     start = toy.prepare_run(tmp_path / "third", toy.toy(**DATA), **(settings | {"start_from": None}))
     (fresh,) = train(start, Mesh())
     assert epoch.metrics["loss/a"] != fresh.metrics["loss/a"]

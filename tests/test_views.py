@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from coreg_ray import views
 from coreg_ray.draws import key, uniform
-from coreg_ray.view_operations import Operation, magnitudes
-from coreg_ray.views import STRONG_DRAWS, WEAK_DRAWS, apply_operation, mixup, strong, weak
+from coreg_ray.views import augment as views
+from coreg_ray.views.augment import STRONG_DRAWS, WEAK_DRAWS, apply_operation, mixup, strong, weak
+from coreg_ray.views.operations import Operation, magnitudes
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 RANGES = {
@@ -131,7 +131,7 @@ def _placement(view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 
 @pytest.mark.parametrize(
     ("side", "padding", "expected"),
-    [(32, None, 4), (20, None, 4), (64, None, 8), (96, None, 12), (32, 2, 2), (16, 0, 0)],
+    [(32, None, 4), (28, None, 4), (16, None, 2), (64, None, 8), (96, None, 12), (32, 2, 2), (16, 0, 0)],
 )
 def test_crop_offsets_are_uniform_and_half_the_rows_are_mirrored(side, padding, expected):
     count, values = 4_000 if side < 64 else 1_500, 2 * expected + 1
@@ -339,3 +339,16 @@ def test_mixup_is_the_weighted_mean(dtype):
     unmixed = mixup(inputs, targets, 1.0, permutation)
     assert torch.equal(unmixed[0], inputs)
     assert torch.equal(unmixed[1], targets)
+
+
+@pytest.mark.parametrize("operation", [o for o in Operation if o >= Operation.ROTATE])
+@pytest.mark.parametrize("corner", [(0.0, 0.0), (0.9999, 0.0), (0.0, 0.9999), (0.9999, 0.9999)])
+@pytest.mark.parametrize("strength", [0.0, 0.9999])
+def test_maps_see_the_crop_alone_wherever_it_lies(
+    operation: Operation, corner: tuple[float, float], strength: float
+) -> None:
+    images = _pictures(3, 17) | 1  # no level is zero, so that a pixel from beyond the crop would show
+    draws = torch.tensor([[*corner, 0.9, (operation + 0.5) / len(Operation), strength, 0.0, 0.5, 0.5]]).repeat(3, 1)
+    magnitude = torch.from_numpy(magnitudes(np.array([operation] * 3), draws[:, 4].double().numpy()))
+    expected = apply_operation(weak(images, draws[:, :WEAK_DRAWS]), operation, magnitude)
+    assert torch.equal(strong(images, draws), expected)

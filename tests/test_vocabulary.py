@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from coreg_ray.annotations.vocabulary import paper_classes, questions, vocabulary
 from coreg_ray.errors import UserError
-from coreg_ray.vocabulary import paper_classes, questions, vocabulary
 
 
 def test_text_and_yaml_files_give_the_same(tmp_path: Path) -> None:

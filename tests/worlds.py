@@ -33,14 +33,20 @@ def several(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
     return {name: globals()[name](Mesh(), *arguments) for name, arguments in calls.items()}
 
 
-def fours(settings: dict[str, Any], data: dict[str, Any], folder: str) -> dict[str, Any]:
+def fours(settings: dict[str, Any], data: dict[str, Any], folder: str, trainings: tuple[Any, ...]) -> dict[str, Any]:
     """All that is asked of a world of four; `folder` holds the checkpoints of a world of two."""
     mesh = Mesh()
     answer = {kind: forced(mesh, kind) for kind in ("all", "none", "one replica", "small replica")}
     answer["resumed"] = resumed(mesh, settings, data, f"{folder}/checkpoints")
     written(mesh, settings, data, f"{folder}/of four", 2)
     answer["again"] = resumed(mesh, settings, data, f"{folder}/of four")
-    return answer | several({"gradients": (), "poisoned": (), "refused": (f"{folder}/refused",)})
+    others = {"gradients": (), "poisoned": (), "refused": (f"{folder}/refused",), "accuracies": trainings}
+    return answer | several(others)
+
+
+def accuracies(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], seeds: tuple[int, ...]) -> list[float]:
+    """The test accuracy of a whole training run for each seed."""
+    return [toy.history(toy.toy(**data), mesh, seed, **settings)[-1]["test/accuracy"] for seed in seeds]
 
 
 def full_history(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any]) -> list[dict[str, Any]]:

@@ -27,8 +27,8 @@ from PIL import Image
 from coreg_ray.errors import UserError
 
 if TYPE_CHECKING:
+    from coreg_ray.annotations.vocabulary import Vocabulary
     from coreg_ray.config import AnnotatorConfig
-    from coreg_ray.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

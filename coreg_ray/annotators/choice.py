@@ -7,9 +7,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreg_ray.annotations import Card, fingerprint
+from coreg_ray.annotations.table import Card, fingerprint
+from coreg_ray.annotations.vocabulary import Vocabulary, questions
 from coreg_ray.images import Fit
-from coreg_ray.vocabulary import Vocabulary, questions
 
 if TYPE_CHECKING:
     from coreg_ray.annotators.clip import TextTable
@@ -91,4 +91,4 @@ def build(config: AnnotatorConfig, card: Card, text: TextTable | None, threads: 
     device = "cuda" if config.num_gpus else "cpu"
     if device == "cpu":
         torch.set_num_threads(threads)
-    return ClipAnnotator(model, text, batch_size=config.batch_size, device=device)
+    return ClipAnnotator(model, text, batch_size=config.batch_size, device=device, precision=config.precision)

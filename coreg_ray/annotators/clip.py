@@ -25,12 +25,13 @@ from coreg_ray.errors import UserError
 from coreg_ray.images import Fit
 
 if TYPE_CHECKING:
-    from coreg_ray.vocabulary import Vocabulary
+    from coreg_ray.annotations.vocabulary import Vocabulary
 
 _TEXTS_AT_ONCE = 256
 _LOGITS_AT_ONCE = 1 << 22  # 16 MB in float32: stays in a cache
 _CPU_BATCH = 32  # more is not faster on CPUs
 _GPU_BATCH = 1024  # halved until it fits
+_DTYPES = {"auto": None, "float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 _ROWS = 16  # from this many rows on, matrix products give a row the same bits whatever its neighbours are
 
 
@@ -181,14 +182,21 @@ def _encode(model: Model, texts: Sequence[str]) -> Tensor:
 class ClipAnnotator:
     """Embeds images and lets every prompt vote.
 
-    Runs in half precision on a GPU and in float32 on CPUs. A batch that does not fit into the GPU's memory is halved
-    until it does, and stays so.
+    Runs in half precision on a GPU and in float32 on CPUs unless `precision` says otherwise. A batch that does not fit
+    into the GPU's memory is halved until it does, and stays so.
     """
 
     def __init__(
-        self, model: Model, text: TextTable, *, batch_size: int | None = None, device: str | torch.device = "cpu"
+        self,
+        model: Model,
+        text: TextTable,
+        *,
+        batch_size: int | None = None,
+        device: str | torch.device = "cpu",
+        precision: str = "auto",
     ) -> None:
         self.device = torch.device(device)
+        self._dtype = _DTYPES[precision] or (torch.float16 if self.device.type == "cuda" else torch.float32)
         self.batch_size = batch_size or (_GPU_BATCH if self.device.type == "cuda" else _CPU_BATCH)
         self.text = text
         self._network = model.network.to(self.device)
@@ -224,7 +232,8 @@ class ClipAnnotator:
         rows = len(images)
         padded = F.pad(images, (0, 0, 0, 0, 0, 0, 0, -rows % _ROWS)).to(self.device, non_blocking=True)
         pixels = (padded.permute(0, 3, 1, 2).float() / 255 - self._mean) / self._std
-        with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
+        half = self._dtype != torch.float32
+        with torch.autocast(self.device.type, self._dtype if half else None, enabled=half):
             features = self._network.encode_image(pixels)
         return F.normalize(features.float(), dim=-1)[:rows].half().cpu()
 

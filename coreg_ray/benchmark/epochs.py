@@ -38,12 +38,13 @@ def measure_mixture(figures: Figures, device: torch.device, rounds: int, count: 
 
 
 def measure_row_counts(figures: Figures, device: torch.device, counts: tuple[int, int], steps: int) -> None:
-    """Steps over few and over many rows in turns; a network so small that handling rows would show."""
+    """Steps over few and over many rows in turns; images and a network so small that handling rows would show."""
     few, many = (
-        build_problem(synthetic_rows(count), 64, 4, device=device, most_batches=max(steps, 8)) for count in counts
+        build_problem(synthetic_rows(count, side=16), 64, 4, device=device, most_batches=max(steps, 8))
+        for count in counts
     )
     seconds = take_turns({"few": few.step, "many": many.step}, steps, device)
-    note = f"median of {steps} steps, batch 64, width 4"
+    note = f"median of {steps} steps, 16 px, batch 64, width 4"
     figures.add(f"rows/step_ms_{counts[0]}", [1e3 * s for s in seconds["few"]], "ms", note)
     figures.add(f"rows/step_ms_{counts[1]}", [1e3 * s for s in seconds["many"]], "ms", note)
     medians = [sorted(seconds[name])[steps // 2] for name in ("many", "few")]

@@ -32,14 +32,14 @@ EPOCH = 1  # the contrastive branch is on: there is no warm-up and no delay
 METHOD: dict[str, Any] = {
     "epochs": 100, "warmup_epochs": 0, "contrast_delay": 0, "batch_size": 256, "warmup_batch_size": 512,
     "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "clean_threshold": 0.5, "temperature": 0.5,
-    "lambda_u": 1.0, "ramp_epochs": 16, "mixup_alpha": 4.0, "loss_history": 5, "prototype_weight": 0.1,
+    "weak_views": 1, "lambda_u": 1.0, "ramp_epochs": 16, "mixup_alpha": 4.0, "loss_history": 5, "prototype_weight": 0.1,
     "prototype_momentum": 0.999, "prototype_temperature": 0.3, "contrast_weight": 0.1, "contrast_temperature": 0.07,
     "key_momentum": 0.999, "queue_size": 8192, "prior": "uniform", "order": "concurrent", "exchanges": 4,
     "trusted_share": 0.25,
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
     "name": "preact_resnet18", "pretrained": None, "resolution": 32, "width": 64, "projection": 128, "views": "auto",
-    "flip": None, "precision": "auto",
+    "flip": None, "precision": "auto", "compile": False,
 }  # fmt: skip
 
 

@@ -10,33 +10,52 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreg_ray import losses
-from coreg_ray.benchmark.clock import Task, take_turns
+from coreg_ray.benchmark.clock import Task, seconds_of, take_turns
 from coreg_ray.benchmark.figures import Figures
 from coreg_ray.benchmark.plain import PlainLearner, draw_mixing, pillow_batch
 from coreg_ray.benchmark.problem import Problem
 from coreg_ray.coreg import exchange
 from coreg_ray.draws import key, uniform
-from coreg_ray.networks import follow
+from coreg_ray.networks import compiled, follow
 from coreg_ray.steps import mixed_terms
-from coreg_ray.views import STRONG_DRAWS, WEAK_DRAWS, strong, weak
+from coreg_ray.views.augment import STRONG_DRAWS, WEAK_DRAWS, strong, weak
 
 _CEILING_SIDE = {"cpu": 1536, "cuda": 8192}  # of the square matrices: large enough to be at the machine's best
 
 
-def measure_steps(figures: Figures, fast: Problem, low: Problem, rounds: int) -> None:
+def measure_steps(figures: Figures, fast: Problem, low: Problem, two: Problem, rounds: int) -> None:
     """The same step in float32, in bf16 and the plain way, in turns; all with the contrastive branch on.
 
     Args:
-        fast, low: equal problems of which the first has float32, the second bf16.
+        fast, low, two: equal problems of which the second has bf16, and the third two weak views a network, as the
+            plain way has.
     """
     device, batch_size = fast.device, fast.state.method.batch_size
-    seconds = take_turns({"fast": fast.step, "plain": plain_task(fast), "bf16": low.step}, rounds, device)
+    tasks: dict[str, Task] = {
+        "fast": fast.step, "plain": plain_task(fast), "bf16": low.step, "two_weak_views": two.step
+    }  # fmt: skip
+    seconds = take_turns(tasks, rounds, device)
     threads = f"batch {batch_size}, width {fast.state.student.width}, {torch.get_num_threads()} threads"
     figures.add_ratio("step/speedup_over_plain", seconds["plain"], seconds["fast"], f"float32, {threads}")
     figures.add_ratio("step/speedup_bf16", seconds["plain"], seconds["bf16"], f"bf16 over plain float32, {threads}")
     figures.add_ratio("step/bf16_over_float32", seconds["fast"], seconds["bf16"])
+    note = "float32, method.weak_views 2: the plain step's own 26 forward passes a row, not 23"
+    figures.add_ratio("step/speedup_two_weak_views", seconds["plain"], seconds["two_weak_views"], note)
     for name, taken in seconds.items():
         figures.add(f"step/{name}_rows_per_s", [batch_size / s for s in taken], "rows/s", "labelled rows")
+
+
+def measure_compiled(figures: Figures, problem: Problem, rounds: int, name: str) -> None:
+    """What `student.compile` gains: the same step before and after. The networks of the problem stay compiled."""
+    learner = problem.learner
+    assert learner.keys is not None
+    before = take_turns({"step": problem.step}, rounds, problem.device)["step"]
+    for network in (learner.student, learner.peer, learner.keys):
+        compiled(network)
+    first = seconds_of(problem.step, problem.device)
+    after = take_turns({"step": problem.step}, rounds, problem.device)["step"]
+    figures.add_ratio(f"compile/speedup_{name}", before, after, "a step with student.compile over one without")
+    figures.add(f"compile/first_step_s_{name}", first, "s", "compilation included")
 
 
 def plain_task(problem: Problem) -> Task:
@@ -89,17 +108,23 @@ def _parts(problem: Problem) -> dict[str, Task]:
     assert learner.keys is not None
     keys, queue = learner.keys, learner.queue
 
-    def views(which: Callable[..., torch.Tensor], count: int) -> torch.Tensor:
-        images = rows.take(index, mesh.device)
-        drawn = [uniform(key(0, "benchmark", number), rows.numbers[index], count) for number in (1, 2)]
-        return torch.cat([which(images, draws, flip=True) for draws in drawn])
+    def views(which: Callable[..., torch.Tensor], count: int, of: torch.Tensor) -> torch.Tensor:
+        draws = uniform(key(0, "benchmark", len(of)), rows.numbers[of], count)
+        return which(rows.take(of, mesh.device), draws, flip=True)
 
-    weak_views, strong_views = views(weak, WEAK_DRAWS), views(strong, STRONG_DRAWS)
-    first, second = strong_views.chunk(2)
-    peer_views = torch.cat([view[b:] for view in weak_views.chunk(2)])
+    def weak_views() -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network itself looks at, and what the other one does."""
+        if state.method.weak_views == 1:
+            return views(weak, WEAK_DRAWS, index), views(weak, WEAK_DRAWS, index[b:])
+        both = [views(weak, WEAK_DRAWS, index) for _ in range(2)]
+        return torch.cat(both), torch.cat([view[b:] for view in both])
+
+    own_views, peer_views = weak_views()
+    first, second = (views(strong, STRONG_DRAWS, index) for _ in range(2))
+    strong_views = torch.cat([first, second])
     with torch.no_grad():
-        own, own_keys = learner.student(weak_views)[0], keys(second)[1]
-    targets = own.chunk(2)[0].softmax(dim=1)
+        own, own_keys = learner.student(own_views)[0], keys(second)[1]
+    targets = own[: len(index)].softmax(dim=1)
     classes = targets.argmax(dim=1)
     confident = torch.arange(len(index), device=mesh.device) < b
 
@@ -107,7 +132,7 @@ def _parts(problem: Problem) -> dict[str, Task]:
     def no_gradient() -> None:
         learner.student.eval()
         with state.autocast():
-            learner.student(weak_views)
+            learner.student(own_views)
             learner.peer.classify(peer_views)
             keys(second)
         learner.student.train()
@@ -127,7 +152,7 @@ def _parts(problem: Problem) -> dict[str, Task]:
         follow(keys, learner.student, state.method.key_momentum)
 
     return {
-        "views": lambda: (views(weak, WEAK_DRAWS), views(strong, STRONG_DRAWS)),
+        "views": lambda: (weak_views(), *(views(strong, STRONG_DRAWS, index) for _ in range(2))),
         "no_gradient_passes": no_gradient,
         "forward_backward": forward_backward,
         "optimiser": optimiser,

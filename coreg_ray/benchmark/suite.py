@@ -24,8 +24,9 @@ class Scale:
     Attributes:
         rounds: turns of every comparison. step_rounds: of whole training steps. row_steps: steps for each number of
             rows. row_counts: few and many. batch_size, width: of the student that is trained. assessed: rows.
+        compiled: whether `student.compile` is measured, which takes minutes.
         worker_rows: of an epoch in one and in two processes. exchange_steps, exchange_batch: what an epoch is
-            extrapolated from. images: annotated through Ray.
+            extrapolated from. images: annotated through Ray; twice as many are predicted.
     """
 
     rounds: int
@@ -35,14 +36,15 @@ class Scale:
     batch_size: int
     width: int
     assessed: int
+    compiled: bool
     worker_rows: int
     exchange_steps: int
     exchange_batch: int
     images: int
 
 
-SMOKE = Scale(5, 5, 40, (10_000, 1_000_000), 64, 16, 2048, 256, 3, 8, 768)
-FULL = Scale(15, 20, 200, (10_000, 1_000_000), 64, 16, 10_000, 1024, 50, 8, 2048)
+SMOKE = Scale(5, 5, 40, (10_000, 1_000_000), 64, 16, 2048, False, 256, 3, 8, 512)
+FULL = Scale(15, 20, 200, (10_000, 1_000_000), 64, 16, 10_000, True, 1024, 50, 8, 2048)
 GPU = {"batch_size": 256, "width": 64, "assessed": 50_000}
 
 
@@ -52,11 +54,11 @@ def measure(scale: Scale, device: torch.device) -> Figures:
     on_gpu = device.type == "cuda"
     views.measure_views(figures, device, scale.rounds)
     rows = synthetic_rows(max(scale.assessed, 8 * scale.batch_size))
-    fast, low = (
-        build_problem(rows, scale.batch_size, scale.width, precision, device) for precision in ("float32", "bf16")
-    )
+    size = (rows, scale.batch_size, scale.width)
+    fast, low = (build_problem(*size, precision, device) for precision in ("float32", "bf16"))
+    two = build_problem(*size, "float32", device, weak_views=2)
     parts: dict[str, Callable[[], None]] = {
-        "step": lambda: steps.measure_steps(figures, fast, low, scale.step_rounds),
+        "step": lambda: steps.measure_steps(figures, fast, low, two, scale.step_rounds),
         "parts_float32": lambda: steps.measure_parts(figures, fast, scale.rounds, "float32"),
         "parts_bf16": lambda: steps.measure_parts(figures, low, scale.rounds, "bf16"),
         "memory": lambda: figures.add("memory/peak_mb", peak_megabytes(device), "MB", "so far, in this process"),
@@ -64,6 +66,11 @@ def measure(scale: Scale, device: torch.device) -> Figures:
         "mixture": lambda: epochs.measure_mixture(figures, device, scale.rounds),
         "rows": lambda: epochs.measure_row_counts(figures, device, scale.row_counts, scale.row_steps),
     }
+    if scale.compiled:  # last of those who use these problems
+        parts["compile_float32"] = lambda: steps.measure_compiled(figures, fast, scale.rounds, "float32")
+        parts["compile_bf16"] = lambda: steps.measure_compiled(figures, low, scale.rounds, "bf16")
+    else:
+        figures.skipped["compile/speedup_bf16"] = "compiling takes minutes; measured without --smoke"
     if on_gpu:
         parts["epoch"] = lambda: epochs.measure_epoch(figures, device)
         for name in ("workers/two_over_one", "exchange/share_of_epoch"):

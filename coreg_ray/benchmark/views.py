@@ -12,7 +12,7 @@ from coreg_ray.benchmark.figures import Figures
 from coreg_ray.benchmark.pillow_views import strong_view, weak_view
 from coreg_ray.benchmark.problem import synthetic_rows
 from coreg_ray.draws import uniform
-from coreg_ray.views import STRONG_DRAWS, WEAK_DRAWS, strong, weak
+from coreg_ray.views.augment import STRONG_DRAWS, WEAK_DRAWS, strong, weak
 
 
 def measure_views(figures: Figures, device: torch.device, rounds: int, count: int = 1024) -> None:

@@ -1,4 +1,4 @@
-"""Two gloo processes with one thread each against one process with both networks and two threads; what exchange costs.
+"""Two gloo processes against one process with both networks, a thread a network in either; what exchange costs.
 
 Plain processes (`spawn`), no Ray. They stay alive, are told what to do next, and only one world works at a time.
 """
@@ -73,7 +73,7 @@ class World:
 
 def measure_workers(figures: Figures, rounds: int, rows: int, batch_size: int, width: int) -> None:
     """Epochs of both networks with contrast on: both worlds do the same work, in turns."""
-    with World(1, threads=2) as one, World(2, threads=1) as two:
+    with World(1, threads=1) as one, World(2, threads=1) as two:  # one trains its two networks side by side
         for world in (one, two):
             world.run("prepare", rows, batch_size, width)
         seconds: dict[int, list[float]] = {1: [], 2: []}
@@ -82,7 +82,7 @@ def measure_workers(figures: Figures, rounds: int, rows: int, batch_size: int, w
                 taken = max(world.run("epoch", 1 + turn))
                 if turn:
                     seconds[world.size].append(taken)
-    note = f"epochs a second: 2 processes with 1 thread over 1 process with 2; {rows} rows, batch {batch_size}"
+    note = f"epochs a second: 2 processes over 1 with 2 threads; {rows} rows, batch {batch_size}"
     figures.add_ratio("workers/two_over_one", seconds[1], seconds[2], note)
     for size, taken in seconds.items():
         figures.add(f"workers/epoch_s_{size}", taken, "s", f"width {width}, float32, contrast on")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hashlib import sha256
 from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -38,12 +40,26 @@ def digits(split: Split, size: int = 32) -> tuple[list[str], NDArray[np.uint8], 
         raise ValueError(f"split={split!r} is unknown; use one of {', '.join(SPLITS)}")
     if size < 8:
         raise ValueError(f"size={size} is smaller than the scans; use 8 or more pixels")
-    from sklearn.datasets import load_digits  # slow to import, and only needed here
-
-    table = load_digits()
+    scans, labels = _table()
     rows = _rows(split)
-    images = np.stack([_enlarge(table.images[row], size) for row in rows])
-    return [f"digits/{split}/{row:04d}" for row in rows], images, table.target[rows].astype(np.int64)
+    images = np.stack([_enlarge(scans[row], size) for row in rows])
+    return [f"digits/{split}/{row:04d}" for row in rows], images, labels[rows]
+
+
+def _table() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All scans (1797, 8, 8) and their labels (1797,).
+
+    Read from scikit-learn's own file, without importing it: that costs a second and more in every worker process.
+    """
+    package = find_spec("sklearn")
+    file = Path(package.origin).parent / "datasets/data/digits.csv.gz" if package and package.origin else None
+    if file is None or not file.is_file():
+        from sklearn.datasets import load_digits
+
+        table = load_digits()
+        return table.images, table.target.astype(np.int64)
+    values = np.loadtxt(file, delimiter=",")
+    return values[:, :-1].reshape(-1, 8, 8), values[:, -1].astype(np.int64)
 
 
 def _rows(split: str) -> list[int]:

@@ -1,0 +1,1 @@
+"""What annotators answered: how it is stored, asked for, counted, and judged."""

@@ -1,0 +1,251 @@
+"""What the annotation gives without the method, for comparison: a linear probe and a distilled student.
+
+Both learn from the same images, candidate sets and probabilities as the networks did, no true label among them:
+
+- probe: a linear classifier on the annotator's stored embeddings, partial cross-entropy on the candidate sets;
+- distilled: the same architecture as the networks, cross-entropy with the mean of the prompts' probabilities on weak
+  views (METHOD: section 8, "KD from the mean").
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from coreg_ray.annotations import assembly
+from coreg_ray.annotations.table import contains, matrix, parts, read_table
+from coreg_ray.annotators.clip import TextTable, probabilities
+from coreg_ray.config import Config
+from coreg_ray.draws import generator, key, uniform
+from coreg_ray.losses import partial_cross_entropy, soft_cross_entropy
+from coreg_ray.networks import Student, build_student
+from coreg_ray.sample import Sample, read_sample
+from coreg_ray.sources.source import row_numbers
+from coreg_ray.state import working_precision
+from coreg_ray.storage import Folder
+from coreg_ray.views.augment import WEAK_DRAWS, weak
+
+log = logging.getLogger(__name__)
+
+KEPT = "baselines.json"
+MOST_IMAGES = 20_000  # of the pool; more make no difference to a linear probe
+DISTIL_EPOCHS = 20  # or as many as the run has, if these are fewer
+LEAST_EPOCHS = 5  # a student that has no time for them is left out, and the report says so
+MOST_SECONDS, MOST_SHARE = 30.0, 0.1  # of time to distil in, or of the training's time, if that is more
+_PROBE_STEPS, _PROBE_DECAY = 100, 1e-4
+_TIMED_STEPS = 10
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A comparison; `accuracy` is None where it was left out, `note` says why or how."""
+
+    name: str
+    accuracy: float | None
+    seconds: float | None
+    note: str
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the annotator stored about the images of a sample.
+
+    Attributes:
+        embedding: (M, D) float32 unit vectors. mean: (M, K) mean of the prompts' probabilities.
+    """
+
+    embedding: Tensor
+    mean: Tensor
+
+
+def compare(output: Folder, config: Config, trained_s: float = 0.0) -> list[Baseline]:
+    """Both baselines, scored on the run's labelled test images; none where these lack.
+
+    They do not depend on the training, so they are kept in `baselines.json` and only made anew with other settings.
+
+    Args:
+        trained_s: seconds that the training took; a part of them may go into distilling.
+    """
+    kept = read_baselines(output, config)
+    if kept is not None:
+        return kept
+    made = _run(output, config, max(MOST_SECONDS, MOST_SHARE * trained_s))
+    for baseline in made:
+        log.info("for comparison: %s %s, %s", baseline.name, baseline.accuracy or "-", baseline.note)
+    output.write_json(KEPT, {"fingerprint": _wanted(output, config), "baselines": [asdict(entry) for entry in made]})
+    return made
+
+
+def read_baselines(output: Folder, config: Config) -> list[Baseline] | None:
+    """What `compare` has kept for these very settings and annotations."""
+    if not output.exists(KEPT) or (kept := output.read_json(KEPT))["fingerprint"] != _wanted(output, config):
+        return None
+    return [Baseline(**entry) for entry in kept["baselines"]]
+
+
+def _wanted(output: Folder, config: Config) -> list[str | None]:
+    manifest = output.read_json("candidates/manifest.json") if output.exists("candidates/manifest.json") else {}
+    return [config.fingerprint(), manifest.get("fingerprint")]
+
+
+def _run(output: Folder, config: Config, limit_s: float) -> list[Baseline]:
+    side, count = config.student.resolution, len(output.read_json("candidates/manifest.json")["class_names"])
+    pool = read_sample(output, "pool", side, count, MOST_IMAGES)
+    test = read_sample(output, "test", side, count, MOST_IMAGES)
+    if pool is None or test is None:
+        return []
+    pool = pool.where(pool.candidates.any(dim=1).numpy() & ~pool.held_out(config.source.holdout))
+    test = test.where((test.labels >= 0).numpy())
+    known, asked = read_answers(output, "pool", pool), read_answers(output, "test", test)
+    if known is None or asked is None or not len(pool) or not len(test):
+        return []
+    return [_probe(known, asked, pool, test), _distilled(known, pool, test, config, limit_s)]
+
+
+def read_answers(output: Folder, split: str, sample: Sample) -> Answers | None:
+    """Embeddings and mean probabilities of the first annotator that embeds; None where there is none."""
+    table = output / "annotations" / split
+    names = table.read_json(assembly.USED) if table.exists(assembly.USED) else []
+    for folder in (table / name for name in names):
+        card = assembly.read_card(folder)
+        if card.dim:
+            return _answers(folder, assembly.read_text(folder, card), sample)
+    return None
+
+
+def _answers(folder: Folder, text: TextTable, sample: Sample) -> Answers | None:
+    order = np.argsort(sample.numbers)
+    embedding = torch.zeros(len(sample), text.embeddings.shape[2], dtype=torch.float16)
+    found = 0
+    for part in parts(folder):
+        table = read_table(folder, part.name, ["image_id", "embedding"])
+        rows = row_numbers(table["image_id"].to_pylist())
+        wanted = contains(sample.numbers[order], rows)
+        places = order[np.searchsorted(sample.numbers[order], rows[wanted])]
+        embedding[torch.from_numpy(places)] = torch.from_numpy(matrix(table["embedding"], np.float16)[wanted])
+        found += len(places)
+    if found < len(sample):
+        return None
+    mean = torch.cat([block.mean(dim=1) for block in probabilities(embedding, text)])
+    return Answers(F.normalize(embedding.float(), dim=1), mean[:, : sample.candidates.shape[1]])
+
+
+def _probe(known: Answers, asked: Answers, pool: Sample, test: Sample) -> Baseline:
+    started = time.perf_counter()
+    weights = fit_probe(known.embedding, pool.candidates)
+    hits = (_with_one(asked.embedding) @ weights).argmax(dim=1) == test.labels
+    seconds = time.perf_counter() - started
+    note = f"on {len(pool):,} stored embeddings; needs the annotator's image encoder to predict"
+    return Baseline("Linear probe on the embeddings", float(hits.double().mean()), seconds, note)
+
+
+def fit_probe(embedding: Tensor, candidates: Tensor) -> Tensor:
+    """Weights (D + 1, K), the last row a bias, of a linear classifier under partial cross-entropy.
+
+    Args:
+        embedding: (M, D) unit vectors. candidates: (M, K) bool.
+    """
+    inputs = _with_one(embedding)
+    weights = torch.zeros(inputs.shape[1], candidates.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = partial_cross_entropy(inputs @ weights, candidates) + _PROBE_DECAY * weights.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return weights.detach()
+
+
+def _with_one(embedding: Tensor) -> Tensor:
+    return torch.cat([embedding, torch.ones(len(embedding), 1)], dim=1)
+
+
+def _distilled(known: Answers, pool: Sample, test: Sample, config: Config, limit_s: float) -> Baseline:
+    name = "Student distilled from the mean"
+    started = time.perf_counter()
+    with _half_of_the_threads():
+        found = distil(pool, known.mean, config, limit_s)
+    if found is None:
+        limit = f"left out: {LEAST_EPOCHS} epochs would take more than {limit_s:.0f} s on this machine"
+        return Baseline(name, None, None, limit)
+    student, epochs = found
+    device = student.pixel_mean.device
+    with torch.inference_mode():
+        said = torch.cat([student.classify(block.to(device)).argmax(dim=1).cpu() for block in test.pixels.split(512)])
+    accuracy = float((said == test.labels).double().mean())
+    seconds = time.perf_counter() - started
+    cut = "" if epochs == distil_epochs(config) else f" of {distil_epochs(config)}, all that {limit_s:.0f} s allow"
+    note = f"{len(pool):,} images, {epochs} epochs{cut}, the same architecture"
+    return Baseline(name, accuracy, seconds, note)
+
+
+@contextmanager
+def _half_of_the_threads() -> Iterator[None]:
+    """As many as a network has in training. Small networks gain nothing from more, and lose on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def distil_epochs(config: Config) -> int:
+    """Passes over the images that the distilled student takes where there is time."""
+    return min(DISTIL_EPOCHS, config.method.epochs)
+
+
+def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tuple[Student, int] | None:
+    """A student trained on targets (M, K) by SGD with a cosine schedule, and its epochs: fewer where it is slow here.
+
+    Batch size, learning rate and precision are those of the networks. None if not even LEAST_EPOCHS fit into `limit_s`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(config.seed, "distil"))
+        student = build_student(config.student, targets.shape[1]).to(device).train()
+    values = pool.pixels.double()
+    student.pixel_mean.copy_(values.mean(dim=(0, 2, 3)))
+    student.pixel_std.copy_(values.std(dim=(0, 2, 3)).clamp(min=1))
+    method, precision = config.method, working_precision(config.student, device)
+    optimizer = torch.optim.SGD(
+        student.parameters(), method.learning_rate, momentum=method.momentum, weight_decay=method.weight_decay
+    )
+    size = min(method.batch_size, len(pool))
+    steps, epochs = len(pool) // size, distil_epochs(config)
+    order, flip = generator(key(config.seed, "distil", "order")), config.explicit_student().flip is not False
+    started, taken = 0.0, 0
+    while taken < steps * epochs:
+        draws = uniform(key(config.seed, "distil", taken), torch.from_numpy(pool.numbers), WEAK_DRAWS)
+        for index in torch.randperm(len(pool), generator=order).split(size)[:steps]:
+            for group in optimizer.param_groups:
+                group["lr"] = method.learning_rate * (1 + math.cos(math.pi * taken / (steps * epochs))) / 2
+            views = weak(pool.pixels[index].to(device), draws[index], flip=flip)
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                logits = student.classify(views)
+            loss = soft_cross_entropy(logits.float(), targets[index].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            taken += 1
+            if taken == 1:  # it warmed up
+                started = time.perf_counter()
+            if taken == 1 + _TIMED_STEPS:
+                pace = (time.perf_counter() - started) / _TIMED_STEPS
+                affordable = int(limit_s / (pace * steps))
+                if affordable < min(epochs, LEAST_EPOCHS):
+                    return None
+                epochs = min(epochs, affordable)
+    return student.eval(), epochs

@@ -1,0 +1,98 @@
+"""`report.html`: what a run did and how far to trust it, in one file that needs no network; and `review.csv`."""
+
+from __future__ import annotations
+
+import logging
+from importlib import resources
+from typing import Any
+
+import jinja2
+import yaml
+
+import coreg_ray
+from coreg_ray.report import sections
+from coreg_ray.report.data import Looked, Run, read_run
+from coreg_ray.report.gallery import Gallery, label_gallery, pool_galleries, typical_gallery, without_empty
+from coreg_ray.report.review import review_csv
+from coreg_ray.storage import Folder
+
+log = logging.getLogger(__name__)
+
+TEMPLATE = resources.files(__package__) / "page.html"
+
+
+def write_report(output: Folder) -> None:
+    """Write `report.html` and `review.csv` into the run folder from whatever lies there; nothing is required."""
+    run = read_run(output)
+    output.write("report.html", render(run, output.name))
+    if run.config and run.config.report.review and (looked := askable(run)):
+        probs, sample = looked.logits.div(run.temperature).softmax(dim=2), looked.sample
+        most = run.config.report.review
+        output.write("review.csv", review_csv(sample.ids, probs, looked.features, sample.annotated, run.classes, most))
+    log.info("report: %s/report.html", output.path)
+
+
+def askable(run: Run) -> Looked | None:
+    """The images whose labels would teach something: trained on, and not labelled by a person yet."""
+    if not run.pool or not run.config:
+        return None
+    sample = run.pool.sample
+    return run.pool.where(~sample.held_out(run.config.source.holdout) & ~sample.trusted.numpy())
+
+
+def render(run: Run, name: str) -> str:
+    """The page as text; all values are escaped, figures are our own SVG."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"number": number, "seconds": seconds, "tail": tail}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        name=name,
+        version=coreg_ray.__version__,
+        metrics=run.metrics,
+        facts=sections.facts(run),
+        comparison=(rows := sections.comparison(run)),
+        verdict=sections.verdict(rows),
+        annotation=sections.annotation_figures(run),
+        training=sections.training_figures(run),
+        test=sections.test_tables(run),
+        calibration=sections.calibration(run),
+        galleries=galleries(run),
+        looked=(len(run.pool.sample), run.pool.sample.total) if run.pool else None,
+        settings=yaml.safe_dump(run.config.settings(), sort_keys=False, allow_unicode=True) if run.config else "",
+    )
+
+
+def number(value: Any) -> str:
+    """Numbers as people read them: shares with three digits, counts with thousands, nothing for None."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def seconds(value: float | None) -> str:
+    """Seconds without false precision."""
+    return "" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def tail(name: str, length: int = 32) -> str:
+    """The end of an image id, which tells it from others."""
+    return name if len(name) <= length else "..." + name[3 - length :]
+
+
+def galleries(run: Run) -> list[Gallery]:
+    """The pictures; none with `report.pictures` 0."""
+    most = run.config.report.pictures if run.config else 0
+    if not most:
+        return []
+    found: list[Gallery] = []
+    if run.pool:
+        found += pool_galleries(run.pool.sample, run.pool.judged, run.classes, most)
+    if run.test:
+        found.append(label_gallery(run.test.sample, run.test.judged, run.classes, most))
+    if run.pool:
+        found.append(typical_gallery(run.pool.sample, run.pool.judged, run.classes, most))
+    return without_empty(found)

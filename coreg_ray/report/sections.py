@@ -1,0 +1,235 @@
+"""The report's sections: from the facts of a run to figures and the rows of tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from coreg_ray.calibration import calibration_error, reliability
+from coreg_ray.report import figures
+from coreg_ray.report.data import Run, confusion_counts, deployed_logits
+from coreg_ray.report.figures import BLUE, GREY, ORANGE
+
+MOST_CLASSES_DRAWN = 100  # more would be a grey square; the table below it names the worst pairs
+MOST_BARS = 40
+
+_CURVES = (
+    (
+        "loss",
+        "Loss. Warm-up and co-regularisation add up different terms, so the step between them means nothing.",
+        {"network a": ("loss/a", BLUE), "network b": ("loss/b", ORANGE)},
+    ),
+    (
+        "clean share",
+        "Candidate sets that each network finds sound; the others are dropped and their images are unlabelled.",
+        {"judged by a": ("clean/a", BLUE), "judged by b": ("clean/b", ORANGE)},
+    ),
+    (
+        "agreement",
+        "Images to which both networks give the same class.",
+        {"training images": ("agreement", BLUE), "held-out images": ("criterion/label_free", ORANGE)},
+    ),
+    (
+        "churn",
+        "Labels that changed since the epoch before; a run that still churns at its end wants more epochs.",
+        {"network a": ("churn/a", BLUE), "network b": ("churn/b", ORANGE)},
+    ),
+    (
+        "test accuracy",
+        "Accuracy on the labelled test images, which only score.",
+        {"both": ("test/accuracy", GREY), "a": ("test/accuracy_a", BLUE), "b": ("test/accuracy_b", ORANGE)},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure as SVG, and what a person should see in it."""
+
+    svg: Markup
+    caption: str
+
+
+def facts(run: Run) -> str:
+    """One line about what was learned from what."""
+    if not run.config:
+        return ""
+    student, source = run.config.student, run.config.source
+    images = run.metrics.get("annotation/rows")
+    return ", ".join(
+        [
+            f"{images:,} images of kind {source.kind}" if images else f"images of kind {source.kind}",
+            f"{len(run.classes):,} classes",
+            f"{student.name} at {student.resolution} px",
+            f"{run.config.method.epochs} epochs",
+            f"seed {run.config.seed}",
+        ]
+    )
+
+
+def comparison(run: Run) -> list[dict[str, Any]]:
+    """Ways to a classifier side by side: accuracy on the test images with its margin, and what each cost."""
+    metrics = run.metrics
+    if metrics.get("test/accuracy") is None:
+        return []
+    ways: list[tuple[str, float | None, float | None, str]] = [
+        (
+            "Annotator alone, zero-shot",
+            metrics.get("test/zero_shot_accuracy"),
+            metrics.get("time/annotate_s"),
+            "mean of the prompts; all others need its annotation too",
+        )
+    ]
+    ways += [(found.name, found.accuracy, found.seconds, found.note) for found in run.baselines]
+    names = run.card.get("networks", [])
+    workers = metrics.get("train/world_size")
+    note = f"{workers} worker{'s' if workers > 1 else ''}" if workers else ""
+    for name, key in (("network a", "test/accuracy_a"), ("network b", "test/accuracy_b"), ("both", "test/accuracy")):
+        both = name == "both"
+        deployed = "the deployed model" if names == [name[-1]] or (both and len(names) == 2) else ""
+        remark = "; ".join(filter(None, (deployed, note if both else "")))
+        ways.append((f"Co-Reg, {name}", metrics.get(key), metrics.get("time/train_s") if both else None, remark))
+    images = run.test.sample.total if run.test else None
+    return [
+        {
+            "name": name,
+            "accuracy": accuracy,
+            "margin": margin(accuracy, images) if accuracy is not None and images else None,
+            "seconds": seconds,
+            "note": note,
+            "main": name == "Co-Reg, both",
+        }
+        for name, accuracy, seconds, note in ways
+    ]
+
+
+def margin(accuracy: float, images: int) -> float:
+    """Half of Wilson's 95 % interval: how far chance alone, in the choice of the test images, may move an accuracy."""
+    z = 1.96
+    spread = math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
+    return z * spread / (1 + z**2 / images)
+
+
+def verdict(rows: list[dict[str, Any]]) -> str:
+    """In one sentence or two: what the method gained over the annotator and over the best cheaper way."""
+    known = [row for row in rows if row["accuracy"] is not None]
+    ours = next((row for row in known if row["main"]), None)
+    cheaper = [row for row in known if not row["name"].startswith("Co-Reg")]
+    if ours is None or not cheaper:
+        return ""
+    annotator, best = cheaper[0], max(cheaper, key=lambda row: row["accuracy"])
+    gone = (ours["accuracy"] - annotator["accuracy"]) / max(1 - annotator["accuracy"], 1e-9)
+    said = f"Of the annotator's errors on the test images, {gone:.0%} are gone. " if gone > 0 else ""
+    gain, sure = ours["accuracy"] - best["accuracy"], math.hypot(ours["margin"] or 0, best["margin"] or 0)
+    if abs(gain) <= sure:
+        return f"{said}{gain:+.3f} against the best cheaper way ({best['name']}) may be chance: too few test images."
+    what = "It paid" if gain > 0 else "It did not pay"
+    return f"{said}{what}: {gain:+.3f} against the best cheaper way ({best['name']}, {best['accuracy']:.3f})."
+
+
+_ABOUT_PROMPTS = (
+    ("prompt_dissent", "share of images", "How often each prompt votes against the class with the most votes."),
+    ("prompt_accuracy", "accuracy", "Accuracy of each prompt alone on those pool images whose label is known."),
+)
+
+
+def annotation_figures(run: Run) -> list[Drawn]:
+    """Sizes of the candidate sets, votes per class, dissent and accuracy of each prompt, coverage of each class."""
+    drawn = []
+    if run.sizes:
+        svg = figures.histogram(run.sizes, "classes in a candidate set", "images")
+        drawn.append((svg, "How many classes an image's candidate set has."))
+    votes = run.metrics.get("annotation/votes_per_class")
+    if votes and len(votes) == len(run.classes):
+        order = sorted(range(len(votes)), key=lambda k: -votes[k])
+        shown = order if len(order) <= MOST_BARS else order[: MOST_BARS // 2] + order[-MOST_BARS // 2 :]
+        caption = "Votes of all prompts for each class" + (
+            "." if len(order) <= MOST_BARS else f"; the {MOST_BARS // 2} with the most and with the fewest."
+        )
+        drawn.append((figures.bars([run.classes[k] for k in shown], [votes[k] for k in shown], "votes"), caption))
+    for key, xlabel, caption in _ABOUT_PROMPTS:
+        found = run.metrics.get(f"annotation/{key}")
+        if found:
+            known = len(run.prompts) == len(found)
+            names = run.prompts if known else [f"prompt {number + 1}" for number in range(len(found))]
+            drawn.append((figures.bars(names[:MOST_BARS], found[:MOST_BARS], xlabel), caption))
+    coverage = run.metrics.get("annotation/class_coverage")
+    if coverage and len(coverage) == len(run.classes):
+        order = sorted(range(len(coverage)), key=coverage.__getitem__)[:MOST_BARS]
+        svg = figures.bars([run.classes[k] for k in order], [coverage[k] for k in order], "coverage")
+        drawn.append((svg, "Truth among the candidates, class by class, on labelled pool images; the worst first."))
+    return [Drawn(Markup(svg), caption) for svg, caption in drawn]
+
+
+def training_figures(run: Run) -> list[Drawn]:
+    """Curves of both networks over the epochs; only what the history holds."""
+    change = next((int(row["epoch"]) for row in run.history if row.get("phase") == "coreg"), None)
+    annotator = run.metrics.get("test/zero_shot_accuracy")
+    drawn = []
+    for ylabel, caption, lines in _CURVES:
+        series = {
+            label: ([row.get(column) for row in run.history], colour)
+            for label, (column, colour) in lines.items()
+            if any(row.get(column) is not None for row in run.history)
+        }
+        if series:
+            level = ("annotator", annotator) if ylabel == "test accuracy" and annotator is not None else None
+            drawn.append(Drawn(Markup(figures.curves(series, ylabel, change, level)), caption))
+    return drawn
+
+
+def test_tables(run: Run) -> dict[str, Any] | None:
+    """Confusion matrix, per-class figures and the most frequent confusions on the labelled test images."""
+    if run.test is None or not run.classes:
+        return None
+    counts = confusion_counts(run.test.judged, len(run.classes))
+    hits, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    annotator = run.metrics.get("annotation/class_accuracy") or []
+    known = len(annotator) == len(run.classes)
+    per_class = [
+        {
+            "name": name,
+            "images": int(true[k]),
+            "recall": float(hits[k] / true[k]) if true[k] else None,
+            "precision": float(hits[k] / predicted[k]) if predicted[k] else None,
+            "zero_shot": annotator[k] if known else None,
+        }
+        for k, name in enumerate(run.classes)
+    ]
+    wrong = counts - np.diag(hits)
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:10]
+    pairs = [divmod(int(cell), len(run.classes)) for cell in worst if wrong.flat[cell]]
+    drawn = figures.confusion(counts, run.classes) if len(run.classes) <= MOST_CLASSES_DRAWN else ""
+    return {
+        "images": len(run.test.judged),
+        "of": run.test.sample.total,
+        "accuracy": float(hits.sum() / true.sum()),
+        "confusion": Markup(drawn),
+        "per_class": per_class,
+        "zero_shot": known,
+        "confusions": [{"true": run.classes[t], "said": run.classes[p], "images": int(wrong[t, p])} for t, p in pairs],
+    }
+
+
+def calibration(run: Run) -> dict[str, Any] | None:
+    """Accuracy over stated confidence of the deployed model, with and without its temperature."""
+    if run.test is None:
+        return None
+    logits, labels = deployed_logits(run, run.test), run.test.sample.labels
+    curves, errors = {}, {}
+    for name, temperature, colour in (("as trained", 1.0, GREY), ("with temperature", run.temperature, BLUE)):
+        confidence, best = (logits / temperature).softmax(dim=1).max(dim=1)
+        rows, stated, accuracy = reliability(confidence, best == labels, bins=10)
+        full = rows > 0
+        curves[name] = (stated[full].tolist(), accuracy[full].tolist(), rows[full].tolist(), colour)
+        errors[name] = calibration_error(confidence, best == labels)
+    return {
+        "figure": Markup(figures.reliability(curves)),
+        "temperature": run.temperature,
+        "before": errors["as trained"],
+        "after": errors["with temperature"],
+    }

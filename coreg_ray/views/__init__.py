@@ -1,0 +1,1 @@
+"""Weak and strong views of uint8 images, in batches, on any device."""
