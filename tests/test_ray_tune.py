@@ -117,26 +117,33 @@ def train_job(arguments: list[str]) -> None:
     module.main(arguments)
 
 
-def held() -> dict[str, Any]:
-    """What of the cluster's CPUs somebody holds: empty when nothing, else with all that could be the reason."""
-    groups = {name: group for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
-    free = ray.available_resources().get("CPU", 0)
-    if free == ray.cluster_resources()["CPU"] and not groups:
-        return {}
-    actors = list_actors(filters=[("state", "!=", "DEAD")], detail=True)
-    return {
-        "free CPU": free,
-        "placement groups": groups,
-        "actors": [(a.class_name, a.state, a.job_id, a.required_resources, a.placement_group_id) for a in actors],
-    }
+def free_cpus() -> float:
+    return float(ray.available_resources().get("CPU", 0.0))
 
 
-def held_after_a_while() -> dict[str, Any]:
-    """What is still held when those who were told to let go have had the time."""
-    deadline = time.monotonic() + 30
-    while (still := held()) and time.monotonic() < deadline:
+def placement_groups() -> dict[str, Any]:
+    return {name: group for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
+
+
+@pytest.fixture
+def free_before(ray_cluster: None) -> float:
+    """CPUs that nobody holds before the test."""
+    return free_cpus()
+
+
+def left_behind(free_before: float) -> dict[str, Any]:
+    """What is still held once those who were told to let go had the time, and by whom; empty: all is as before."""
+    deadline = time.monotonic() + 60
+    while free_cpus() < free_before or placement_groups():
+        if time.monotonic() > deadline:
+            actors = list_actors(filters=[("state", "!=", "DEAD")], detail=True)
+            return {
+                "free CPUs": (free_before, free_cpus()),
+                "placement groups": placement_groups(),
+                "actors": [(a.class_name, a.job_id, a.required_resources, a.placement_group_id) for a in actors],
+            }
         time.sleep(0.2)
-    return still
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +191,7 @@ def test_the_best_configuration_is_one_that_the_training_job_takes(config: Confi
     assert metrics["test/accuracy"] == pytest.approx(float(best["test/accuracy"]), abs=1e-6)
 
 
-def test_a_killed_search_goes_on_where_it_was(config: Config, first: Path, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on_where_it_was(config: Config, first: Path, tmp_path: Path, free_before: float) -> None:
     config = with_schedule(config, epochs=20)
     wanted = Search(
         space=space_file(tmp_path, **{"method.learning_rate": {"grid": [0.02, 0.03, 0.04]}}),
@@ -206,7 +213,7 @@ def test_a_killed_search_goes_on_where_it_was(config: Config, first: Path, tmp_p
             time.sleep(0.05)
         driver.kill()
         driver.wait()
-    assert not held_after_a_while()
+    assert not left_behind(free_before)
     before = histories(output)
     assert any(len(history) < 20 for history in before.values())
 
@@ -274,7 +281,7 @@ def test_mlflow_gets_every_trial(config: Config, first: Path, tmp_path: Path) ->
 
 
 def test_trials_of_several_workers_leave_nothing_behind_when_stopped(
-    config: Config, first: Path, tmp_path: Path
+    config: Config, first: Path, tmp_path: Path, free_before: float
 ) -> None:
     cluster = {"num_workers": 2, "resources_per_worker": {"CPU": 1}}  # two of them do not fit beside each other
     schedule = {"epochs": 6, "warmup_epochs": 4, "warmup_batch_size": 16}
@@ -286,7 +293,7 @@ def test_trials_of_several_workers_leave_nothing_behind_when_stopped(
     search(with_annotation(first, wanted, config), config)
     rows = table(Path(config.output))
     assert [(row["status"], row["epochs"]) for row in rows] == [("finished", "6"), ("stopped early", "4")]
-    assert not held_after_a_while()
+    assert not left_behind(free_before)
 
 
 def test_what_cannot_work_is_refused_before_anything_is_annotated(config: Config, images: Path, tmp_path: Path) -> None:
