@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections import Counter
@@ -56,22 +57,22 @@ def _one_by_one(function: Callable[..., T], items: list[Any], *shared: Any) -> l
 
 def ask(reference: ray.ObjectRef) -> Any:
     """The value of a reference; the user's own mistakes come back as they were raised, without the remote traceback."""
-    with _own_mistakes():
+    try:
         return ray.get(reference)
+    except ray.exceptions.RayError as error:
+        mistake = _own_mistake(error)
+        if mistake is None:
+            raise
+    raise UserError(mistake)
 
 
-class _own_mistakes:
-    """Raises the UserError inside Ray's error, if that is what it is about."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        cause = error
-        while cause is not None:
-            if isinstance(cause, UserError):
-                raise UserError(str(getattr(cause, "cause", cause)).split(_RAYS_ADVICE)[0]) from None
-            cause = getattr(cause, "cause", None) or cause.__cause__
+def _own_mistake(error: BaseException | None) -> str | None:
+    """What the UserError inside Ray's error says, if that is what it is about."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(getattr(error, "cause", error)).split(_RAYS_ADVICE)[0]
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
 
 
 def through(dataset: ray.data.Dataset, function: Any, *, settings: dict[str, Any], **options: Any) -> ray.data.Dataset:
@@ -126,15 +127,31 @@ class Listing:
 
 
 def watch(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
-    """Run a pipeline to its end, saying now and then how far it is; returns the sums of the figures that it yields."""
+    """Run a pipeline to its end, saying now and then how far it is; returns the sums of the figures that it yields.
+
+    Raises:
+        UserError: one was raised in the pipeline. Its actors have been let go by then.
+    """
+    try:
+        return _sums(ray.data.Dataset.copy(written), images, doing)
+    except Exception as error:
+        mistake = _own_mistake(error)
+        if mistake is None:
+            raise
+    # Ray Data ends the actors of a failed pipeline by forgetting them. The copy, which knows them, and the error, whose
+    # frames do, are gone now; cycles among Ray's own objects are not, and an annotator would keep its GPU.
+    gc.collect()
+    raise UserError(mistake)
+
+
+def _sums(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
     started = said = time.monotonic()
     total: Counter[str] = Counter()
-    with _own_mistakes():
-        for line in written.iter_rows():
-            total.update(line)
-            now = time.monotonic()
-            if now - said >= _LINE_EVERY_S and total["images"]:
-                said, rate = now, total["images"] / (now - started)
-                left = (images - total["images"]) / rate
-                log.info("%s: %d of %d, %.0f a second, %.0f s left", doing, total["images"], images, rate, left)
+    for line in written.iter_rows():
+        total.update(line)
+        now = time.monotonic()
+        if now - said >= _LINE_EVERY_S and total["images"]:
+            said, rate = now, total["images"] / (now - started)
+            left = (images - total["images"]) / rate
+            log.info("%s: %d of %d, %.0f a second, %.0f s left", doing, total["images"], images, rate, left)
     return total

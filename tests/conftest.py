@@ -52,3 +52,11 @@ def ray_cluster(_ray_session: None) -> Iterator[None]:
     for group, entry in placement_group_table().items():
         if entry["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+
+
+@pytest.fixture
+def free_before(ray_cluster: None) -> float:
+    """CPUs that nobody holds before the test, for `leftovers.left_behind`."""
+    from leftovers import free_cpus
+
+    return free_cpus()

@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-import ray.util
 import yaml
+from leftovers import left_behind
 from PIL import Image
-from ray.util.state import list_actors
 
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import CLASS_NAMES, Split, digits
@@ -115,35 +114,6 @@ def train_job(arguments: list[str]) -> None:
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     module.main(arguments)
-
-
-def free_cpus() -> float:
-    return float(ray.available_resources().get("CPU", 0.0))
-
-
-def placement_groups() -> dict[str, Any]:
-    return {name: group for name, group in ray.util.placement_group_table().items() if group["state"] != "REMOVED"}
-
-
-@pytest.fixture
-def free_before(ray_cluster: None) -> float:
-    """CPUs that nobody holds before the test."""
-    return free_cpus()
-
-
-def left_behind(free_before: float) -> dict[str, Any]:
-    """What is still held once those who were told to let go had the time, and by whom; empty: all is as before."""
-    deadline = time.monotonic() + 60
-    while free_cpus() < free_before or placement_groups():
-        if time.monotonic() > deadline:
-            actors = list_actors(filters=[("state", "!=", "DEAD")], detail=True)
-            return {
-                "free CPUs": (free_before, free_cpus()),
-                "placement groups": placement_groups(),
-                "actors": [(a.class_name, a.job_id, a.required_resources, a.placement_group_id) for a in actors],
-            }
-        time.sleep(0.2)
-    return {}
 
 
 @pytest.fixture(scope="module")
