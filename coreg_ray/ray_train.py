@@ -38,13 +38,15 @@ _SAY_EVERY_S = 30.0
 def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
     """Train on what lies in the run folder; blocks until the last epoch is done.
 
-    The same call after any interruption continues from the newest whole checkpoint.
+    The same call after any interruption continues from the newest whole checkpoint, and starts no worker when there is
+    nothing left to do.
 
     Args:
         callbacks: Ray Train's, which hear of every epoch.
 
     Returns:
-        The last epoch's metrics, `world_size`, and `start_epoch`, the first epoch that the last worker group trained.
+        The last epoch's metrics, `world_size`, and `start_epoch`, the first epoch that the last worker group trained
+        (the number of epochs when none was left).
 
     Raises:
         UserError: the cluster cannot hold the workers within `cluster.wait_s`, a node cannot reach the run folder, or
@@ -53,7 +55,8 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any
         ray.train.TrainingFailedError: workers failed more often than `cluster.max_failures`.
     """
     output = Folder.at(config.output)
-    Task.read(config, output)
+    if (done := _whole_run(config, output)) is not None:
+        return done
     scaling = scaling_config(config.cluster)
     refuse_unreachable(output)
     wait_for_resources(scaling, config.cluster.wait_s)
@@ -82,6 +85,18 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any
     newest = checkpoint.newest(output / "checkpoints")
     assert newest is not None
     return checkpoint.describe(newest)["history"][-1] | outcome
+
+
+def _whole_run(config: Config, output: Folder) -> dict[str, Any] | None:
+    """What `fit` returns of a run whose last epoch is in its checkpoint and in its history already."""
+    task, newest = Task.read(config, output), checkpoint.newest(output / "checkpoints")
+    last = config.method.epochs - 1
+    if newest is None or not any(int(row["epoch"]) == last for row in _epochs_in(output)):
+        return None
+    said = checkpoint.describe(newest)
+    if (said["epoch"], said["fingerprint"]) != (last, task.fingerprint):
+        return None
+    return said["history"][-1] | {"world_size": config.cluster.num_workers, "start_epoch": last + 1}
 
 
 def worker(settings: dict[Any, Any]) -> dict[str, Any]:
