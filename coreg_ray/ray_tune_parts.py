@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import time
 from functools import partial
 from typing import Any
@@ -101,7 +102,8 @@ def loggers(search: Search, output: str) -> list[tune.Callback]:
     if search.wandb:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
-        found.append(WandbLoggerCallback(project=search.wandb, group=name))
+        # Its processes get the driver's API key and nothing else of its environment.
+        found.append(WandbLoggerCallback(project=search.wandb, group=name, mode=os.environ.get("WANDB_MODE")))
     return found
 
 

@@ -250,6 +250,17 @@ def test_mlflow_gets_every_trial(config: Config, first: Path, tmp_path: Path) ->
     assert told == pytest.approx(known)
 
 
+def test_wandb_gets_every_trial(config: Config, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # its runs then lie beside Tune's own logs
+    keys = {"method.learning_rate": {"grid": [0.02, 0.04]}}
+    wanted = Search(space=space_file(tmp_path, **keys), num_samples=1, scheduler="fifo", wandb="digits")
+    search(with_annotation(first, wanted, config), config)
+    runs = list(Path(config.output).glob("tune/*/wandb/offline-run-*/*.wandb"))
+    assert {run.stem.removeprefix("run-") for run in runs} == {row["trial"] for row in table(Path(config.output))}
+    assert any(b"criterion/combined" in run.read_bytes() for run in runs)
+
+
 def test_trials_of_several_workers_leave_nothing_behind_when_stopped(
     config: Config, first: Path, tmp_path: Path, free_before: float
 ) -> None:
