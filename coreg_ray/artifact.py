@@ -124,6 +124,7 @@ def provenance(output: Folder, said: dict[str, Any]) -> dict[str, Any]:
         "epoch": said["epoch"],
         "fingerprint": said["fingerprint"],
         "annotation_fingerprint": annotated.get("fingerprint"),
+        "names": annotated.get("names"),  # of every class all names that labels may use
         "configuration": yaml.safe_load(output.read("config.yaml")) if output.exists("config.yaml") else {},
         "metrics": metrics | scores,
         "versions": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import os
 import sys
 from argparse import ArgumentError, ArgumentParser, HelpFormatter
 from collections.abc import Callable, Iterator
@@ -166,10 +167,14 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
+    from coreg_ray.storage import Folder  # late: --help needs no pyarrow
+
+    folder, _, name = path.rpartition("/")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror}); give an existing YAML file") from error
+        content = yaml.safe_load(Folder.at(folder or ("/" if path.startswith("/") else ".")).read(name).decode()) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise UserError(f"--config {path} cannot be read ({reason}); give an existing YAML file") from error
     except yaml.YAMLError as error:
         raise UserError(f"--config {path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):

@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.ray_data import annotate, build_candidates
+from coreg_ray.ray_data import annotate_splits, build_candidates, zero_shot
 from coreg_ray.report.page import write_report
+from coreg_ray.sources.source import Split
 from coreg_ray.storage import Folder
 
 
 def annotate_pool(config: Config, output: Folder) -> dict[str, Any]:
-    """Annotate the pool, make its candidate sets and report on both; returns what is written to `metrics.json`.
+    """Annotate the pool, and test images where there are some; make candidate sets and report on them.
+
+    `config.yaml` says for `jobs/train.py` what was annotated. Returns what is written to `metrics.json`.
 
     Raises:
         UserError: the output holds something else, or the source or annotator is not what it should be.
@@ -22,10 +26,18 @@ def annotate_pool(config: Config, output: Folder) -> dict[str, Any]:
     if found and "annotations" not in found and "config.yaml" not in found:
         raise UserError(f"--output {config.output} holds {found[0]} and no annotations; choose an empty folder")
     started = time.monotonic()
-    figures = annotate(config, "pool", output)
-    figures |= build_candidates(config, output)
+    if "checkpoints" not in found:  # the settings that a training run was begun with stay
+        output.write("config.yaml", resolved_yaml(config))
+    splits: list[Split] = ["pool", "test"] if config.test.kind else ["pool"]
+    annotated = annotate_splits(config, splits, output)
+    figures = annotated["pool"] | build_candidates(config, output)
+    for name in ("requests", "cost", "requests_in_all", "cost_in_all"):  # of what was paid for, test images are a part
+        if name in figures:
+            figures[name] = sum(part[name] for part in annotated.values())
     metrics = {f"annotation/{name}": value for name, value in figures.items() if name not in ("prior", "seconds")}
     metrics["time/annotate_s"] = time.monotonic() - started
+    if config.test.kind:
+        metrics["test/zero_shot_accuracy"] = zero_shot(config, output)["zero_shot_accuracy"]
     earlier = output.read_json("metrics.json") if output.exists("metrics.json") else {}
     output.write_json("metrics.json", earlier | metrics)
     write_report(output)

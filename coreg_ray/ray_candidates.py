@@ -22,7 +22,7 @@ from coreg_ray.annotations.vocabulary import Vocabulary, templates
 from coreg_ray.annotators.clip import TextTable, look_alike
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.ray_tasks import ask, each, task, through
+from coreg_ray.ray_tasks import added_up, ask, each, task, through
 from coreg_ray.sources.source import Split
 from coreg_ray.storage import Folder
 
@@ -60,7 +60,8 @@ def build_candidates(
         log.warning("%s", warning)
     known = {name: value for name, value in figures.items() if name != "prior"}
     mark = fingerprint([card.manifest()["fingerprint"] for card in cards], config.candidates.model_dump())
-    manifest = {"num_classes": len(names), "class_names": names, "fingerprint": mark, "prior": figures["prior"]}
+    manifest = {"num_classes": len(names), "class_names": names, "names": cards[0].names, "fingerprint": mark}
+    manifest["prior"] = figures["prior"]
     folder.write_json(MANIFEST, {**manifest, "quality": known})
     return figures
 
@@ -94,11 +95,11 @@ def _score(
     making = ray.put(scoring.Making(config.candidates, labels, manual, candidates, config.seed))
     if len(cards) == 1:
         shared, places = ray.put(asked[0].text), asked[0].places
-        scores = each(scoring.score_part, parts(folders[0]), folders[0], cards[0], shared, making, places, cpus=cpus)
+        whole = parts(folders[0])
+        total = added_up(scoring.score_part, whole, folders[0], cards[0], shared, making, places, cpus=cpus)
     else:
-        scores = _scores_together(asked, making)
+        total = reduce(add, _scores_together(asked, making))
     names, prompts = words.shown, [prompt for card in cards for prompt in card.prompts]
-    total = reduce(add, scores)
     figures = total.summary(names)
     alike = look_alike(asked[0].text, names) if asked[0].text is not None else []
     return {**figures, "warnings": quality.warnings(figures, names, prompts, alike)}, cards

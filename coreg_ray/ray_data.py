@@ -27,6 +27,7 @@ from coreg_ray.annotations.manual import check_manual
 from coreg_ray.annotations.table import MANIFEST, Card, drop_outdated, drop_replaced, known_keys, next_run, parts
 from coreg_ray.annotators import choice
 from coreg_ray.config import AnnotatorConfig, Config
+from coreg_ray.errors import UserError
 from coreg_ray.images import Fit
 from coreg_ray.ray_candidates import build_candidates, zero_shot
 from coreg_ray.ray_decode import decode, size, unknown
@@ -67,7 +68,8 @@ def annotate_splits(
         `input_tokens`, `output_tokens` and `cost` of this run, `requests_in_all` and `cost_in_all` of all runs.
 
     Raises:
-        UserError: the source, the vocabulary or the model is not what it should be; before any image is annotated.
+        UserError: the source, the vocabulary or the model is not what it should be, or no test image has a label;
+            before any image is annotated.
     """
     started = time.monotonic()
     wanted = [config.annotator, *config.further_annotators]
@@ -83,6 +85,8 @@ def annotate_splits(
     if splits[0] == "pool" and config.source.manual_labels:
         ask(task(check_manual).remote(config.source.manual_labels, words, pools[0].listing.rows))
     cards = [settle(answer) for answer in described]
+    if "test" in splits:
+        _refuse_unlabelled(pools[list(splits).index("test")])
     totals: dict[Split, Counter[str]] = {split: Counter() for split in splits}
     for number, (annotator, (card, text)) in enumerate(zip(wanted, cards, strict=True)):
         side = config.student.resolution if rows and not number else None
@@ -94,6 +98,16 @@ def annotate_splits(
         pool.table.write_json(assembly.USED, [card.folder for card, _ in cards])
     seconds = time.monotonic() - started
     return {pool.split: _figures(pool, totals[pool.split], seconds) for pool in pools}
+
+
+def _refuse_unlabelled(test: Pool) -> None:
+    """Test images without labels can score nothing. Raises UserError."""
+    images, labels = test.listing.images, test.output / "labels" / "test"
+    if not labels.files(".parquet"):
+        raise UserError(
+            f"none of the {images} test images has a label; name their column with --source.label_column, sort them "
+            "into sub-folders named like the classes, or leave them out with --test.kind null"
+        )
 
 
 def _figures(pool: Pool, total: Counter[str], seconds: float) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import socket
 from typing import Any
 
 import numpy as np
-import torch
+import ray
 from numpy.typing import NDArray
 
 from coreg_ray.errors import UserError
@@ -43,7 +43,7 @@ class Classifier:
     """One replica with the model in memory."""
 
     def __init__(self, card: dict[str, Any], weights: bytes, max_bytes: int) -> None:
-        self._model = Model.build(card, weights, "cuda" if torch.cuda.is_available() else "cpu")
+        self._model = Model.build(card, weights, "cuda" if ray.get_gpu_ids() else "cpu")
         self._fit = Fit.square(self._model.resolution)
         self._max_bytes = max_bytes
         self._model.predict(np.zeros((1, self._fit.height, self._fit.width, 3), np.uint8))  # the first call is slow
@@ -79,18 +79,22 @@ class Classifier:
         return self._fit(decode(content))
 
 
-def application(model: Folder, replicas: int = 1, max_bytes: int = 20_000_000) -> serve.Application:
+def application(
+    model: Folder, replicas: int = 1, max_bytes: int = 20_000_000, num_gpus: float = 0
+) -> serve.Application:
     """The deployment of one model; weights travel with it, so no machine needs the model's folder.
 
     Args:
-        replicas: copies of the model. max_bytes: the largest request body.
+        replicas: copies of the model. max_bytes: the largest request body. num_gpus: of each replica; 0 runs on CPUs.
 
     Raises:
         UserError: the folder holds no model.
     """
     Model.load(model)
     deployment: Any = Classifier  # the decorator's type says it is still the class
-    return deployment.options(num_replicas=replicas).bind(read_card(model), model.read(WEIGHTS), max_bytes)
+    needs = {"num_cpus": 1, "num_gpus": num_gpus}
+    copies = deployment.options(num_replicas=replicas, ray_actor_options=needs)
+    return copies.bind(read_card(model), model.read(WEIGHTS), max_bytes)
 
 
 def refuse_taken(host: str, port: int) -> None:

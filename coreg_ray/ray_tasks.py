@@ -7,8 +7,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import chain, islice
+from operator import add
 from typing import Any, TypeVar
 
 import ray
@@ -38,21 +39,37 @@ def each(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: f
 
     A few items a task, so that small work does not start as many processes as there are CPUs.
     """
+    yield from chain.from_iterable(_in_tasks(_one_by_one, function, items, shared, cpus))
+
+
+def added_up(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: float = 1) -> T:
+    """The sum of function(item, *shared) over the items, like `each`; a task sends back the sum of its own."""
+    return reduce(add, _in_tasks(_sum, function, items, shared, cpus))
+
+
+def _in_tasks(
+    share: Callable[..., Any], function: Callable[..., Any], items: Iterable[Any], shared: tuple[Any, ...], cpus: float
+) -> Iterator[Any]:
+    """share(function, a few items, *shared) in tasks, as they come."""
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
     waiting = iter(items)
     while chunk := list(islice(waiting, _ITEMS_A_TASK)):
         if len(running) == at_once:
             ready, running = ray.wait(running)
-            yield from chain.from_iterable(map(ask, ready))
-        running.append(task(_one_by_one, cpus).remote(function, chunk, *shared))
+            yield from map(ask, ready)
+        running.append(task(share, cpus).remote(function, chunk, *shared))
     while running:
         ready, running = ray.wait(running)
-        yield from chain.from_iterable(map(ask, ready))
+        yield from map(ask, ready)
 
 
 def _one_by_one(function: Callable[..., T], items: list[Any], *shared: Any) -> list[T]:
     return [function(item, *shared) for item in items]
+
+
+def _sum(function: Callable[..., Any], items: list[Any], *shared: Any) -> Any:
+    return reduce(add, (function(item, *shared) for item in items))
 
 
 def ask(reference: ray.ObjectRef) -> Any:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
-import os
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -16,23 +13,20 @@ from typing import Any
 
 import ray
 import torch
-from ray.autoscaler.sdk import request_resources
-from ray.train import FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train import FailureConfig, RunConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from coreg_ray import checkpoint
-from coreg_ray.config import ClusterConfig, Config
+from coreg_ray.config import Config
 from coreg_ray.coreg import NonFiniteLossError
 from coreg_ray.errors import UserError
 from coreg_ray.mesh import Mesh
 from coreg_ray.ray_metrics import show_epoch
+from coreg_ray.ray_resources import refuse_unreachable, scaling_config, wait_for_resources
 from coreg_ray.storage import Folder
 from coreg_ray.training import Task, train
 
 log = logging.getLogger(__name__)
-
-_SAY_EVERY_S = 30.0
 
 
 def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
@@ -137,97 +131,6 @@ def seen_from_anywhere(config: Config) -> Config:
     student = config.student.model_copy(update={"pretrained": absolute(config.student.pretrained)})
     paths = {"output": absolute(config.output), "start_from": absolute(config.start_from)}
     return config.model_copy(update={**paths, "method": method, "student": student})
-
-
-def scaling_config(cluster: ClusterConfig) -> ScalingConfig:
-    """Ray's own scaling settings for `cluster`: GPUs when there are enough, all CPUs for a worker that is alone."""
-    available = ray.cluster_resources()
-    use_gpu = cluster.use_gpu
-    if use_gpu is None:
-        use_gpu = available.get("GPU", 0) >= cluster.num_workers
-    resources = cluster.resources_per_worker
-    if resources is None:
-        alone = cluster.num_workers == 1 and not use_gpu
-        resources = {"CPU": float(max(1, _largest_node_cpus() if alone else 1))} | ({"GPU": 1.0} if use_gpu else {})
-    return ScalingConfig(
-        num_workers=cluster.num_workers,
-        use_gpu=use_gpu,
-        resources_per_worker=resources,
-        placement_strategy="PACK",
-        label_selector=cluster.label_selector,  # type: ignore[call-arg]  # the stubs are those of Train's first version
-    )
-
-
-def wait_for_resources(scaling: ScalingConfig, wait_s: float) -> None:
-    """Return once the cluster is large enough for all workers; every 30 s, say what is missing and ask an autoscaler.
-
-    Raises:
-        UserError: it is not after `wait_s` seconds.
-    """
-    each: dict[str, float] = dict(scaling.resources_per_worker)  # type: ignore[arg-type]
-    workers = int(scaling.num_workers)  # type: ignore[arg-type]
-    needed = {name: amount * workers for name, amount in each.items()}
-    started, said = time.monotonic(), -math.inf
-    try:
-        while missing := _missing(needed):
-            waited = time.monotonic() - started
-            if waited >= wait_s:
-                after = f" after {wait_s:.0f} s" if wait_s else ""
-                raise UserError(
-                    f"cluster.num_workers={workers} with {each} each needs {missing}"
-                    f"{after}; lower it, use cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
-                )
-            if waited - said >= _SAY_EVERY_S:
-                said = waited
-                log.info("waiting for the cluster: %s", missing)
-                labels: dict[str, str] = scaling.label_selector or {}  # type: ignore[attr-defined]
-                request_resources(bundles=[each] * workers, bundle_label_selectors=[labels] * workers)
-            time.sleep(min(1.0, wait_s - waited))
-    finally:
-        if said >= 0:
-            request_resources(bundles=[])  # the workers themselves hold the nodes from now on
-
-
-def refuse_unreachable(output: Folder) -> None:
-    """Ask every node whether it sees the run folder; nothing is asked of a single machine.
-
-    Raises:
-        UserError: a node does not, so a worker there would find no rows and lose its checkpoints.
-    """
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    if len(alive) < 2:
-        return
-    nodes = [node for node in alive if node["Resources"].get("CPU", 0) >= 0.01]  # a head often offers none
-    mark = f"reachable-{uuid.uuid4().hex}"
-    output.write(mark, "")
-    try:
-        look: Any = ray.remote(num_cpus=0.01)(Folder.exists)
-        seen = [
-            look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                output, mark
-            )
-            for node in nodes
-        ]
-        blind = [node["NodeManagerAddress"] for node, there in zip(nodes, ray.get(seen), strict=True) if not there]
-    finally:
-        output.delete(mark)
-    if blind:
-        raise UserError(
-            f"--output {output.path} cannot be seen from {len(blind)} of {len(nodes)} nodes ({', '.join(blind[:3])}); "
-            "use a shared folder (NFS) or a URI (s3://, gs://)"
-        )
-
-
-def _missing(needed: dict[str, float]) -> str:
-    available = ray.cluster_resources()
-    short = {name: amount for name, amount in needed.items() if available.get(name, 0) < amount}
-    return ", ".join(f"{amount:g} {name} (there are {available.get(name, 0):g})" for name, amount in short.items())
-
-
-def _largest_node_cpus() -> int:
-    """CPUs of the node that has most, which one worker cannot leave. Ray may count more CPUs than there are cores."""
-    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
-    return int(min(largest, os.cpu_count() or 1)) if len(ray.nodes()) == 1 else int(largest)
 
 
 def _threads(config: Config, world: int) -> int:

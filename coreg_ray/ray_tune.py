@@ -17,6 +17,7 @@ from coreg_ray.annotations.vocabulary import templates
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.ray_resources import scaling_config, wait_for_resources
 from coreg_ray.ray_tasks import Listing
 from coreg_ray.ray_tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
 from coreg_ray.ray_tune_trial import CandidateMaker, Study, rows_of, train_nested, train_trial
@@ -63,8 +64,8 @@ def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, flo
     """
     cluster = config.cluster
     if cluster.num_workers > 1:
-        scaling = ray_train.scaling_config(cluster)
-        ray_train.wait_for_resources(scaling, cluster.wait_s)
+        scaling = scaling_config(cluster)
+        wait_for_resources(scaling, cluster.wait_s)
         each: dict[str, float] = dict(scaling.resources_per_worker or {})  # type: ignore[arg-type]
         whole = ray.cluster_resources()
         trial = {name: amount * cluster.num_workers for name, amount in each.items()}
@@ -101,9 +102,9 @@ def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, flo
 
 
 def _trial_resources(config: Config, nodes: list[dict[str, float]]) -> dict[str, float]:
-    if config.cluster.resources_per_worker:
-        return dict(config.cluster.resources_per_worker)
     use_gpu = config.cluster.use_gpu
+    if config.cluster.resources_per_worker:
+        return {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {}), **config.cluster.resources_per_worker}
     if use_gpu is None:
         use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
     cpus = min(_CPUS, max((node.get("CPU", 0) for node in nodes), default=_CPUS) or _CPUS)

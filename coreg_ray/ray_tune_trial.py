@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -97,7 +98,7 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
     run, config, heir_of = _open(values, study, maker)
     at_once = 1 if config.method.order == "sequential" else 2
     torch.set_num_threads(config.cluster.threads or max(1, int(study.cpus) // at_once))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
     epoch = None
     with _remembered(run):
         for epoch in train(config, Mesh(device), heir_of):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BLOCK_VALUES = 2**24  # of pixels that are summed at a time, as float64
+
 
 @dataclass
 class Images:
@@ -53,15 +55,25 @@ class Images:
             batch = batch.pin_memory()
         return batch.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
-    def pixel_sums(self) -> Tensor:
-        """(7,) float64: sum and sum of squares per channel, and the number of pixels; exact for any block size."""
-        sums = torch.zeros(7, dtype=torch.float64)
-        for block in self.pixels.split(4096):
-            values = block.reshape(-1, 3).to(torch.float64)
-            sums[:3] += values.sum(0).cpu()
-            sums[3:6] += values.square().sum(0).cpu()
-            sums[6] += len(values)
-        return sums
+
+def pixel_sums(pixels: Tensor) -> Tensor:
+    """Of images (N, S, S, 3): (7,) float64, sum and sum of squares per channel and the number of pixels.
+
+    Exact for any block size, and small blocks keep the memory small.
+    """
+    sums = torch.zeros(7, dtype=torch.float64)
+    for block in pixels.split(max(1, _BLOCK_VALUES // max(1, pixels[:1].numel()))):
+        values = block.reshape(-1, 3).to(torch.float64)
+        sums[:3] += values.sum(0).cpu()
+        sums[3:6] += values.square().sum(0).cpu()
+        sums[6] += len(values)
+    return sums
+
+
+def pixel_statistics(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per channel, (3,) each, from `pixel_sums`; the latter at least 1."""
+    mean = sums[:3] / sums[6]
+    return mean, (sums[3:6] / sums[6] - mean.square()).clamp(min=1.0).sqrt()
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torch import Tensor
 from coreg_ray.draws import key
 from coreg_ray.mesh import Mesh
 from coreg_ray.networks import Queue, Student, build_student, compiled, frozen_copy
-from coreg_ray.rows import Rows
+from coreg_ray.rows import Rows, pixel_statistics, pixel_sums
 
 if TYPE_CHECKING:
     from coreg_ray.config import MethodConfig, StudentConfig
@@ -129,9 +129,7 @@ def build_state(
     Pixel statistics are those of the whole team's images.
     """
     num_classes = len(classes)
-    sums = mesh.team_sum(rows.pixel_sums())
-    pixel_mean = sums[:3] / sums[6]
-    pixel_std = (sums[3:6] / sums[6] - pixel_mean.square()).clamp(min=1.0).sqrt()
+    pixel_mean, pixel_std = pixel_statistics(mesh.team_sum(pixel_sums(rows.pixels)))
     networks = []
     for network in (0, 1):
         with torch.random.fork_rng(devices=[]):

@@ -34,7 +34,8 @@ class Task:
     """What a training run learns: made by annotation, read by every process.
 
     Attributes:
-        classes: K class names. prior: (K,) or None for uniform. fingerprint: of configuration and annotation together.
+        classes: K class names. prior: (K,) or None for uniform. fingerprint: of configuration and annotation together,
+            wherever files lie: drivers and workers see them at different paths.
     """
 
     classes: list[str]
@@ -54,9 +55,12 @@ class Task:
         manifest = candidates.read_json("manifest.json")
         classes = list(manifest["class_names"])
         images = rows.read_json("manifest.json")["images"] if rows.exists("manifest.json") else ""
-        content = json.dumps([config.fingerprint(), manifest.get("fingerprint"), classes, images], sort_keys=True)
-        fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-        return cls(classes, _prior(config.method.prior, manifest, len(classes)), fingerprint)
+        prior = _prior(config.method.prior, manifest, len(classes))
+        settings = config.decisive()
+        del settings["start_from"], settings["student"]["pretrained"]  # where a run begins; a checkpoint lies behind it
+        settings["method"]["prior"] = None if prior is None else prior.tolist()
+        content = json.dumps([settings, manifest.get("fingerprint"), classes, images], sort_keys=True)
+        return cls(classes, prior, hashlib.blake2b(content.encode(), digest_size=16).hexdigest())
 
 
 def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | None:
@@ -98,7 +102,8 @@ def train(config: Config, mesh: Mesh, heir_of: Folder | None = None) -> Iterator
     with _refused_together(mesh):
         task = Task.read(config, output)
         rows, scored = load_data(config, output, task, mesh)
-    state = build_state(config.method, config.explicit_student(), config.seed, task.classes, rows, mesh, task.prior)
+    with _refused_together(mesh):  # the weights to start from may lie on some nodes only
+        state = build_state(config.method, config.explicit_student(), config.seed, task.classes, rows, mesh, task.prior)
     with _refused_together(mesh):
         begin(state, config, output, task, mesh, heir_of)
     with History(output, enabled=mesh.rank == 0, settings=config.settings()) as history:

@@ -4,7 +4,8 @@
         --annotator.kind clip --annotator.model embedded --output DIR
     python jobs/annotate.py ... --estimate true       time, GPU hours, disk and requests, from a sample of 200
 
-The same command after an interruption, with new prompts or with more images goes on with what is missing.
+--test.kind and --test.path name labelled images that say how good the annotator is. The same command after an
+interruption, with new prompts or with more images goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -29,11 +30,10 @@ class AnnotateCommand(Command):
 def main(arguments: list[str]) -> None:
     config = load(arguments, AnnotateCommand, __doc__)
     connect()
-    output = Folder.at(config.output)
     if config.estimate:
-        print(in_words(estimate(config, output), config))
-        return
-    print(summary(annotate_pool(config, output), config.output))
+        print(in_words(estimate(config, Folder.at(config.output)), config))
+    else:
+        print(summary(annotate_pool(config, Folder.at(config.output)), config.output))
 
 
 def summary(metrics: dict[str, Any], output: str) -> str:

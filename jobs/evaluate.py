@@ -37,10 +37,13 @@ def main(arguments: list[str]) -> None:
     folder = Folder.at(config.model)
     card = read_card(folder)
     classes: list[str] = card["classes"]
-    trained_on = card.get("provenance", {}).get("configuration", {}).get("source", {}).get("kind", "digits")
+    origin = card.get("provenance", {})
+    trained_on = origin.get("configuration", {}).get("source", {}).get("kind", "digits")
     if config.test.kind == "digits" and trained_on != "digits":
         raise UserError(f"the embedded digits are no test for a model of {trained_on}; give test.kind and test.path")
-    source = open_source(config, "test", {name.lower(): number for number, name in enumerate(classes)})
+    names = origin.get("names") or [[name] for name in classes]
+    known = {name.lower(): number for number, entry in enumerate(names) for name in entry}
+    source = open_source(config, "test", known)
     connect()
     found = evaluate(folder, source, Pool(config.batch_size, config.actors, config.num_gpus))
     print(found.table(classes))

@@ -21,6 +21,7 @@ class ServeCommand(Command):
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     replicas: int = Field(1, ge=1, description="copies of the model at work")
+    num_gpus: float = Field(0, ge=0, description="GPUs per copy, fractions allowed; 0 runs on CPUs")
     max_bytes: int = Field(20_000_000, ge=1, description="largest request body in bytes")
 
 
@@ -28,7 +29,7 @@ def main(arguments: list[str]) -> None:
     config = load(arguments, ServeCommand, __doc__ or "")
     from coreg_ray.ray_serve import application, refuse_taken, serve
 
-    app = application(Folder.at(config.model), config.replicas, config.max_bytes)
+    app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus)
     refuse_taken(config.host, config.port)
     from coreg_ray.ray_pipeline import connect
 

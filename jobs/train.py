@@ -6,11 +6,12 @@ python jobs/train.py --annotations runs/digits/annotations --output runs/second 
 from __future__ import annotations
 
 from argparse import ArgumentParser
-from pathlib import Path
 
 from pydantic import Field
 
 from coreg_ray.command_line import Command, load, run
+from coreg_ray.errors import UserError
+from coreg_ray.storage import Folder
 
 
 class TrainCommand(Command):
@@ -32,13 +33,26 @@ def run_folder(annotations: str) -> str:
 
 
 def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:
-    """`--config` of the run that was annotated, so that its source and class names need not be repeated."""
+    """`--config` of the run that was annotated, so that its source and class names need not be repeated.
+
+    Raises:
+        UserError: it has none, and neither `--config` nor `--source.kind` says what was annotated.
+    """
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--annotations", default="")
-    parser.add_argument("--config")
-    known, _ = parser.parse_known_args(arguments)
-    earlier = Path(run_folder(known.annotations), "config.yaml")
-    return ["--config", str(earlier)] if known.annotations and not known.config and earlier.is_file() else []
+    for name in ("annotations", "config", "source.kind"):
+        parser.add_argument(f"--{name}", dest=name)
+    known = vars(parser.parse_known_args(arguments)[0])
+    if not known["annotations"] or known["config"]:
+        return []
+    folder = run_folder(known["annotations"])
+    if Folder.at(folder).exists("config.yaml"):
+        return ["--config", f"{folder}/config.yaml"]
+    if known["source.kind"]:
+        return []
+    raise UserError(
+        f"{folder} has no config.yaml, so nobody knows what was annotated; give the annotations/ folder of a run, or "
+        "its settings with --config FILE"
+    )
 
 
 if __name__ == "__main__":

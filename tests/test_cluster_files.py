@@ -103,7 +103,7 @@ def offers(cluster: dict[str, Any], job: dict[str, Any]) -> list[dict[str, dict[
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_both_files_offer_what_their_jobs_ask_for(cluster: dict[str, Any], job: dict[str, Any]) -> None:
-    from coreg_ray.ray_train import scaling_config
+    from coreg_ray.ray_resources import scaling_config
 
     entrypoints = (entrypoint_of_cluster_yaml(), job["spec"]["entrypoint"])
     for workers, entrypoint in zip(offers(cluster, job), entrypoints, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
@@ -255,6 +256,17 @@ def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], m
         run(interrupted)
     assert end.value.code == 130
     assert "the same command continues this run" in capsys.readouterr().err
+
+
+def test_training_refuses_an_annotation_that_nobody_can_explain(tmp_path: Path) -> None:
+    job = Path(__file__).parents[1] / "jobs/train.py"
+    done = subprocess.run(
+        [sys.executable, job, "--annotations", str(tmp_path / "annotations"), "--output", str(tmp_path / "x")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "has no config.yaml, so nobody knows what was annotated; give" in done.stderr
+    assert not (tmp_path / "x").exists()
 
 
 def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import yaml
 from chat_server import chat_server
 from leftovers import left_behind
 from PIL import Image
@@ -207,6 +208,7 @@ def test_a_killed_job_goes_on_and_asks_nothing_twice_that_was_written(tmp_path: 
         assert 64 <= written < 256
         fast = settings.annotator.model_copy(update={"concurrency": 4})
         metrics = annotate_pool(settings.model_copy(update={"annotator": fast}), output)
+    assert yaml.safe_load(output.read("config.yaml")) == settings.settings() | {"annotator": fast.model_dump()}
     assert metrics["annotation/encoded_images"] == metrics["annotation/requests"] == 256 - written
     assert metrics["annotation/rows"] == metrics["annotation/requests_in_all"] == 256
     assert "annotation" in output.read("report.html").decode()
@@ -252,6 +254,10 @@ def test_mistakes_are_refused_before_work_starts(toy: dict[str, Any], images: Pa
     strange = config(toy, images, source={"manual_labels": str(tmp_path / "labels.csv")})
     with pytest.raises(UserError, match="labels 1 images that the pool does not hold"):
         ray_data.annotate(strange, "pool", output)
+    pq.write_table(pa.table({"image": [b""] * 3}), tmp_path / "unlabelled.parquet")
+    blank = config(toy, images, test={"kind": "parquet", "path": str(tmp_path / "unlabelled.parquet")})
+    with pytest.raises(UserError, match=r"none of the 3 test images has a label; .*--source.label_column"):
+        ray_data.annotate_splits(blank, ["pool", "test"], output)
     with pytest.raises(UserError, match=r"^annotator\.model=nothing is not known"):
         ray_data.annotate(config({**toy, "model": "nothing"}, images), "pool", output)
     assert not output.exists("annotations")

@@ -180,7 +180,8 @@ import ray
 from ray.cluster_utils import Cluster
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.ray_train import fit, refuse_unreachable
+from coreg_ray.ray_resources import refuse_unreachable
+from coreg_ray.ray_train import fit
 from coreg_ray.storage import Folder
 
 config = Config.model_validate_json(sys.stdin.read())
@@ -244,6 +245,39 @@ def test_what_the_cluster_cannot_hold_is_refused(tmp_path: Path, caplog: pytest.
     with caplog.at_level("INFO"), pytest.raises(UserError, match=r"needs 64 CPU \(there are 4\) after 1 s; lower it"):
         fit(config)
     assert "waiting for the cluster: 64 CPU (there are 4)" in caplog.text
+
+
+def node(labels: dict[str, str] | None = None, **resources: float) -> dict[str, Any]:
+    """One as `ray.nodes()` lists it."""
+    return {"Resources": resources, "Labels": labels or {}}
+
+
+def test_nodes_with_other_labels_and_parts_of_nodes_hold_no_worker() -> None:
+    from coreg_ray.ray_resources import missing_for
+
+    each = {"CPU": 1.0, "GPU": 1.0}
+    idle = [node({"role": "annotate"}, CPU=8, GPU=1)] * 2  # annotators whose idle time is not over
+    trainer = node({"role": "train"}, CPU=8, GPU=2)
+    assert missing_for(2, each, {}, idle) == ""
+    assert missing_for(2, each, {"role": "train"}, idle) == (
+        "2 CPU (there are 0 on nodes with {'role': 'train'}), 2 GPU (there are 0 on nodes with {'role': 'train'})"
+    )
+    assert missing_for(2, each, {"role": "train"}, [*idle, trainer]) == ""
+    assert missing_for(1, {"CPU": 8.0}, {}, [node(CPU=4)] * 2) == (
+        "room for 1 workers, each on one node (there is room for 0)"
+    )
+    assert missing_for(1, {"CPU": 0.1}, {}, [node(CPU=0.3)]) == ""
+
+
+@pytest.mark.parametrize(
+    ("selector", "fits"),
+    [("train", True), ("!train", False), ("spare", False), ("in(spare, train)", True), ("!in(spare,train)", False)],
+)
+def test_label_selectors_mean_what_ray_means_by_them(selector: str, fits: bool) -> None:
+    from coreg_ray.ray_resources import has_labels
+
+    assert has_labels({"role": "train"}, {"role": selector}) is fits
+    assert has_labels({}, {"role": selector}) is selector.startswith("!")
 
 
 def test_an_odd_number_of_workers_is_refused() -> None:

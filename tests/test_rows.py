@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coreg_ray.draws import generator
 from coreg_ray.errors import UserError
-from coreg_ray.rows import Images, Rows, Share, load_images, load_rows, make_rows, share
+from coreg_ray.rows import Rows, Share, load_images, load_rows, make_rows, pixel_sums, share
 from coreg_ray.storage import Folder
 
 CPU = torch.device("cpu")
@@ -110,9 +110,10 @@ def test_images_are_taken_channels_first_in_number_channels_last_in_memory() -> 
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_pixel_sums_are_exact() -> None:
-    pixels = torch.randint(0, 256, (5000, 2, 2, 3), generator=generator(0)).to(torch.uint8)  # more than a block
-    sums = Images(torch.arange(5000), pixels).pixel_sums()
+def test_pixel_sums_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coreg_ray.rows._BLOCK_VALUES", 1000)
+    pixels = torch.randint(0, 256, (5000, 2, 2, 3), generator=generator(0)).to(torch.uint8)
+    sums = pixel_sums(pixels)
     values = pixels.reshape(-1, 3).to(torch.int64)
     assert sums.tolist() == [*values.sum(0).tolist(), *(values**2).sum(0).tolist(), 20000]
 

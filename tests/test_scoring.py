@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreg_ray.annotations.quality import warnings
+from coreg_ray.annotations.quality import _pairs, warnings
 from coreg_ray.annotations.scoring import Evidence, Making, join, score, to_table
 from coreg_ray.annotations.table import Labels, read_table
 from coreg_ray.config import CandidatesConfig
@@ -162,3 +162,14 @@ def test_several_annotators_stand_side_by_side() -> None:
     torch.testing.assert_close(mean["i0"], (one.mean[0] + other.mean[0]) / 2, atol=1e-3, rtol=0)
     torch.testing.assert_close(mean["i3"], other.mean[3], atol=1e-3, rtol=0)
     torch.testing.assert_close(both.mean.sum(1), torch.ones(4), atol=2e-3, rtol=0)
+
+
+def test_pairs_of_classes_are_counted_as_a_matrix_product_would() -> None:
+    member = torch.rand(300, 40, generator=torch.Generator().manual_seed(0)) < 0.1
+    halves = [_pairs(half, half.sum(dim=1)) for half in (member[:100], member[100:])]
+    wanted = member.double().T @ member.double()
+    assert torch.equal((halves[0] + halves[1]).to_dense(), wanted.long())
+    assert _pairs(member[:0], member[:0].sum(dim=1)).to_dense().sum() == 0
+    large = torch.zeros(64, 20_000, dtype=torch.bool)
+    large[:, ::5_000] = True
+    assert _pairs(large, large.sum(dim=1))._nnz() == 16  # and no matrix of 20,000 x 20,000

@@ -19,10 +19,11 @@ from coreg_ray.annotations.preparation import take_inventory
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import digits
 from coreg_ray.errors import UserError
-from coreg_ray.sources.sets import in_test
+from coreg_ray.sources.sets import HuggingFaceSet, in_test
 from coreg_ray.sources.source import Source, held_out, open_source, row_number, row_numbers
 
 NAMES = {"cat": 0, "kitty": 0, "dog": 1}
+COLUMNS = ("image", "image_id", "label")
 
 
 def png(level: int) -> bytes:
@@ -126,6 +127,29 @@ def test_parquet_images_in_every_form(tmp_path: Path, form: str) -> None:
     assert set(labels(opened("parquet", tmp_path / "a.parquet")).values()) == {1}
 
 
+def test_odd_cells_are_answers_and_columns_of_other_things_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.parquet"
+    cells = [[[1, 2], [3, 4]], [[1, 2], [3, 300]], [[1, 2], [3]], None, [[5, 6], [7, 8]]]
+    pq.write_table(pa.table({"image": pa.array(cells, pa.list_(pa.list_(pa.int64())))}), file)
+    first, beyond, ragged, missing, last = contents(opened("parquet", tmp_path)).values()
+    np.testing.assert_array_equal([first, last], [[[1, 2], [3, 4]], [[5, 6], [7, 8]]])
+    assert first.dtype == np.uint8
+    assert "pixels from 1 to 300; they must lie in 0 to 255" in str(beyond)
+    assert all(isinstance(cell, ValueError) for cell in (beyond, ragged, missing))
+    for column in (["a.png"], [[[0.5, 1.0]]], [3]):
+        pq.write_table(pa.table({"image": pa.array(column)}), file)
+        with pytest.raises(UserError, match=r"a.parquet holds .* in 'image'; images are encoded bytes, .* convert it"):
+            opened("parquet", tmp_path)
+
+
+def test_labels_are_not_looked_at_where_nobody_has_named_the_classes(tmp_path: Path, tree: Path) -> None:
+    pq.write_table(pa.table({"image": [png(1)], "label": ["unicorn"]}), tmp_path / "a.parquet")
+    for kind, path in (("parquet", tmp_path / "a.parquet"), ("folder", tree)):
+        section = {"kind": kind, "path": str(path), "classes": ["cat", "dog"], "folder_labels": True}
+        unnamed = open_source(Config(source=section), "pool")
+        assert set(labels(unnamed).values()) == {None}
+
+
 def test_parquet_blocks_are_read_sparsely(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"image": [png(i) for i in range(9)], "image_id": list("abcdefghi")}), tmp_path / "a.parquet"
@@ -169,13 +193,17 @@ def test_webdataset_shards(tmp_path: Path) -> None:
             ("02.cls", b"0"),
             ("03.png", png(9)),
             ("03.json", b"{}"),
+            ("./v1.0/04.png", png(10)),
+            ("./v1.0/04.cls", b"cat"),
         ):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     source = opened("webdataset", f"{tmp_path}/s-*.tar")
-    assert contents(source) == {"s-0.tar/01.png": png(7), "s-0.tar/02.png": png(8), "s-0.tar/03.png": png(9)}
-    assert labels(source) == {"s-0.tar/01.png": 1, "s-0.tar/02.png": 0, "s-0.tar/03.png": None}
+    images = ("01.png", "02.png", "03.png", "./v1.0/04.png")
+    assert contents(source) == {f"s-0.tar/{name}": png(7 + number) for number, name in enumerate(images)}
+    truth = (1, 0, None, 0)
+    assert labels(source) == {f"s-0.tar/{name}": label for name, label in zip(images, truth, strict=True)}
     (tmp_path / "s-1.tar").write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="cannot be read as a tar file"):
         list(opened("webdataset", tmp_path).listing())
@@ -191,6 +219,12 @@ def test_hugging_face_datasets(tmp_path: Path) -> None:
     assert source.known_classes == ("cat", "dog")
     assert contents(source) == {"train/00000000": png(1), "train/00000001": png(2)}
     assert labels(source) == {"train/00000000": 1, "train/00000001": 0}
+    turned = HuggingFaceSet.at(str(tmp_path / "set"), "train", COLUMNS, {"dog": 0, "puppy": 0, "cat": 1})
+    assert labels(turned) == {"train/00000000": 0, "train/00000001": 1}
+    renamed = HuggingFaceSet.at(str(tmp_path / "set"), "train", COLUMNS, {"felis catus": 0, "canis familiaris": 1})
+    assert labels(renamed) == {"train/00000000": 1, "train/00000001": 0}
+    with pytest.raises(UserError, match=r"classes cat, dog, ... of which 'cat' and 0 more are not among"):
+        HuggingFaceSet.at(str(tmp_path / "set"), "train", COLUMNS, {"dog": 0, "felis catus": 1})
     with pytest.raises(UserError, match=r"has no split 'dev'; set source.name to one of train, test"):
         opened("huggingface", tmp_path / "set", name="dev")
 

@@ -25,12 +25,13 @@ class Score:
         quality: what the votes say.
         mass: (K,) sum of the mean probabilities, the annotator's idea of the class prior.
         sizes: [rows, sum of |S|, rows with |S| = 1] of the candidate sets as they are used.
-        pairs: (K, K) rows whose set holds both classes; the diagonal counts the rows of one.
+        pairs: (K, K) sparse, rows whose set holds both classes; the diagonal counts the rows of one.
         dissent: (P,) rows where a prompt votes against the most voted class.
         entropy: [sum of the entropy of votes in nats, rows].
         similarity: (400,) histogram of the best similarity.
         background: [rows closer to a background text, rows].
-        confusion: (K, K) true class by class of the mean, and `covered` (K,), `labelled` (K,): truth in the set.
+        right: (K,) rows of each true class that the mean gets right; `covered` (K,): whose set holds the truth;
+            `labelled` (K,): all of them.
     """
 
     quality: Quality
@@ -41,7 +42,7 @@ class Score:
     entropy: Tensor
     similarity: Tensor
     background: Tensor
-    confusion: Tensor
+    right: Tensor
     covered: Tensor
     labelled: Tensor
 
@@ -56,22 +57,21 @@ class Score:
         counts = torch.zeros(n, classes + 1).scatter_add_(1, votes.long() + 1, torch.ones(votes.shape))[:, 1:]
         share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
         against = (votes != counts.argmax(dim=1, keepdim=True)) & (votes != NO_VOTE)
-        held, known = member.float(), truth >= 0
-        size = member.sum(dim=1)
-        right, guess = truth[known], mean[known].argmax(dim=1)
+        size, known = member.sum(dim=1), truth >= 0
+        true, guess = truth[known], mean[known].argmax(dim=1)
         bins = ((similarity[~similarity.isnan()] + 1) / 2 * _BINS).long().clamp(0, _BINS - 1)
         return cls(
             quality=quality,
             mass=mean.sum(dim=0, dtype=torch.float64),
             sizes=torch.stack([torch.tensor(n), size.sum(), (size == 1).sum()]),
-            pairs=(held.T @ held).long(),
+            pairs=_pairs(member, size),
             dissent=against.sum(dim=0),
             entropy=torch.stack([-torch.special.xlogy(share, share).sum().double(), torch.tensor(n).double()]),
             similarity=torch.bincount(bins, minlength=_BINS),
             background=torch.stack([background.sum(), torch.tensor(n)]),
-            confusion=torch.bincount(right * classes + guess, minlength=classes**2).view(classes, classes),
-            covered=torch.bincount(right[member[known].gather(1, right[:, None])[:, 0]], minlength=classes),
-            labelled=torch.bincount(right, minlength=classes),
+            right=torch.bincount(true[true == guess], minlength=classes),
+            covered=torch.bincount(true[member[known].gather(1, true[:, None])[:, 0]], minlength=classes),
+            labelled=torch.bincount(true, minlength=classes),
         )
 
     def __add__(self, other: Score) -> Score:
@@ -96,8 +96,8 @@ class Score:
             each = self.labelled.clamp(min=1)
             coverage = int(self.covered.sum()) / total
             figures |= {
-                "zero_shot_accuracy": int(self.confusion.trace()) / total,
-                "class_accuracy": (self.confusion.diagonal() / each).tolist(),
+                "zero_shot_accuracy": int(self.right.sum()) / total,
+                "class_accuracy": (self.right / each).tolist(),
                 "coverage": coverage,
                 "class_coverage": (self.covered / each).tolist(),
                 "eta": 1 - coverage,
@@ -107,15 +107,15 @@ class Score:
     def _swallowed(self, names: list[str]) -> list[dict[str, Any]]:
         """Classes whose sets nearly always hold another, larger class; `twins` where it goes both ways."""
         found = []
-        own = self.pairs.diagonal()
-        share = self.pairs / own.clamp(min=1)[:, None]  # [a, b]: of the rows of a, how many also hold b
-        share.fill_diagonal_(0)
-        for small, large in (share >= _SWALLOWED).nonzero().tolist():
-            twins = bool(share[large, small] >= _TWINS)
+        pairs = self.pairs.coalesce()
+        (one, other), both = pairs.indices(), pairs.values()
+        own = torch.zeros(len(names), dtype=torch.int64).index_add_(0, one[one == other], both[one == other])
+        share = both / own[one]  # of the rows that hold one, those that hold the other too
+        for pair in ((share >= _SWALLOWED) & (one != other)).nonzero().flatten().tolist():
+            small, large = int(one[pair]), int(other[pair])
+            twins = bool(both[pair] / own[large] >= _TWINS)
             if (own[large], large) > (own[small], small):
-                found.append(
-                    {"class": names[small], "by": names[large], "share": float(share[small, large]), "twins": twins}
-                )
+                found.append({"class": names[small], "by": names[large], "share": float(share[pair]), "twins": twins})
         return found
 
     def _outliers(self) -> float | None:
@@ -127,6 +127,18 @@ class Score:
         quarter, half = (int((below >= q).nonzero()[0]) for q in (0.25, 0.5))
         limit = half - _OUTLIER_SPREADS * max(1, half - quarter)
         return float(self.similarity[: max(0, int(limit))].sum()) / total
+
+
+def _pairs(member: Tensor, size: Tensor) -> Tensor:
+    """(K, K) sparse int64: in how many rows of member (n, K) each two classes are, from size (n,) of the rows."""
+    row, classes = member.nonzero(as_tuple=True)
+    times = size[row]  # every candidate meets all of its row, which begin at the row's first
+    one = classes.repeat_interleave(times)
+    first = (size.cumsum(0) - size)[row].repeat_interleave(times)
+    step = torch.arange(len(one)) - (times.cumsum(0) - times).repeat_interleave(times)
+    both = torch.stack([one, classes[first + step]])
+    ones, shape = torch.ones(len(one), dtype=torch.int64), (member.shape[1],) * 2
+    return torch.sparse_coo_tensor(both, ones, shape, check_invariants=True).coalesce()
 
 
 def warnings(figures: dict[str, Any], names: list[str], prompts: list[str], alike: list[tuple[str, str]]) -> list[str]:

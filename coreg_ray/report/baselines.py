@@ -28,6 +28,7 @@ from coreg_ray.config import Config
 from coreg_ray.draws import generator, key, uniform
 from coreg_ray.losses import partial_cross_entropy, soft_cross_entropy
 from coreg_ray.networks import Student, build_student
+from coreg_ray.rows import pixel_statistics, pixel_sums
 from coreg_ray.sample import Sample, read_sample
 from coreg_ray.sources.source import row_numbers
 from coreg_ray.state import working_precision
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 KEPT = "baselines.json"
 MOST_IMAGES = 20_000  # of the pool; more make no difference to a linear probe
+MOST_BYTES = 1_000_000_000  # of pixels: the driver's machine is often a small one
 DISTIL_EPOCHS = 20  # or as many as the run has, if these are fewer
 LEAST_EPOCHS = 5  # a student that has no time for them is left out, and the report says so
 MOST_SECONDS, MOST_SHARE = 30.0, 0.1  # of time to distil in, or of the training's time, if that is more
@@ -99,8 +101,8 @@ def _wanted(output: Folder, config: Config) -> list[str | None]:
 
 def _run(output: Folder, config: Config, limit_s: float) -> list[Baseline]:
     side, count = config.student.resolution, len(output.read_json("candidates/manifest.json")["class_names"])
-    pool = read_sample(output, "pool", side, count, MOST_IMAGES)
-    test = read_sample(output, "test", side, count, MOST_IMAGES)
+    most = min(MOST_IMAGES, MOST_BYTES // (3 * side**2))
+    pool, test = (read_sample(output, split, side, count, most) for split in ("pool", "test"))
     if pool is None or test is None:
         return []
     pool = pool.where(pool.candidates.any(dim=1).numpy() & ~pool.held_out(config.source.holdout))
@@ -216,9 +218,9 @@ def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tup
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(config.seed, "distil"))
         student = build_student(config.student, targets.shape[1]).to(device).train()
-    values = pool.pixels.double()
-    student.pixel_mean.copy_(values.mean(dim=(0, 2, 3)))
-    student.pixel_std.copy_(values.std(dim=(0, 2, 3)).clamp(min=1))
+    mean, spread = pixel_statistics(pixel_sums(pool.pixels.permute(0, 2, 3, 1)))
+    student.pixel_mean.copy_(mean)
+    student.pixel_std.copy_(spread)
     method, precision = config.method, working_precision(config.student, device)
     optimizer = torch.optim.SGD(
         student.parameters(), method.learning_rate, momentum=method.momentum, weight_decay=method.weight_decay

@@ -43,10 +43,16 @@ class Search(Section):
         """Refuse what cannot work together.
 
         Raises:
-            UserError: an objective without its images, a scheduler or searcher that cannot handle the space, a package
-                that is not installed.
+            UserError: an objective without its images, a scheduler or searcher that cannot handle the space, candidate
+                sets of several annotators that differ by trial, a package that is not installed.
         """
         check_objective(self.objective, config)
+        made = [key for key in space.keys if key.startswith("candidates.") or key == "source.prompts"]
+        if made and config.further_annotators:
+            raise UserError(
+                f"{', '.join(made)} cannot be searched over with further_annotators: trials would wait for CPUs that "
+                "they hold themselves; search with one annotator, or once for each setting"
+            )
         if self.search == "optuna":
             grids = [dimension.key for dimension in space.dimensions if dimension.kind == "grid"]
             if grids:

@@ -100,20 +100,28 @@ class TorchvisionSet:
 
 @dataclass(frozen=True)
 class HuggingFaceSet:
-    """A Hugging Face dataset: a folder that `save_to_disk` wrote, or whatever `load_dataset` takes."""
+    """A Hugging Face dataset: a folder that `save_to_disk` wrote, or whatever `load_dataset` takes.
+
+    Attributes:
+        columns: of the image, the id and the label; the last two need not exist.
+        by_name: whether the numbers of its labels stand for names that are looked up. Where the user has renamed all
+            classes, they are positions in the user's list.
+    """
 
     path: str
     part: str
-    columns: tuple[str, str, str]  # of the image, the id and the label; the last two need not exist
+    columns: tuple[str, str, str]
     labels: LabelReader
     known_classes: tuple[str, ...] = ()
+    by_name: bool = False
 
     @classmethod
-    def at(cls, path: str, part: str, columns: tuple[str, str, str], names: dict[str, int]) -> HuggingFaceSet:
+    def at(cls, path: str, part: str, columns: tuple[str, str, str], names: dict[str, int] | None) -> HuggingFaceSet:
         """Open it once, so that what is missing is said before work starts.
 
         Raises:
-            UserError: `datasets` is not installed, there is no such dataset, split or column of images.
+            UserError: `datasets` is not installed, there is no such dataset, split or column of images, or only some of
+                its class names are among `names`.
         """
         data = _hugging_face(path, part)
         image, _, label = columns
@@ -122,7 +130,14 @@ class HuggingFaceSet:
                 f"{path} has no column {image!r}; set source.image_column to one of {', '.join(data.features)}"
             )
         known = tuple(getattr(data.features.get(label), "names", None) or ())
-        return cls(path, part, columns, LabelReader(names), known)
+        unknown = [name for name in known if name.lower() not in (names or {})]
+        if names and 0 < len(unknown) < len(known):
+            raise UserError(
+                f"{path} has the classes {', '.join(known[:5])}, ... of which {unknown[0]!r} and {len(unknown) - 1} "
+                "more are not among source.classes; add them, for example as further names (car|automobile), or "
+                "rename all of them"
+            )
+        return cls(path, part, columns, LabelReader(names), known, by_name=not unknown)
 
     def listing(self) -> Iterator[pa.Table]:
         data, (_, key, label) = _hugging_face(self.path, self.part), self.columns
@@ -132,8 +147,17 @@ class HuggingFaceSet:
             indices = range(start, min(start + BLOCK_IMAGES, len(data)))
             found = light[start : indices.stop] if light is not None else {}
             ids = [str(value) for value in found.get(key, [f"{self.part}/{index:08d}" for index in indices])]
-            labels = [self.labels(value, i) for value, i in zip(found.get(label, [None] * len(ids)), ids, strict=True)]
+            given = map(self._meant, found.get(label, [None] * len(ids)))
+            labels = [self.labels(value, i) for value, i in zip(given, ids, strict=True)]
             yield block(ids, labels=labels, starts=indices)
+
+    def _meant(self, label: Any) -> Any:
+        """A label's name where it has one; -1 is how sets without labels number them."""
+        if not self.known_classes or not isinstance(label, int):
+            return label
+        if label < 0:
+            return None
+        return self.known_classes[label] if self.by_name else label
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         from datasets import Image

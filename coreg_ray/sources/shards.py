@@ -1,4 +1,6 @@
-"""Images in tar files as WebDataset writes them: files that share a name up to its first dot are one example."""
+"""Images in tar files as WebDataset writes them: files of a folder that share a name up to its first dot are one
+example.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ class TarShards:
     known_classes: tuple[str, ...] = ()
 
     @classmethod
-    def at(cls, path: str, names: dict[str, int]) -> TarShards:
+    def at(cls, path: str, names: dict[str, int] | None) -> TarShards:
         """The shards at a path, folder, glob or URI. Raises UserError where there is none."""
         folder, shards = matching_files(path, (".tar",), "tar file")
         return cls(folder, tuple(shards), LabelReader(names))
@@ -54,7 +56,9 @@ class TarShards:
         try:
             with self.folder.filesystem.open_input_file(path) as raw, tarfile.open(fileobj=raw) as tar:
                 for member in tar:
-                    key, _, ending = member.name.partition(".")
+                    folder, _, base = member.name.rpartition("/")
+                    stem, _, ending = base.partition(".")
+                    key = f"{folder}/{stem}"
                     if member.isfile() and ending in _LABEL_ENDINGS:
                         content = tar.extractfile(member)
                         labels[key] = content.read().decode().strip() if content else ""

@@ -73,7 +73,8 @@ def open_source(config: Config, split: Split, names: dict[str, int] | None = Non
     """The images of one split: the unlabelled pool (`config.source`) or the labelled test images (`config.test`).
 
     Args:
-        names: class name in lower case -> class number, where labels are names (sub-folders, text columns).
+        names: class name in lower case -> class number, where labels are names (sub-folders, text columns). None: no
+            label is looked at, unless the set has numbered its own.
 
     Raises:
         UserError: the split is not configured, or what it names does not exist.
@@ -81,7 +82,7 @@ def open_source(config: Config, split: Split, names: dict[str, int] | None = Non
     section = config.source if split == "pool" else config.test
     part: Literal["train", "test"] = "train" if split == "pool" else "test"
     columns = (config.source.image_column, config.source.id_column, config.source.label_column)
-    names, path = names or {}, section.path or ""
+    path = section.path or ""
     match section.kind:
         case None:
             raise UserError("test.kind is empty, so there are no labelled images; give test.kind and test.path")
@@ -136,14 +137,14 @@ class LabelReader:
     """Labels as a source writes them -> class numbers.
 
     Attributes:
-        names: class name in lower case -> class number; empty: labels must be numbers.
+        names: class name in lower case -> class number; empty: labels must be numbers; None: there are none.
     """
 
-    names: dict[str, int]
+    names: dict[str, int] | None
 
     def __call__(self, label: object, image_id: str) -> int | None:
         """The class number of one label; None stays None. Raises UserError for a label outside the class list."""
-        if label is None:
+        if label is None or self.names is None:
             return None
         count = len(set(self.names.values()))
         if isinstance(label, str):

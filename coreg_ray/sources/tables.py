@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ class ParquetImages:
 
     @classmethod
     def at(
-        cls, path: str, names: dict[str, int], columns: tuple[str, str, str] = ("image", "image_id", "label")
+        cls, path: str, names: dict[str, int] | None, columns: tuple[str, str, str] = ("image", "image_id", "label")
     ) -> ParquetImages:
         """The files at a path, folder, glob or URI; `names` (lower case -> class number) reads labels given as text.
 
@@ -41,7 +42,7 @@ class ParquetImages:
             columns: of the image, the id and the label; the last two need not exist.
 
         Raises:
-            UserError: there is none, or one is not Parquet or lacks the column of images.
+            UserError: there is none, or one is not Parquet or lacks the column of images, or it holds something else.
         """
         folder, files = matching_files(path, (".parquet",), "Parquet file")
         source = cls(folder, tuple(files), LabelReader(names), *columns)
@@ -51,6 +52,12 @@ class ParquetImages:
                 raise UserError(
                     f"{files[0]} has no column {source.image_column!r}; "
                     f"set source.image_column to one of {', '.join(present)}"
+                )
+            kind = parquet.schema_arrow.field(source.image_column).type
+            if not _can_hold_images(kind):
+                raise UserError(
+                    f"{files[0]} holds {kind} in {source.image_column!r}; images are encoded bytes, {{bytes, path}} "
+                    "pairs or arrays of whole numbers from 0 to 255: convert it, or set source.image_column"
                 )
         return source
 
@@ -107,10 +114,25 @@ class ParquetImages:
             raise UserError(f"{path} cannot be read as Parquet ({error}); give Parquet files") from error
 
 
+def _can_hold_images(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return True
+    depth = 0
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth > 0 and pa.types.is_integer(kind)
+
+
 def _values(column: pa.Array) -> Iterator[Content]:
     """The images of one Arrow column, whatever form they have."""
     if isinstance(column, pa.FixedShapeTensorArray):
-        yield from column.to_numpy_ndarray()
+        yield from map(_pixels, column.to_numpy_ndarray())
         return
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
@@ -120,4 +142,15 @@ def _values(column: pa.Array) -> Iterator[Content]:
         if value is None:
             yield ValueError("no image in this row")
         else:
-            yield value if isinstance(value, bytes) else np.asarray(value, dtype=np.uint8)
+            yield value if isinstance(value, bytes) else _pixels(value)
+
+
+def _pixels(value: Any) -> Content:
+    """An array of uint8, or why it is none: not the same length everywhere, or beyond 0 to 255."""
+    try:
+        pixels = np.asarray(value)
+        if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255:
+            return ValueError(f"pixels from {pixels.min()} to {pixels.max()}; they must lie in 0 to 255")
+        return pixels.astype(np.uint8, copy=False)
+    except (ValueError, TypeError) as error:
+        return error
