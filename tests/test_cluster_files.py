@@ -66,6 +66,16 @@ def test_nothing_is_open_to_the_world_and_no_secret_is_inside(cluster: dict[str,
     assert "LoadBalancer" not in text
 
 
+def test_workers_may_open_the_bucket_that_the_run_lies_in(cluster: dict[str, Any], job: dict[str, Any]) -> None:
+    for name in ("annotators", "trainers"):
+        assert cluster["available_node_types"][name]["node_config"]["IamInstanceProfile"] == {
+            "Name": "coreg-ray-worker"
+        }
+    spec = job["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert group["template"]["spec"]["serviceAccountName"] == "coreg-ray"
+
+
 def test_workers_come_when_asked_for_and_go_when_idle(cluster: dict[str, Any], job: dict[str, Any]) -> None:
     types = cluster["available_node_types"]
     workers = {name: kind for name, kind in types.items() if name != cluster["head_node_type"]}
