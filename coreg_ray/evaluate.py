@@ -1,4 +1,4 @@
-"""Scoring both networks: on held-out images without labels, and on test images with them."""
+"""Scoring both networks: on images without labels, most of them held out, and on test images with labels."""
 
 from __future__ import annotations
 
@@ -21,20 +21,22 @@ EVALUATE_BATCH = 1024
 
 @dataclass(frozen=True)
 class Scored:
-    """Images that are looked at but never trained on; either may be empty.
+    """Images that networks are scored on after every epoch; any may be empty.
 
     Attributes:
-        held_out: annotated images without labels, for the criteria; as `Rows` they have their candidate sets.
-        test: labelled images.
+        held_out: annotated images that are not trained on, for the criteria; as `Rows` they have their candidate sets.
+        test: labelled images, which are not trained on either.
+        shown: images that are trained on, for the criteria where few are held out.
     """
 
     held_out: Images | None = None
     test: Images | None = None
+    shown: Images | None = None
 
 
 @torch.no_grad()
 def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
-    """Accuracy of the sum of both networks' logits and of each alone, and the criteria on held-out images.
+    """Accuracy of the sum of both networks' logits and of each alone, and the criteria.
 
     Every process scores its share of the images with both networks (its own and the peer, which are equal to the other
     process's right after an exchange), so only a handful of counts travels (METHOD: section 3, step 6).
@@ -50,18 +52,19 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
         for slot, logits in enumerate((logits_a + logits_b, logits_a, logits_b)):
             hits[slot] += (logits.argmax(1) == labels).sum()
         hits[3] += (labels >= 0).sum()
-    counts = no_counts(len(state.classes), mesh.device)
-    for images, index in _share(scored.held_out, mesh):
-        predicted = _predicted(state, pair, images, index, mesh)
-        candidates = images.candidates(index, mesh.device) if isinstance(images, Rows) else None
-        counts += count(predicted, candidates, len(state.classes))
+    counts = [no_counts(len(state.classes), mesh.device) for _ in range(2)]
+    for mine, looked_at in zip(counts, (scored.held_out, scored.shown), strict=True):
+        for images, index in _share(looked_at, mesh):
+            predicted = _predicted(state, pair, images, index, mesh)
+            candidates = images.candidates(index, mesh.device) if isinstance(images, Rows) else None
+            mine += count(predicted, candidates, len(state.classes))
     learner.student.train()
-    sums = mesh.world_sum(torch.cat([hits, counts])).cpu()
+    sums = mesh.world_sum(torch.cat([hits, *counts])).cpu()
     both, a, b, tested = sums[:4].tolist()
     metrics: dict[str, float] = {}
     if tested:
         metrics |= {"test/accuracy": both / tested, "test/accuracy_a": a / tested, "test/accuracy_b": b / tested}
-    return metrics | criteria(sums[4:])
+    return metrics | criteria(*sums[4:].chunk(2))
 
 
 def _share(images: Images | None, mesh: Mesh) -> Iterator[tuple[Images, Tensor]]:

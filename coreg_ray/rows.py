@@ -150,17 +150,20 @@ def share(rows: Rows, replica: int, replicas: int) -> Rows:
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of the stored tables are wanted: replica of replicas, and on which side of the hold-out."""
+    """Which rows of the stored tables are wanted: a replica's, and those whose number lies in a part of all numbers.
+
+    The first part of the numbers is held out, so `start` is where training begins and held-out rows have their `end`.
+    """
 
     replica: int = 0
     replicas: int = 1
-    holdout: float = 0.0
-    held_out: bool = False
+    start: float = 0.0
+    end: float = 1.0
 
     def mask(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the row numbers (N,) are wanted, (N,) bool."""
-        out = numbers < int(self.holdout * 2**63)
-        return (out == self.held_out) & (numbers % self.replicas == self.replica)
+        first, last = int(self.start * 2**63), int(self.end * 2**63) - 1
+        return (numbers >= first) & (numbers <= last) & (numbers % self.replicas == self.replica)
 
 
 def load_rows(output: Folder, num_classes: int, side: int, wanted: Share, memory_limit: float) -> Rows:
@@ -171,7 +174,7 @@ def load_rows(output: Folder, num_classes: int, side: int, wanted: Share, memory
             go to a memory-mapped file on local disk.
 
     Raises:
-        UserError: an image has no candidate set, or a share to train on holds no row at all.
+        UserError: an image has no candidate set, or a share to train on, which reaches to the end, holds no row at all.
     """
     import pyarrow.compute as pc  # here, so that rows in memory need torch alone
 
@@ -188,7 +191,7 @@ def load_rows(output: Folder, num_classes: int, side: int, wanted: Share, memory
             f"{output.path}: {len(images)} images and {len(number)} candidate sets do not belong to the same rows; "
             "remove rows/ and candidates/ and give the command again"
         )
-    if not len(number) and not wanted.held_out:
+    if not len(number) and wanted.end >= 1:
         raise UserError(f"replica {wanted.replica} of {wanted.replicas} has no rows; use fewer workers")
     count = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
     order = torch.from_numpy(np.argsort(number))

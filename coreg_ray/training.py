@@ -18,6 +18,7 @@ from torch import Tensor
 from coreg_ray import checkpoint
 from coreg_ray.config import Config
 from coreg_ray.coreg import Epoch, fit
+from coreg_ray.criteria import ENOUGH
 from coreg_ray.errors import UserError
 from coreg_ray.evaluate import Scored
 from coreg_ray.history import History
@@ -34,11 +35,15 @@ class Task:
     """What a training run learns: made by annotation, read by every process.
 
     Attributes:
-        classes: K class names. prior: (K,) or None for uniform. fingerprint: of configuration and annotation together,
-            wherever files lie: drivers and workers see them at different paths.
+        classes: K class names.
+        images: how many the pool has.
+        prior: (K,) or None for uniform.
+        fingerprint: of configuration and annotation together, wherever files lie: drivers and workers see them at
+            different paths.
     """
 
     classes: list[str]
+    images: int
     prior: Tensor | None
     fingerprint: str
 
@@ -60,7 +65,9 @@ class Task:
         del settings["start_from"], settings["student"]["pretrained"]  # where a run begins; a checkpoint lies behind it
         settings["method"]["prior"] = None if prior is None else prior.tolist()
         content = json.dumps([settings, manifest.get("fingerprint"), classes, images], sort_keys=True)
-        return cls(classes, prior, hashlib.blake2b(content.encode(), digest_size=16).hexdigest())
+        return cls(
+            classes, manifest["quality"]["rows"], prior, hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        )
 
 
 def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | None:
@@ -156,13 +163,17 @@ def load_data(config: Config, output: Folder, task: Task, mesh: Mesh) -> tuple[R
     """This replica's training rows, and the images that every process scores."""
     side, holdout = config.student.resolution, config.source.holdout
     limit = config.cluster.memory_share * physical_memory()
-    wanted = Share(mesh.replica, mesh.replicas, holdout)
-    rows = load_rows(output, len(task.classes), side, wanted, limit)
-    apart = Share(holdout=holdout, held_out=True)
-    held_out = load_rows(output, len(task.classes), side, apart, limit) if holdout else None
+    enough = min(1.0, ENOUGH / max(1, task.images))
+
+    def share(wanted: Share) -> Rows:
+        return load_rows(output, len(task.classes), side, wanted, limit)
+
+    rows = share(Share(mesh.replica, mesh.replicas, start=holdout))
+    held_out = share(Share(end=holdout)) if holdout else None
+    shown = share(Share(start=holdout, end=enough)) if 0 < holdout < enough else None
     test = load_images(output, "test", side, Share(), limit) if config.test.kind else None
-    _to_device([rows, *(images for images in (held_out, test) if images is not None)], mesh)
-    return rows, Scored(held_out, test)
+    _to_device([rows, *(images for images in (held_out, shown, test) if images is not None)], mesh)
+    return rows, Scored(held_out, test, shown)
 
 
 def _to_device(parts: list[Images], mesh: Mesh) -> None:

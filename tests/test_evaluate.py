@@ -19,6 +19,7 @@ from coreg_ray.state import State
 from coreg_ray.views.augment import WEAK_DRAWS, weak
 
 DATA = toy.toy(40)
+CPU = torch.device("cpu")
 TEST, HELD_OUT = DATA.scored.test, DATA.scored.held_out
 
 
@@ -44,7 +45,7 @@ class One(Mesh):
     def __init__(self, rank: int, world: int) -> None:
         super().__init__()
         self.rank, self.world = rank, world
-        self.said = torch.zeros(17)
+        self.said = torch.zeros(30)
 
     def world_sum(self, tensor: Tensor) -> Tensor:
         self.said = tensor
@@ -59,6 +60,24 @@ def test_accuracies_and_agreement_are_what_their_names_say() -> None:
         assert metrics[f"test/accuracy{name}"] == float((values.argmax(1) == TEST.labels).double().mean())
     a, b = logits(state, HELD_OUT)
     assert metrics["criterion/label_free"] == float((a.argmax(1) == b.argmax(1)).double().mean())
+
+
+def test_images_that_are_trained_on_add_to_all_criteria_but_the_agreement() -> None:
+    state = state_of()
+    candidates = torch.rand(len(HELD_OUT), 4, generator=torch.Generator().manual_seed(0)) < 0.5
+    whole = make_rows(HELD_OUT.numbers, HELD_OUT.pixels, candidates)
+    half = len(whole) // 2
+    one, other = (
+        make_rows(whole.numbers[part], whole.pixels[part], whole.candidates(torch.arange(len(whole))[part], CPU))
+        for part in (slice(half), slice(half, None))
+    )
+    together, apart = evaluate(state, Scored(whole), Mesh()), evaluate(state, Scored(one), Mesh())
+    found = evaluate(state, Scored(one, shown=other), Mesh())
+    assert found.pop("criterion/label_free") == apart["criterion/label_free"]
+    together.pop("criterion/label_free")
+    assert found == together
+    assert found["criterion/combined"] != apart["criterion/combined"]
+    assert evaluate(state, Scored(shown=other), Mesh()) == {}
 
 
 def test_criteria_compare_predictions_on_views_with_each_other_and_with_the_candidates() -> None:

@@ -178,9 +178,9 @@ def test_each_replica_reads_its_share_and_nobody_the_held_out(tmp_path: Path) ->
     assert 5 < out.sum() < 40
     for replica in range(2):
         mine = ~out & (data.numbers % 2 == replica)
-        rows = load_rows(output, CLASSES, SIDE, Share(replica, 2, holdout=0.25), LIMIT)
+        rows = load_rows(output, CLASSES, SIDE, Share(replica, 2, start=0.25), LIMIT)
         same(rows, Dense(data.numbers[mine], data.pixels[mine], data.candidates[mine], data.trusted[mine]))
-    held_out = load_images(output, "pool", SIDE, Share(holdout=0.25, held_out=True), LIMIT)
+    held_out = load_images(output, "pool", SIDE, Share(end=0.25), LIMIT)
     assert torch.equal(held_out.numbers, data.numbers[out])
     assert torch.equal(held_out.pixels, data.pixels[out])
 
@@ -188,7 +188,9 @@ def test_each_replica_reads_its_share_and_nobody_the_held_out(tmp_path: Path) ->
 def test_without_a_holdout_every_row_is_trained_on() -> None:
     numbers = torch.tensor([0, 1, 2**63 - 1]).numpy()
     assert Share().mask(numbers).tolist() == [True, True, True]
-    assert Share(held_out=True).mask(numbers).tolist() == [False, False, False]
+    assert Share(end=0).mask(numbers).tolist() == [False, False, False]
+    assert Share(start=0.5).mask(numbers).tolist() == [False, False, True]
+    assert Share(start=0.0, end=0.5).mask(numbers).tolist() == [True, True, False]
 
 
 def test_large_images_are_mapped_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -115,6 +115,7 @@ def prepare_run(output: Path, data: Toy, **sections: Any) -> Config:
         "class_names": CLASSES,
         "fingerprint": "toy",
         "prior": [0.1, 0.2, 0.3, 0.4],
+        "quality": {"rows": len(rows)},
     }
     Folder.at(output).write_json("candidates/manifest.json", manifest)
     return run_config(output, **sections)

@@ -27,6 +27,7 @@ from coreg_ray.benchmark.halving import replay
 from coreg_ray.candidates import combine_votes, synthetic_candidates
 from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.coreg import fit
+from coreg_ray.criteria import ENOUGH
 from coreg_ray.draws import generator
 from coreg_ray.embedded.digits import CLASS_NAMES, digits
 from coreg_ray.evaluate import Scored
@@ -81,15 +82,19 @@ def candidate_sets(noise: str, labels: Tensor) -> Tensor:
 
 
 def load_pool(noise: str, side: int) -> tuple[Rows, Scored]:
-    """The digits to train on, and those that are held out or only score."""
+    """The digits to train on, and those that networks are scored on, as in a training run."""
     ids, _, labels = digits("train")
     numbers, sets = torch.from_numpy(row_numbers(ids)), candidate_sets(noise, torch.from_numpy(labels))
     pixels = torch.from_numpy(digits("train", size=side)[1])
     out = torch.from_numpy(held_out(numbers.numpy(), HOLDOUT))
     test_ids, test_pixels, test_labels = digits("test", size=side)
     test = Images(torch.from_numpy(row_numbers(test_ids)), torch.from_numpy(test_pixels), torch.from_numpy(test_labels))
-    apart = make_rows(numbers[out], pixels[out], sets[out])
-    return make_rows(numbers[~out], pixels[~out], sets[~out]), Scored(apart, test)
+    looked_at = torch.from_numpy(held_out(numbers.numpy(), ENOUGH / len(numbers)))
+
+    def rows(mask: Tensor) -> Rows:
+        return make_rows(numbers[mask], pixels[mask], sets[mask])
+
+    return rows(~out), Scored(rows(out), test, rows(looked_at & ~out))
 
 
 def run_trials(noise: str, regime: str, numbers: range, done: set[int]) -> Iterator[dict[str, Any]]:
