@@ -28,7 +28,7 @@ GAUGES = {
     "coreg_clean_fraction": ("share of the rows whose candidate set a network holds for sound", "clean"),
     "coreg_label_churn": ("share of the rows whose pseudo-label changed since the last epoch", "churn"),
     "coreg_agreement": ("share of the rows on which both networks agree", "agreement"),
-    "coreg_criterion": ("stability times likeness of class shares on held-out images", "criterion/combined"),
+    "coreg_criterion": ("stability times likeness of class shares, without labels", "criterion/combined"),
     "coreg_test_accuracy": ("of both networks together on the labelled test images", "test/accuracy"),
     "coreg_step_seconds": ("mean seconds of a training step", "time/step_s"),
     "coreg_exchange_seconds": ("seconds of the epoch spent exchanging opinions and weights", "time/exchange_s"),

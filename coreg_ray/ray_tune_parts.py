@@ -20,7 +20,7 @@ from ray.tune.schedulers import (
     TrialScheduler,
 )
 from ray.tune.search.basic_variant import BasicVariantGenerator
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from coreg_ray.errors import UserError
 from coreg_ray.search.definition import Search
@@ -170,7 +170,20 @@ class Tidy(tune.Callback):
             if not 0 <= time.monotonic() - ended < _DIES_WITHIN_S:
                 del self._ended[group]
                 with contextlib.suppress(ValueError, RuntimeError):  # it is gone already
-                    remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+                    remove_placement_group(_group(group))
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """No later step comes, so wait for those that ended last."""
+        while self._ended:
+            for group in list(self._ended):
+                if placement_group_table(_group(group)).get("state") == "REMOVED":
+                    del self._ended[group]
+            self.on_step_end(0, trials)
+            time.sleep(0.2)
+
+
+def _group(name: str) -> PlacementGroup:
+    return PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name)))
 
 
 def _shown(value: Any) -> str:

@@ -20,12 +20,18 @@ def placement_groups() -> dict[str, Any]:
     return {name: group for name, group in placement_group_table().items() if group["state"] != "REMOVED"}
 
 
+def all_actors(*filters: tuple[str, str, str]) -> list[Any]:
+    """Ray's actors, dead ones too unless filtered, of this very cluster, whatever others run on this machine."""
+    address = ray.get_runtime_context().gcs_address
+    return list_actors(address=address, filters=list(filters), detail=True, limit=10_000)
+
+
 def left_behind(free_before: float) -> dict[str, Any]:
     """What is still held once those who were told to let go had the time, and by whom; empty: all is as before."""
     deadline = time.monotonic() + 60
     while free_cpus() < free_before or placement_groups():
         if time.monotonic() > deadline:
-            actors = list_actors(filters=[("state", "!=", "DEAD")], detail=True)
+            actors = all_actors(("state", "!=", "DEAD"))
             return {
                 "free CPUs": (free_before, free_cpus()),
                 "placement groups": placement_groups(),

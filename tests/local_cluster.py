@@ -119,6 +119,10 @@ def local_cluster(cpus: int = 4, **environment: str) -> Iterator[LocalCluster]:
         with suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
+        for process in Path("/proc").iterdir():  # a head that fails to start leaves its helpers behind
+            with suppress(OSError, ValueError):
+                if str(folder) in (process / "cmdline").read_text():
+                    os.kill(int(process.name), signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -16,9 +16,8 @@ import pytest
 import ray
 import yaml
 from chat_server import chat_server
-from leftovers import left_behind
+from leftovers import all_actors, left_behind
 from PIL import Image
-from ray.util.state import list_actors
 from toy_clip import write_toy_clip
 
 from coreg_ray import ray_data, ray_pipeline
@@ -132,7 +131,7 @@ def test_what_a_kill_left_out_is_made_up_to_the_same_table(
 
 def annotators_so_far() -> int:
     """How many annotators have been started on this cluster."""
-    return sum("_Annotator" in actor.class_name for actor in list_actors(limit=1000))
+    return sum("_Annotator" in actor.class_name for actor in all_actors())
 
 
 def test_new_words_encode_no_image(annotated: Folder, toy: dict[str, Any], images: Path) -> None:

@@ -13,9 +13,9 @@ from coreg_ray.errors import UserError
 
 WITHOUT_LABELS = {
     "criterion/combined": "stability times classes",
-    "criterion/stability": "share of weak views of held-out images that are classified like the image itself",
+    "criterion/stability": "share of weak views of images that are classified like the image itself",
     "criterion/classes": "how alike the class shares of predictions and of candidate sets are",
-    "criterion/candidates": "share of predictions on held-out images that lie in their candidate set",
+    "criterion/candidates": "share of predictions that lie in their image's candidate set",
     "criterion/label_free": "share of held-out images on which both networks agree",
 }
 WITH_LABELS = {
