@@ -26,7 +26,7 @@ from coreg_ray.storage import Folder
 
 log = logging.getLogger(__name__)
 
-CRITERION = "criterion/label_free"
+CRITERION = "criterion/combined"
 QUEUE = ("keys", "classes", "confident", "valid")
 
 
@@ -59,7 +59,7 @@ def newest(folder: Folder) -> Folder | None:
 
 
 def prune(folder: Folder, keep: int) -> None:
-    """Keep the `keep` newest whole checkpoints and the best by the label-free criterion; the manifest goes first."""
+    """Keep the `keep` newest whole checkpoints and the best by CRITERION, without labels; the manifest goes first."""
     names = [name for name in folder.entries() if name.startswith("epoch-") and _fault(folder / name) is None]
     kept = set(names[-keep:])
     if names:

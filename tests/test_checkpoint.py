@@ -125,7 +125,7 @@ def _with_scores(folder: Path, label_free: list[float], test: list[float]) -> No
     file = folder / "epoch-000004/state.json"
     said = json.loads(file.read_text())
     for metrics, criterion, accuracy in zip(said["history"], label_free, test, strict=True):
-        metrics |= {"criterion/label_free": criterion, "test/accuracy": accuracy}
+        metrics |= {"criterion/combined": criterion, "test/accuracy": accuracy}
     file.write_text(json.dumps(said))
     manifest = json.loads((folder / "epoch-000004/manifest.json").read_text())
     manifest["state.json"] = file.stat().st_size
