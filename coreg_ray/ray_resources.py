@@ -120,11 +120,17 @@ def missing_for(workers: int, each: dict[str, float], labels: dict[str, str], no
             short.append(f"{amount * workers:g} {name} (there are {there:g}{where})")
     if short:
         return ", ".join(short)
-    asked = {name: amount for name, amount in each.items() if amount}
-    room = sum(min((int(node.get(name, 0) // amount) for name, amount in asked.items()), default=0) for node in fitting)
-    if asked and room < workers:
+    room = sum(copies(node, each) for node in fitting)
+    if any(each.values()) and room < workers:
         return f"room for {workers} workers, each on one node (there is room for {room}{where})"
     return ""
+
+
+def copies(node: dict[str, float], each: dict[str, float]) -> int:
+    """How many times the resources `each` fit into those of a node; 0 where nothing is asked for."""
+    # Ray counts in ten thousandths; 1 / 0.1 in floating point is a little less than 10 for `//`.
+    asked = {name: round(amount * 10_000) for name, amount in each.items() if amount}
+    return min((round(node.get(name, 0) * 10_000) // amount for name, amount in asked.items()), default=0)
 
 
 def has_labels(labels: dict[str, str], wanted: dict[str, str]) -> bool:

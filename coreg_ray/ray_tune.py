@@ -17,7 +17,7 @@ from coreg_ray.annotations.vocabulary import templates
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.ray_resources import scaling_config, wait_for_resources
+from coreg_ray.ray_resources import copies, scaling_config, wait_for_resources
 from coreg_ray.ray_tasks import Listing
 from coreg_ray.ray_tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
 from coreg_ray.ray_tune_trial import CandidateMaker, Study, rows_of, train_nested, train_trial
@@ -70,7 +70,7 @@ def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, flo
         whole = ray.cluster_resources()
         trial = {name: amount * cluster.num_workers for name, amount in each.items()}
         trial["CPU"] = trial.get("CPU", 0.0) + _DRIVER_CPUS
-        room = _copies(whole, trial)
+        room = copies(whole, trial)
         if not room:
             raise UserError(
                 f"a trial of cluster.num_workers={cluster.num_workers} needs {_listed(trial)}, its driver's share "
@@ -83,7 +83,7 @@ def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, flo
         while True:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             need = _trial_resources(config, nodes)
-            if any(_copies(node, need) for node in nodes):
+            if any(copies(node, need) for node in nodes):
                 return need, wanted or 0
             largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in need}
             lacking = f"a trial needs {_listed(need)} on one node, and the largest has {_listed(largest)}"
@@ -109,10 +109,6 @@ def _trial_resources(config: Config, nodes: list[dict[str, float]]) -> dict[str,
         use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
     cpus = min(_CPUS, max((node.get("CPU", 0) for node in nodes), default=_CPUS) or _CPUS)
     return {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
-
-
-def _copies(node: dict[str, float], need: dict[str, float]) -> int:
-    return min(int(node.get(name, 0) // amount) for name, amount in need.items() if amount)
 
 
 def _listed(resources: dict[str, float], names: Iterable[str] = ()) -> str:

@@ -266,7 +266,7 @@ def test_nodes_with_other_labels_and_parts_of_nodes_hold_no_worker() -> None:
     assert missing_for(1, {"CPU": 8.0}, {}, [node(CPU=4)] * 2) == (
         "room for 1 workers, each on one node (there is room for 0)"
     )
-    assert missing_for(1, {"CPU": 0.1}, {}, [node(CPU=0.3)]) == ""
+    assert missing_for(10, {"CPU": 0.1}, {}, [node(CPU=1)]) == ""
 
 
 @pytest.mark.parametrize(
