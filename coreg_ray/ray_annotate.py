@@ -37,7 +37,7 @@ def annotate_pool(config: Config, output: Folder) -> dict[str, Any]:
     metrics = {f"annotation/{name}": value for name, value in figures.items() if name not in ("prior", "seconds")}
     metrics["time/annotate_s"] = time.monotonic() - started
     if config.test.kind:
-        metrics["test/zero_shot_accuracy"] = zero_shot(config, output)["zero_shot_accuracy"]
+        metrics |= zero_shot(config, output)
     earlier = output.read_json("metrics.json") if output.exists("metrics.json") else {}
     output.write_json("metrics.json", earlier | metrics)
     write_report(output)

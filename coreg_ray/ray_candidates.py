@@ -72,9 +72,13 @@ def _check_manual(path: str, words: Vocabulary, candidates: Folder) -> None:
     check_manual(path, words, np.sort(np.concatenate([read_table(candidates, n, ["row"])["row"] for n in names])))
 
 
-def zero_shot(config: Config, output: Folder, split: Split = "test") -> dict[str, Any]:
-    """How well the annotators do alone on a split: the figures of `build_candidates`, without writing any."""
-    return _score(config, output, split, None)[0]
+def zero_shot(config: Config, output: Folder) -> dict[str, float]:
+    """How well the annotators alone do on the test images: `test/zero_shot_accuracy`.
+
+    Empty where no image with a label could be read. Raises UserError as `build_candidates` does.
+    """
+    figures = _score(config, output, "test", None)[0]
+    return {"test/zero_shot_accuracy": figures["zero_shot_accuracy"]} if "zero_shot_accuracy" in figures else {}
 
 
 def _score(

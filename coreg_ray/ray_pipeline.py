@@ -86,8 +86,7 @@ def prepare(config: Config, output: Folder, annotated: Folder | None = None) -> 
     if annotated is None:
         _refuse_unanswered(found["pool"], quality["rows"])
     if config.test.kind:
-        figures = ray_data.zero_shot(config, annotated or output)
-        metrics["test/zero_shot_accuracy"] = figures["zero_shot_accuracy"]
+        metrics |= ray_data.zero_shot(config, annotated or output)
     if annotated is not None:
         _copy_labels(annotated, output)
         for split in splits:

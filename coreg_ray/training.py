@@ -63,11 +63,11 @@ class Task:
         prior = _prior(config.method.prior, manifest, len(classes))
         settings = config.decisive()
         del settings["start_from"], settings["student"]["pretrained"]  # where a run begins; a checkpoint lies behind it
-        settings["method"]["prior"] = None if prior is None else prior.tolist()
+        if prior is not None and config.method.prior != "annotator":
+            settings["method"]["prior"] = prior.tolist()
         content = json.dumps([settings, manifest.get("fingerprint"), classes, images], sort_keys=True)
-        return cls(
-            classes, manifest["quality"]["rows"], prior, hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-        )
+        fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return cls(classes, manifest["quality"]["rows"], prior, fingerprint)
 
 
 def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | None:

@@ -167,6 +167,21 @@ def test_rows_beyond_the_memory_share_are_mapped(config: Config, caplog: pytest.
     assert csv_of(config) == in_memory
 
 
+def test_a_run_is_the_same_wherever_its_files_are_seen(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver knows them relative to its working directory, of which workers have a copy elsewhere."""
+    marks = []
+    for folder, content in (("one", "[1, 2, 3, 4]"), ("other", "[1, 2, 3, 4]"), ("changed", "[1, 2, 3, 5]")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "prior.json").write_text(content)
+        monkeypatch.chdir(tmp_path / folder)
+        beside = config.model_copy(update={"start_from": folder})
+        marks.append(task_with_prior(beside, Path("prior.json")).fingerprint)
+        assert task_with_prior(config, tmp_path / folder / "prior.json").fingerprint == marks[-1]
+    assert marks[0] == marks[1] != marks[2]
+
+
 @pytest.mark.parametrize(("prior", "expected"), [("uniform", [0.25] * 4), ("annotator", [0.1, 0.2, 0.3, 0.4])])
 def test_priors(config: Config, prior: str, expected: list[float]) -> None:
     method = MethodConfig(**(config.method.model_dump() | {"prior": prior}))
