@@ -1,4 +1,4 @@
-"""Scoring both networks: on images without labels, most of them held out, and on test images with labels."""
+"""Scoring both networks: by criteria on images without labels, and by accuracy on test images with them."""
 
 from __future__ import annotations
 
