@@ -88,6 +88,8 @@ def prepare(config: Config, output: Folder, annotated: Folder | None = None) -> 
     if config.test.kind:
         metrics |= ray_data.zero_shot(config, annotated or output)
     if annotated is not None:
+        if annotated.filesystem == output.filesystem:  # what the method is compared with learns from the embeddings
+            output.lend(annotations=annotated.part("annotations"))
         _copy_labels(annotated, output)
         for split in splits:
             _write_rows(config, split, output, annotated)

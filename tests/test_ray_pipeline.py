@@ -73,11 +73,14 @@ def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict
 @pytest.mark.timeout(200)
 def test_training_from_an_annotation_made_before(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
     output = finished[0].parent / "second"
-    plain = ["--export.onnx", "false", "--report.baselines", "false"]
-    metrics = run(command(output, "--method.epochs", "2", "--seed", "5", *plain), annotated=str(finished[0]))
+    plain = command(output, "--method.epochs", "2", "--seed", "5", "--report.baselines", "true")
+    metrics = run(plain, annotated=str(finished[0]))
     assert metrics["test/zero_shot_accuracy"] == finished[1]["test/zero_shot_accuracy"]
     assert metrics["annotation/coverage"] == finished[1]["annotation/coverage"]
     assert len((output / "history.csv").read_text().splitlines()) == 3
+    compared = json.loads((output / "baselines.json").read_text())["baselines"]
+    assert len(compared) == 2  # both learn from the other run's embeddings
+    assert compared[0]["accuracy"] > 0.5
 
 
 def test_other_settings_on_the_same_folder_are_refused(tmp_path: Path) -> None:

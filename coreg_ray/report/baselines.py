@@ -115,7 +115,7 @@ def _run(output: Folder, config: Config, limit_s: float) -> list[Baseline]:
 
 def read_answers(output: Folder, split: str, sample: Sample) -> Answers | None:
     """Embeddings and mean probabilities of the first annotator that embeds; None where there is none."""
-    table = output / "annotations" / split
+    table = output.part("annotations") / split
     names = table.read_json(assembly.USED) if table.exists(assembly.USED) else []
     for folder in (table / name for name in names):
         card = assembly.read_card(folder)
