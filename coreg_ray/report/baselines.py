@@ -82,7 +82,8 @@ def compare(output: Folder, config: Config, trained_s: float = 0.0) -> list[Base
         return kept
     made = _run(output, config, max(MOST_SECONDS, MOST_SHARE * trained_s))
     for baseline in made:
-        log.info("for comparison: %s %s, %s", baseline.name, baseline.accuracy or "-", baseline.note)
+        accuracy = "-" if baseline.accuracy is None else f"{baseline.accuracy:.3f}"
+        log.info("for comparison: %s %s, %s", baseline.name, accuracy, baseline.note)
     output.write_json(KEPT, {"fingerprint": _wanted(output, config), "baselines": [asdict(entry) for entry in made]})
     return made
 
