@@ -183,7 +183,7 @@ def _network_tensors(learner: Learner) -> dict[str, Tensor]:
         tensors["mean"] = learner.mean
     tensors["prototypes"] = learner.prototypes
     for name, parameter in learner.student.named_parameters():
-        momentum = learner.optimizer.state[parameter].get("momentum_buffer")
+        momentum = learner.optimizer.momenta.get(parameter)
         if momentum is not None:
             tensors[f"momentum.{name}"] = momentum
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -213,8 +213,7 @@ def _restore_network(learner: Learner, own: dict[str, Tensor], other: dict[str, 
     momentum = _below(own, "momentum.")
     for name, parameter in learner.student.named_parameters():
         if name in momentum:
-            buffer = torch.empty_like(parameter).copy_(momentum[name])
-            learner.optimizer.state[parameter]["momentum_buffer"] = buffer
+            learner.optimizer.momenta[parameter] = torch.empty_like(parameter).copy_(momentum[name])
 
 
 def _of_rows(numbers: Tensor, parts: list[dict[str, Tensor]], name: str, unknown: float) -> Tensor:

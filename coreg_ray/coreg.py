@@ -210,8 +210,7 @@ def _set_learning_rate(learner: Learner, state: State, epoch: int) -> None:
     """Cosine from the configured rate to a thousandth of it over the run's own number of epochs (METHOD: section 5)."""
     top = state.method.learning_rate
     rate = top * (1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * epoch / state.method.epochs)) / 2)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = rate
+    learner.optimizer.learning_rate = rate
 
 
 def _warmup_plan(state: State, rows: Rows, mesh: Mesh, epoch: int, learner: Learner) -> Plan:

@@ -12,6 +12,7 @@ from torch import Tensor
 from coreg_ray.draws import key
 from coreg_ray.mesh import Mesh
 from coreg_ray.networks import Queue, Student, build_student, compiled, frozen_copy
+from coreg_ray.optimizer import SGD
 from coreg_ray.rows import Rows, pixel_statistics, pixel_sums
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Learner:
     student: Student
     peer: Student
     prototypes: Tensor
-    optimizer: torch.optim.SGD
+    optimizer: SGD
     queue: Queue
     losses: Tensor
     choices: Tensor
@@ -161,9 +162,7 @@ def _learner(
         student=own,
         peer=frozen_copy(networks[1 - network]),
         prototypes=torch.zeros(rows.num_classes, student.projection, device=mesh.device),
-        optimizer=torch.optim.SGD(
-            own.parameters(), method.learning_rate, momentum=method.momentum, weight_decay=method.weight_decay
-        ),
+        optimizer=SGD(own.parameters(), method.learning_rate, method.momentum, method.weight_decay),
         queue=Queue(method.queue_size // mesh.replicas, student.projection, mesh.device),
         losses=torch.full((method.loss_history, len(rows)), torch.nan, dtype=torch.float16),
         choices=torch.full((len(rows),), -1, dtype=torch.int32),

@@ -212,7 +212,7 @@ def _update(learner: Learner, terms: Tensor, mesh: Mesh) -> Tensor:
         terms.sum().backward()
     mesh.reduce_gradients(learner.student.parameters())
     learner.optimizer.step()
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad()
     return terms.detach()
 
 

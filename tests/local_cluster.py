@@ -113,13 +113,10 @@ def local_cluster(cpus: int = 4, **environment: str) -> Iterator[LocalCluster]:
             time.sleep(0.2)
         yield cluster
     finally:
-        head.send_signal(signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):  # on a busy machine the gentle end takes its time
-            head.wait(5)
         with suppress(ProcessLookupError):
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
-        for process in Path("/proc").iterdir():  # a head that fails to start leaves its helpers behind
+        for process in Path("/proc").iterdir():  # its helpers and workers have process groups of their own
             with suppress(OSError, ValueError):
                 if str(folder) in (process / "cmdline").read_text():
                     os.kill(int(process.name), signal.SIGKILL)

@@ -21,8 +21,8 @@ PROGRAM = PACKAGE / "embedded/make_tiny_clip.py"  # trains the tiny CLIP, once; 
 
 # The method, from the ground up: each file imports only what stands before it, what is pure, and the foundations.
 METHOD = (
-    *("mesh", "rows", "networks", "state", "plan", "opinions", "steps", "evaluate", "coreg", "checkpoint", "history"),
-    "training",
+    *("mesh", "rows", "networks", "optimizer", "state", "plan", "opinions", "steps", "evaluate", "coreg"),
+    *("checkpoint", "history", "training"),
 )
 FOUNDATIONS = ("errors", "config", "storage")
 PURE = (

@@ -194,7 +194,7 @@ def test_starting_from_takes_the_networks_and_nothing_else(whole: tuple[State, F
         assert not learner.prototypes.any()
         assert not learner.queue.valid.any()
         assert learner.losses.isnan().all()
-        assert not learner.optimizer.state
+        assert not learner.optimizer.momenta
 
 
 def test_what_belongs_to_a_row_is_found_by_its_number() -> None:

@@ -79,7 +79,7 @@ def test_the_learning_rate_falls_to_a_thousandth_over_the_configured_epochs() ->
     for epoch in (0, 5, 10):
         state.method = state.method.model_copy(update={"epochs": 10})
         coreg._set_learning_rate(state.learners[0], state, epoch)
-        rates.append(state.learners[0].optimizer.param_groups[0]["lr"])
+        rates.append(state.learners[0].optimizer.learning_rate)
     assert rates == pytest.approx([0.1, 0.05005, 0.0001])
 
 

@@ -147,8 +147,7 @@ def _parts(problem: Problem) -> dict[str, Task]:
         (terms.sum() + contrast).backward()
 
     def optimiser() -> None:
-        learner.optimizer.step()
-        learner.optimizer.zero_grad(set_to_none=False)
+        learner.optimizer.step()  # by the same gradients every time
         follow(keys, learner.student, state.method.key_momentum)
 
     return {
