@@ -1,10 +1,9 @@
-"""A Ray cluster of one node in processes of its own, as an operator starts one, and jobs submitted to it."""
+"""A Ray cluster in processes of its own, as an operator starts one, nodes that join it, and jobs submitted to it."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -18,31 +17,34 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+from ray.cluster_utils import Cluster
+
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
+STORE = 100 * 2**20  # bytes of object store on each node
 
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """A running head node.
+    """A running head node, and those that were added to it.
 
     Attributes:
         dashboard: its address, http://127.0.0.1:port.
-        address: host:port that drivers join.
         folder: Ray's temporary folder, with logs and the set-up for Prometheus and Grafana.
+        nodes: its nodes.
         environment: what a shell needs to speak to it.
     """
 
     dashboard: str
-    address: str
     folder: Path
+    nodes: Cluster
     environment: dict[str, str]
 
     def ready(self) -> bool:
-        """Whether the node has started and its dashboard answers."""
-        started = "Ray runtime started" in (self.folder / "head.log").read_text()
+        """Whether the dashboard answers."""
         try:
-            return started and bool(self.get("/api/version"))
+            return bool(self.get("/api/version"))
         except OSError:
             return False
 
@@ -55,6 +57,20 @@ class LocalCluster:
         found = self.folder / "prom_metrics_service_discovery.json"
         targets = [t for group in json.loads(found.read_text()) for t in group["targets"]] if found.exists() else []
         return "".join(_read(f"http://{target}/metrics") for target in targets)
+
+    def add_node(self, cpus: int, **resources: float) -> None:
+        """A node that is ready to work."""
+        self.nodes.add_node(num_cpus=cpus, resources=resources, object_store_memory=STORE)
+
+    def actors(self, name: str) -> int:
+        """How many actors live whose class has `name` in its name."""
+        found = json.loads(self.get("/api/v0/actors"))["data"]["result"]["result"]
+        return sum(name in actor["class_name"] and actor["state"] == "ALIVE" for actor in found)
+
+    def said(self, name: str) -> str:
+        """What a submitted job's driver has printed so far."""
+        log = self.folder / f"session_latest/logs/job-driver-{name}.log"
+        return log.read_text() if log.exists() else ""
 
     def ray(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
         """Ray's own command line, in the repository; what it says on both streams is in `stdout`."""
@@ -74,53 +90,41 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(cpus: int = 4, **environment: str) -> Iterator[LocalCluster]:
+def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
     """Start a head, and end it and no other Ray of this machine.
 
     It finds `python` as this interpreter; the repository reaches it through a job's working directory alone.
     """
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets in it have short names, or none
-    port, dashboard = free_port(), free_port()
-    foreign = ("RAY_ADDRESS", "PYTHONPATH")
-    variables = {name: value for name, value in os.environ.items() if name not in foreign} | {
-        "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    command = [
-        str(RAY), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--num-cpus={cpus}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
-        f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0",
-        f"--temp-dir={folder}", "--object-store-memory=200000000", "--disable-usage-stats",
-    ]  # fmt: skip
-    with (folder / "head.log").open("w") as said:
-        head = subprocess.Popen(
-            command,
-            env=variables | environment,
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            text=True,
-            start_new_session=True,
-        )
-    cluster = LocalCluster(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}", folder, variables)
-    try:
-        deadline = time.monotonic() + 60
-        while not cluster.ready():
-            assert head.poll() is None, (folder / "head.log").read_text()
-            assert time.monotonic() < deadline, (folder / "head.log").read_text()
-            time.sleep(0.2)
-        yield cluster
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
-        for process in Path("/proc").iterdir():  # its helpers and workers have process groups of their own
-            with suppress(OSError, ValueError):
-                if str(folder) in (process / "cmdline").read_text():
-                    os.kill(int(process.name), signal.SIGKILL)
-        shutil.rmtree(folder, ignore_errors=True)
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for foreign in ("RAY_ADDRESS", "PYTHONPATH"):
+            patch.delenv(foreign, raising=False)
+        patch.setenv("PATH", f"{RAY.parent}{os.pathsep}{os.environ['PATH']}")
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        nodes = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": cpus, "object_store_memory": STORE, "temp_dir": str(folder),
+                "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
+                "dashboard_agent_listen_port": 0,
+            },
+        )  # fmt: skip
+        try:
+            cluster = LocalCluster(f"http://127.0.0.1:{port}", folder, nodes, dict(os.environ))
+            deadline = time.monotonic() + 60
+            while not cluster.ready():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            yield cluster
+        finally:
+            nodes.shutdown()
+            for process in Path("/proc").iterdir():  # what its nodes left behind
+                with suppress(OSError, ValueError):
+                    if str(folder) in (process / "cmdline").read_text():
+                        os.kill(int(process.name), signal.SIGKILL)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port() -> int:

@@ -115,16 +115,24 @@ def test_finished_trials_come_first_and_failed_ones_last() -> None:
     assert [found.name for found in ranked(TRIALS, DEFAULT)] == ["d", "b", "a", "c"]
 
 
+def test_trials_are_ranked_by_the_mean_of_their_last_three_epochs() -> None:
+    lucky, steady = trial("lucky", "finished", [0.9, 0.7, 0.7, 0.88]), trial("steady", "finished", [0.1, 0.8, 0.8, 0.8])
+    assert [found.name for found in ranked([lucky, steady], DEFAULT)] == ["steady", "lucky"]
+    assert lucky.score(DEFAULT) == pytest.approx(0.76)
+    assert trial("lost", "finished", [0.9, math.nan]).score(DEFAULT) == -math.inf
+    assert trial("none", "failed", []).score(DEFAULT) == -math.inf
+
+
 def test_the_table_holds_values_scores_and_reasons() -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(TRIALS, SPACE, DEFAULT))))
     assert [row["trial"] for row in rows] == ["d", "b", "a", "c"]
     assert rows[0]["method.learning_rate"] == "0.05"
-    assert float(rows[0]["objective"]) == float(rows[0][DEFAULT]) == 0.9
+    assert (float(rows[0]["objective"]), float(rows[0][DEFAULT])) == (0.7, 0.9)  # of its last epochs, of the last
     assert rows[0]["time/trial_s"] == "3.0"
     assert rows[3]["error"] == "the label loss is not finite"
     shown = as_table(TRIALS, SPACE, DEFAULT).splitlines()
     assert shown[0].split() == ["trial", "status", "epochs", "learning_rate", "seed", DEFAULT, "test/accuracy"]
-    assert shown[1].split() == ["d", "finished", "2", "0.05", "1", "0.9", "0.45"]
+    assert shown[1].split() == ["d", "finished", "2", "0.05", "1", "0.7", "0.45"]
 
 
 def test_the_picture_has_a_panel_for_every_value() -> None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from coreg_ray.search.objective import settled
+
 
 @dataclass(frozen=True)
 class Replay:
@@ -18,7 +20,7 @@ class Replay:
 
     Attributes:
         epochs: that each trial trained, in the order of the trials.
-        winner: number of the trial with the best last score among those that ran to their end.
+        winner: number of the trial that a search ranks first among those that ran to their end.
     """
 
     epochs: list[int]
@@ -53,7 +55,7 @@ def replay(histories: Sequence[Sequence[float]], grace: int, reduction: float = 
             if _stops(recorded, trial, epochs[trial], score, reduction) or epochs[trial] == len(histories[trial]):
                 running.remove(trial)
     ended = [trial for trial, history in enumerate(histories) if epochs[trial] == len(history)]
-    return Replay(epochs, max(ended, key=lambda trial: histories[trial][-1]))
+    return Replay(epochs, max(ended, key=lambda trial: settled(histories[trial])))
 
 
 def _stops(recorded: dict[float, dict[int, float]], trial: int, epoch: int, score: float, reduction: float) -> bool:

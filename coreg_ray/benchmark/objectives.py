@@ -34,7 +34,7 @@ from coreg_ray.evaluate import Scored
 from coreg_ray.mesh import Mesh
 from coreg_ray.rows import Images, Rows, make_rows
 from coreg_ray.search.definition import Search
-from coreg_ray.search.objective import DEFAULT, WITHOUT_LABELS, spearman, spearman_interval
+from coreg_ray.search.objective import DEFAULT, WITHOUT_LABELS, settled, spearman, spearman_interval
 from coreg_ray.sources.source import held_out, row_numbers
 from coreg_ray.state import build_state
 
@@ -121,11 +121,15 @@ def correlations(trials: list[dict[str, Any]], share: float = 1.0) -> list[str]:
     truth = [trial["history"][-1][TRUTH] for trial in trials]
     lines = [f"{len(trials)} trials, accuracy {min(truth):.2f} to {max(truth):.2f}, after {share:.0%} of the epochs"]
     for name in WITHOUT_LABELS:
-        found = [trial["history"][max(0, round(share * len(trial["history"])) - 1)][name] for trial in trials]
+        found = [settled(_first([epoch[name] for epoch in trial["history"]], share)) for trial in trials]
         low, high = spearman_interval(found, truth)
         lost = max(truth) - truth[int(np.argmax(found))]
         lines.append(f"  {name:22} {spearman(found, truth):5.2f}  [{low:5.2f}, {high:5.2f}]  {lost:.3f}")
     return lines
+
+
+def _first(values: list[float], share: float) -> list[float]:
+    return values[: max(1, round(share * len(values)))]
 
 
 def early_stopping(trials: list[dict[str, Any]], count: int = 16, searches: int = 300) -> list[str]:
@@ -139,7 +143,8 @@ def early_stopping(trials: list[dict[str, Any]], count: int = 16, searches: int 
     scores = {name: [[epoch[name] for epoch in trial["history"]] for trial in trials] for name in (DEFAULT, TRUTH)}
     longest, reduction = max(map(len, scores[TRUTH])), Search().reduction_factor
     orders = [np.random.default_rng(number).permutation(len(trials))[:count] for number in range(searches)]
-    at_end = np.mean([truth[o].max() - truth[o][np.argmax([scores[DEFAULT][i][-1] for i in o])] for o in orders])
+    ended = np.array([settled(history) for history in scores[DEFAULT]])
+    at_end = np.mean([truth[o].max() - truth[o][np.argmax(ended[o])] for o in orders])
     lines = [
         f"{count} trials a search, reduction {reduction:g}, all trained to the end: {at_end:.3f} lost by {DEFAULT}",
         "  grace         share of the epochs  lost   lost by the true accuracy",

@@ -50,7 +50,7 @@ def _scatter(place: mpl.axes.Axes, dimension: Dimension, shown: list[Trial], obj
     if not dimension.numeric:
         values = [str(value)[:18] for value in values]
     colours = [_colour(trial, shown) for trial in scored]
-    place.scatter(values, [trial.history[-1][objective] for trial in scored], c=colours, s=18)
+    place.scatter(values, [trial.score(objective) for trial in scored], c=colours, s=18)
     place.set_xlabel(dimension.key)
     if dimension.kind in LOGARITHMIC:
         place.set_xscale("log")

@@ -23,6 +23,7 @@ WITH_LABELS = {
     "test/accuracy_a": "of network a", "test/accuracy_b": "of network b",
 }  # fmt: skip
 DEFAULT = "criterion/combined"
+_SETTLED = 3  # epochs
 
 
 def check_objective(objective: str, config: Config) -> None:
@@ -44,6 +45,16 @@ def check_objective(objective: str, config: Config) -> None:
             f"objective={objective} looks at held-out images, and source.holdout=0 leaves none; use 0.05, or an "
             "objective with labels such as test/accuracy"
         )
+
+
+def settled(values: Sequence[float]) -> float:
+    """What a trial is ranked by, given its objective after every epoch: the mean of the last three.
+
+    By a single epoch, chance decides among trials that are about as good; three of them hardly differ otherwise, the
+    learning rate being low by then.
+    """
+    last = values[-_SETTLED:]
+    return sum(last) / len(last)
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:

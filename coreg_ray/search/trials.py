@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from coreg_ray.search.objective import settled
 from coreg_ray.search.space import Space
 from coreg_ray.storage import Folder
 
@@ -42,9 +43,14 @@ class Trial:
         return sum(float(metrics.get("time/epoch_s", 0.0)) for metrics in self.history)
 
     def score(self, objective: str) -> float:
-        """The objective after the last epoch, -inf where there is none."""
-        found = self.history[-1].get(objective) if self.history else None
-        return float(found) if isinstance(found, int | float) and math.isfinite(found) else -math.inf
+        """What `settled` makes of the objective; -inf where the last epoch has none."""
+        if not self.history or not _is_number(self.history[-1].get(objective)):
+            return -math.inf
+        return settled([float(m[objective]) for m in self.history if _is_number(m.get(objective))])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_history(run: Folder) -> list[dict[str, Any]]:
@@ -90,7 +96,7 @@ def as_csv(trials: Sequence[Trial], space: Space, objective: str) -> str:
                 "trial": trial.name,
                 "status": trial.status,
                 "epochs": trial.epochs,
-                "objective": last.get(objective, ""),
+                "objective": trial.score(objective) if objective in last else "",
                 "time/trial_s": round(trial.seconds, 3),
                 "run": f"trials/{trial.run}" if trial.run else "",
                 "error": trial.error,
@@ -110,7 +116,8 @@ def as_table(trials: Sequence[Trial], space: Space, objective: str) -> str:
     for trial in ranked(trials, objective)[:_SHOWN]:
         last = trial.history[-1] if trial.history else {}
         values = [_shown(trial.values.get(key)) for key in space.keys]
-        scores = [_shown(last.get(name)) for name in (objective, *extra)]
+        score = trial.score(objective)
+        scores = [_shown(score if math.isfinite(score) else None), *(_shown(last.get(name)) for name in extra)]
         lines.append([trial.name, trial.status, str(trial.epochs), *values, *scores])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
