@@ -28,6 +28,7 @@ from coreg_ray.model import CARD, WEIGHTS, Model
 from coreg_ray.model_card import model_card
 from coreg_ray.sample import Sample, read_sample
 from coreg_ray.storage import Folder
+from coreg_ray.uris import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ def provenance(output: Folder, said: dict[str, Any]) -> dict[str, Any]:
     """
     annotated = output.read_json("candidates/manifest.json") if output.exists("candidates/manifest.json") else {}
     metrics = output.read_json("metrics.json") if output.exists("metrics.json") else {}
+    settings = yaml.safe_load(output.read("config.yaml")) if output.exists("config.yaml") else {}
     last = said["history"][-1] if said["history"] else {}
     scores = {name: value for name, value in last.items() if name.startswith(("test/", "criterion/"))}
     return {
@@ -125,7 +127,7 @@ def provenance(output: Folder, said: dict[str, Any]) -> dict[str, Any]:
         "fingerprint": said["fingerprint"],
         "annotation_fingerprint": annotated.get("fingerprint"),
         "names": annotated.get("names"),  # of every class all names that labels may use
-        "configuration": yaml.safe_load(output.read("config.yaml")) if output.exists("config.yaml") else {},
+        "configuration": without_credentials(settings),
         "metrics": metrics | scores,
         "versions": {
             "coreg_ray": coreg_ray.__version__,

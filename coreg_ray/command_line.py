@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from argparse import ArgumentError, ArgumentParser, HelpFormatter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.errors import UserError
+from coreg_ray.uris import without_credentials
 
 C = TypeVar("C", bound=Config)
 
@@ -45,13 +46,14 @@ def load(arguments: list[str], command: type[C], description: str | None = None)
     """
     given = _parse(arguments, command, description)
     file = given.pop("config", None)
-    values = _merge(_read_yaml(file), given) if file else given
+    whole = {name for name, _ in fields_of(command) if _is_mapping(name, command)}
+    values = _merge(_read_yaml(file), given, whole) if file else given
     _refuse_unknown(values, command)
     preset = values.pop("preset", None)
     if preset is None and values.get("source", {}).get("kind", "digits") == "digits":
         preset = "digits"
     if preset is not None:
-        values = _merge(_preset(preset), values)
+        values = _merge(_preset(preset), values, whole)
     try:
         return command.model_validate(values | {"config": file, "preset": preset})
     except ValidationError as error:
@@ -64,11 +66,13 @@ def run(main: Callable[[list[str]], None], stopped: str = "stopped; the same com
     Args:
         stopped: what Ctrl-C is answered with.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Discreet("%(message)s"))
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {without_credentials(str(error))}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{stopped}\n")
@@ -118,6 +122,13 @@ def _parse(arguments: list[str], command: type[Config], description: str | None)
     return tree
 
 
+class _Discreet(logging.Formatter):
+    """Leaves users and passwords out of URIs: logs of jobs are kept, and read by others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(without_credentials(super().format(record)))
+
+
 class _HelpLayout(HelpFormatter):
     """Names and descriptions side by side, never wider than a person reads; texts of several lines stay as they are."""
 
@@ -158,20 +169,21 @@ def _settings(command: type[Config]) -> type[BaseSettings]:
     )
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _merge(under: dict[str, Any], over: dict[str, Any], whole: Collection[str] = (), above: str = "") -> dict[str, Any]:
+    """Settings of `under`, replaced where `over` has them; a mapping that is one of `whole` is one setting."""
     merged = dict(under)
     for name, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = _merge(merged[name], value) if both else value
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict) and f"{above}{name}" not in whole
+        merged[name] = _merge(merged[name], value, whole, f"{above}{name}.") if both else value
     return merged
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
     from coreg_ray.storage import Folder  # late: --help needs no pyarrow
 
-    folder, _, name = path.rpartition("/")
     try:
-        content = yaml.safe_load(Folder.at(folder or ("/" if path.startswith("/") else ".")).read(name).decode()) or {}
+        folder, name = Folder.of_file(path)
+        content = yaml.safe_load(folder.read(name).decode()) or {}
     except (OSError, UnicodeDecodeError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
         raise UserError(f"--config {path} cannot be read ({reason}); give an existing YAML file") from error

@@ -149,7 +149,7 @@ class MethodConfig(Section):
     prior: str = Field("uniform", description="class prior of alignment: uniform, annotator, or a JSON file")
     order: Literal["concurrent", "sequential"] = Field("concurrent", description="how the networks take turns")
     exchanges: int = Field(4, ge=1, description="rounds per epoch after which concurrent networks swap weights")
-    trusted_share: float = Field(0.25, ge=0, le=1, description="share of manually labelled rows in a labelled batch")
+    trusted_share: float = Field(0.25, ge=0.05, le=0.9, description="share of manual labels in a labelled batch")
 
     @model_validator(mode="after")
     def _schedule(self) -> MethodConfig:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from coreg_ray.storage import Folder
+from coreg_ray.uris import without_credentials
 
 COLUMNS = (
     "epoch", "phase", "loss/a", "loss/b", "clean/a", "clean/b", "agreement", "test/accuracy", "test/accuracy_a",
@@ -29,7 +30,7 @@ class History:
         """`settings`: the run's configuration as a tree, which TensorBoard shows as hyper-parameters."""
         self.output = output
         self.enabled = enabled
-        self.settings = dict(_flat(settings or {}))
+        self.settings = dict(_flat(without_credentials(dict(settings or {}))))
         self._written = -1
         self._events: Any = None
         self._folder = Path(output.path) / "tensorboard" if output.local else Path(tempfile.mkdtemp(prefix="coreg-tb-"))

@@ -71,8 +71,9 @@ def coreg_plan(
 ) -> Plan:
     """ceil(labelled / B) steps of B labelled rows without replacement and B unlabelled ones from a cycled permutation.
 
-    Trusted rows (manual labels) fill `trusted_share` of each labelled batch from a cycled permutation of their own. The
-    plan has no step where nobody in the team has a labelled row (METHOD: section 3, step 3, and section 7).
+    Trusted rows (manual labels) fill `trusted_share` of each labelled batch from a cycled permutation of their own, and
+    an epoch is long enough for all of them: where they need more steps than the other labelled rows, those are cycled
+    too. The plan has no step where nobody in the team has a labelled row (METHOD: section 3, step 3, and section 7).
 
     Args:
         clean: (N,) clean probabilities in the other network's opinion.
@@ -83,15 +84,18 @@ def coreg_plan(
     trusted = _shuffled(rows.trusted, random)
     unlabelled = _shuffled(~is_clean & ~rows.trusted, random)
     num_labelled, num_trusted, num_unlabelled = _team_totals([len(labelled), len(trusted), len(unlabelled)], mesh)
-    of_trusted = min(max(round(trusted_share * batch_size), 1), num_trusted)
+    of_trusted = min(max(round(trusted_share * batch_size), 1), max(batch_size - 1, 1), num_trusted)
     if not num_labelled:  # nothing but manual labels on the labelled side: one pass over them
         labelled, num_labelled, trusted, num_trusted, of_trusted = trusted, num_trusted, trusted[:0], 0, 0
+    others = max(batch_size - of_trusted, 1)
+    labelled_part = _part(others, len(labelled), num_labelled)
     trusted_part = _part(of_trusted, len(trusted), num_trusted)
     unlabelled_part = _part(batch_size, len(unlabelled), num_unlabelled)
-    first = [
-        torch.cat([batch, _cycled(trusted, trusted_part, step)])
-        for step, batch in enumerate(_dealt(labelled, max(batch_size - of_trusted, 1), num_labelled))
-    ]
+    batches = _dealt(labelled, others, num_labelled)
+    steps = -(-num_trusted // max(of_trusted, 1))
+    if steps > len(batches):  # or the last of the manual labels would not enter this epoch
+        batches = [_cycled(labelled, labelled_part, step) for step in range(steps)]
+    first = [torch.cat([batch, _cycled(trusted, trusted_part, step)]) for step, batch in enumerate(batches)]
     second = [_cycled(unlabelled, unlabelled_part, step) for step in range(len(first))]
     return Plan(first, second, *_team_counts([len(batch) for batch in first], [len(batch) for batch in second], mesh))
 

@@ -9,6 +9,7 @@ from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.ray_data import annotate_splits, build_candidates, zero_shot
+from coreg_ray.ray_resources import refuse_unreachable
 from coreg_ray.report.page import write_report
 from coreg_ray.sources.source import Split
 from coreg_ray.storage import Folder
@@ -20,11 +21,13 @@ def annotate_pool(config: Config, output: Folder) -> dict[str, Any]:
     `config.yaml` says for `jobs/train.py` what was annotated. Returns what is written to `metrics.json`.
 
     Raises:
-        UserError: the output holds something else, or the source or annotator is not what it should be.
+        UserError: the output holds something else or is not seen from all nodes, or the source or annotator is not what
+            it should be.
     """
     found = output.entries()
     if found and "annotations" not in found and "config.yaml" not in found:
         raise UserError(f"--output {config.output} holds {found[0]} and no annotations; choose an empty folder")
+    refuse_unreachable(output)
     started = time.monotonic()
     if "checkpoints" not in found:  # the settings that a training run was begun with stay
         output.write("config.yaml", resolved_yaml(config))

@@ -44,14 +44,17 @@ def build_candidates(
 
     Returns:
         The figures of `quality.Score`, among them `prior` (K numbers, the mean of the annotators' probabilities) and,
-        where labels are known, `zero_shot_accuracy` of the mean of the prompts; `warnings` in plain words.
+        where labels are known, `zero_shot_accuracy` of the mean of the prompts; `warnings` in plain words. `rows` is 0
+        where no image has an answer.
 
     Raises:
-        UserError: there are no annotations, or a manual label is wrong.
+        UserError: there are no annotations, those of another run folder hold no answer, or a manual label is wrong.
     """
     folder = output / "candidates"
     folder.delete()
     figures, cards = _score(config, annotated or output, "pool", folder, cpus)
+    if annotated and not figures["rows"]:
+        raise UserError(f"{annotated.path} holds no answer about any image; annotate there first (jobs/annotate.py)")
     if annotated and config.source.manual_labels:  # else annotation has looked at them
         words = Vocabulary(cards[0].names, cards[0].prompts)
         ask(task(_check_manual, cpus).remote(config.source.manual_labels, words, folder))
@@ -97,10 +100,12 @@ def _score(
     trusted = split == "pool" and config.source.manual_labels
     manual = read_manual(config.source.manual_labels or "", words)[1] if trusted else none
     making = ray.put(scoring.Making(config.candidates, labels, manual, candidates, config.seed))
-    if len(cards) == 1:
+    whole = [parts(folder) for folder in folders]
+    if not any(whole):  # a server that never answered, or nothing that could be decoded
+        total = Score.none(sum(len(card.prompts) for card in cards), len(words.names))
+    elif len(cards) == 1:
         shared, places = ray.put(asked[0].text), asked[0].places
-        whole = parts(folders[0])
-        total = added_up(scoring.score_part, whole, folders[0], cards[0], shared, making, places, cpus=cpus)
+        total = added_up(scoring.score_part, whole[0], folders[0], cards[0], shared, making, places, cpus=cpus)
     else:
         total = reduce(add, _scores_together(asked, making))
     names, prompts = words.shown, [prompt for card in cards for prompt in card.prompts]

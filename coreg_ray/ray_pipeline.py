@@ -13,13 +13,14 @@ import yaml
 
 from coreg_ray import ray_data, ray_train
 from coreg_ray.annotations.assembly import USED
-from coreg_ray.annotations.table import Part, keys_of, parts
+from coreg_ray.annotations.table import known_keys
 from coreg_ray.artifact import export
 from coreg_ray.cluster_address import refuse_silent
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.ray_tasks import each
+from coreg_ray.ray_resources import refuse_unreachable
+from coreg_ray.ray_tasks import ask, task
 from coreg_ray.report.baselines import compare
 from coreg_ray.report.page import write_report
 from coreg_ray.storage import Folder
@@ -41,6 +42,7 @@ def run(config: Config, annotated: str | None = None) -> dict[str, Any]:
     output = Folder.at(config.output)
     claim(config, output)
     connect()
+    refuse_unreachable(output)
     metrics = output.read_json("metrics.json") if output.exists("metrics.json") else {}
     metrics |= prepare(config, output, Folder.at(annotated) if annotated else None)
     output.write_json("metrics.json", metrics)
@@ -113,25 +115,37 @@ def _refuse_unanswered(figures: dict[str, Any], voted_on: int) -> None:
             f"{missing} of {figures['images']} images have no answer yet, because annotator.max_requests is spent or "
             "the server fails; give the same command again to go on"
         )
+    if not voted_on:
+        raise UserError(f"none of the {figures['images']} images can be decoded; rejects/pool says why")
 
 
 def _write_rows(config: Config, split: ray_data.Split, output: Folder, annotated: Folder) -> None:
-    """Images at the student's resolution, unless these very ones are there already."""
+    """Images at the student's resolution, unless these very ones are there already.
+
+    Raises:
+        UserError: the pool holds other images than those that were annotated.
+    """
     folder = output / "rows" / split
     wanted = {"side": config.student.resolution, "images": _digest(annotated, split)}
-    if not folder.exists("manifest.json") or folder.read_json("manifest.json") != wanted:
-        ray_data.write_rows(config, split, output)
+    if folder.exists("manifest.json") and folder.read_json("manifest.json") == wanted:
+        return
+    rows = ray_data.write_rows(config, split, output)["rows"]
+    if split == "pool" and folder.read_json("manifest.json") != wanted:
+        raise UserError(
+            f"the {rows} images that source.path={config.source.path} holds now are not those annotated in "
+            f"{annotated.path}: the source has changed since, or some have no answer yet; run jobs/annotate.py on that "
+            "folder first, then this command again"
+        )
 
 
 def _digest(output: Folder, split: ray_data.Split) -> str:
-    """16 hex digits over the ids and contents of all annotated images of a split, in whatever parts they lie."""
+    """16 hex digits over the ids and contents of all images of a split that an annotator has answered for."""
     table = output / "annotations" / split
-    folder = table / table.read_json(USED)[0]
-    return f"{sum(each(_sum_of_keys, parts(folder), folder)) % 2**64:016x}"
+    return f"{ask(task(_sum_of_keys).remote(*(table / name for name in table.read_json(USED)))) % 2**64:016x}"
 
 
-def _sum_of_keys(part: Part, folder: Folder) -> int:
-    return int(keys_of(folder, part).sum(dtype="uint64"))
+def _sum_of_keys(*folders: Folder) -> int:
+    return int(known_keys(*folders).sum(dtype="uint64"))
 
 
 def claim(config: Config, output: Folder) -> None:

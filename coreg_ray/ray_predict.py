@@ -37,6 +37,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.images import Fit
 from coreg_ray.model import WEIGHTS, Model, read_card
 from coreg_ray.ray_tasks import Listing, ask, each, task, watch
+from coreg_ray.report.confusions import Confusions
 from coreg_ray.sources.source import Source, row_numbers
 from coreg_ray.storage import Folder
 
@@ -66,22 +67,22 @@ class Evaluation:
     """A model on labelled images.
 
     Attributes:
-        counts: (K, K) int64, true class by row, predicted class by column.
+        confusions: how often which class is taken for which.
         calibration_error: expected calibration error of the stated probabilities.
-        unreadable: labelled images that could not be decoded; they are not in `counts`.
+        unreadable: labelled images that could not be decoded; they are not in `confusions`.
     """
 
-    counts: NDArray[np.int64]
+    confusions: Confusions
     calibration_error: float
     unreadable: int
 
     @property
     def images(self) -> int:
-        return int(self.counts.sum())
+        return int(self.confusions.images.sum())
 
     @property
     def accuracy(self) -> float:
-        return float(self.counts.trace() / max(self.images, 1))
+        return self.confusions.accuracy
 
     def metrics(self) -> dict[str, float]:
         """The figures under the names that a run's `metrics.json` uses."""
@@ -91,9 +92,9 @@ class Evaluation:
     def table(self, classes: list[str]) -> str:
         """For people: a line for each of the K classes, then accuracy and calibration."""
         lines = [f"{'class':24} images  recall  precision"]
-        for name, row, column, hits in zip(classes, self.counts, self.counts.T, self.counts.diagonal(), strict=True):
-            recall, precision = (f"{hits / total:.3f}" if total else "-" for total in (row.sum(), column.sum()))
-            lines.append(f"{name:24} {row.sum():6}  {recall:>6}  {precision:>9}")
+        for name, hits, true, said in zip(classes, *self.confusions.by_class(), strict=True):
+            recall, precision = (f"{hits / total:.3f}" if total else "-" for total in (true, said))
+            lines.append(f"{name:24} {true:6}  {recall:>6}  {precision:>9}")
         counted = f"{self.images} images, {self.unreadable} labelled ones unreadable"
         summary = f"accuracy {self.accuracy:.4f}, expected calibration error {self.calibration_error:.4f}, {counted}"
         return "\n".join([*lines, summary])
@@ -165,19 +166,18 @@ def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluat
             f"the test images have a label number {max(labels.values())}, the model knows {classes} classes (0 to "
             f"{classes - 1}: {', '.join(card['classes'][:3])}, ...); give images of the model's own classes"
         )
-    counts = np.zeros(classes * classes, np.int64)
-    confidence, correct = [], []
+    true, predicted, confidence = [], [], []
     answered = _answered(Listing(source, None), {"source": source, "fit": _fit(card)}, card, weights, pool or Pool())
     for batch in answered.iter_batches(batch_size=None, batch_format="numpy"):
-        true = np.array([labels.get(row, -1) for row in row_numbers(batch["image_id"].tolist()).tolist()])
-        known = true >= 0
-        best = batch["probabilities"].argmax(axis=1)
-        counts += np.bincount((true * classes + best)[known], minlength=classes * classes)
+        label = np.array([labels.get(row, -1) for row in row_numbers(batch["image_id"].tolist()).tolist()], np.int64)
+        known = label >= 0
+        true.append(label[known])
+        predicted.append(batch["probabilities"].argmax(axis=1)[known])
         confidence.append(batch["probabilities"].max(axis=1)[known])
-        correct.append((best == true)[known])
-    scored = int(counts.sum())
-    error = calibration_error(_tensor(confidence), _tensor(correct)) if scored else 0.0
-    return Evaluation(counts.reshape(classes, classes), error, len(labels) - scored)
+    right, said = (np.concatenate([np.zeros(0, np.int64), *found]) for found in (true, predicted))
+    scored = len(right)
+    error = calibration_error(_tensor(confidence), torch.from_numpy(said == right)) if scored else 0.0
+    return Evaluation(Confusions.of(right, said, classes), error, len(labels) - scored)
 
 
 def write_predictions(

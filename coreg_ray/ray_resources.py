@@ -21,20 +21,31 @@ from coreg_ray.storage import Folder
 log = logging.getLogger(__name__)
 
 _SAY_EVERY_S = 30.0
+_ANSWER_S = 60.0  # of a node that is asked whether it sees a folder
 
 
 def scaling_config(cluster: ClusterConfig) -> ScalingConfig:
-    """Ray's own scaling settings for `cluster`: GPUs when there are enough, all CPUs for a worker that is alone."""
-    available = ray.cluster_resources()
+    """Ray's own scaling settings for `cluster`: GPUs when there are enough, all CPUs for a worker that is alone.
+
+    Raises:
+        UserError: `use_gpu` and `resources_per_worker` contradict each other.
+    """
+    nodes = nodes_with(cluster.label_selector or {})
+    asked = cluster.resources_per_worker
     use_gpu = cluster.use_gpu
     if use_gpu is None:
-        use_gpu = available.get("GPU", 0) >= cluster.num_workers
-    resources = cluster.resources_per_worker
-    if resources is None:
+        there = sum(node.get("GPU", 0) for node in nodes)
+        use_gpu = asked["GPU"] > 0 if asked and "GPU" in asked else there >= cluster.num_workers
+    if asked and "GPU" in asked and use_gpu != (asked["GPU"] > 0):
+        raise UserError(
+            f"cluster.use_gpu={str(use_gpu).lower()} contradicts cluster.resources_per_worker={asked}; change one"
+        )
+    resources = dict(asked) if asked else {}
+    if not asked:
         alone = cluster.num_workers == 1 and not use_gpu
-        resources = {"CPU": float(max(1, _largest_node_cpus() if alone else 1))}
-    if use_gpu and "GPU" not in resources:
-        resources = {**resources, "GPU": 1.0}
+        resources["CPU"] = float(max(1, _largest_node_cpus(nodes) if alone else 1))
+    if use_gpu:
+        resources.setdefault("GPU", 1.0)
     return ScalingConfig(
         num_workers=cluster.num_workers,
         use_gpu=use_gpu,
@@ -77,24 +88,26 @@ def wait_for_resources(scaling: ScalingConfig, wait_s: float) -> None:
 def refuse_unreachable(output: Folder) -> None:
     """Ask every node whether it sees the run folder; nothing is asked of a single machine.
 
+    A node that gives no answer in a minute is passed over: it may be on its way out.
+
     Raises:
-        UserError: a node does not, so a worker there would find no rows and lose its checkpoints.
+        UserError: a node does not, so what is written there would be lost, and what lies here not found.
     """
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    if len(alive) < 2:
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
         return
-    nodes = [node for node in alive if node["Resources"].get("CPU", 0) >= 0.01]  # a head often offers none
     mark = f"reachable-{uuid.uuid4().hex}"
     output.write(mark, "")
     try:
-        look: Any = ray.remote(num_cpus=0.01)(Folder.exists)
-        seen = [
+        look: Any = ray.remote(num_cpus=0)(Folder.exists)  # a node whose CPUs are all taken answers too
+        asked = {
             look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 output, mark
-            )
+            ): node["NodeManagerAddress"]
             for node in nodes
-        ]
-        blind = [node["NodeManagerAddress"] for node, there in zip(nodes, ray.get(seen), strict=True) if not there]
+        }
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
+        blind = [asked[answer] for answer in answered if not _sees(answer)]
     finally:
         output.delete(mark)
     if blind:
@@ -102,6 +115,15 @@ def refuse_unreachable(output: Folder) -> None:
             f"--output {output.path} cannot be seen from {len(blind)} of {len(nodes)} nodes ({', '.join(blind[:3])}); "
             "use a shared folder (NFS) or a URI (s3://, gs://)"
         )
+
+
+def _sees(answer: Any) -> bool:
+    try:
+        return bool(ray.get(answer))
+    except ray.exceptions.RayTaskError:  # it may not open the store, say
+        return False
+    except ray.exceptions.RayError:  # the node has gone
+        return True
 
 
 def missing_for(workers: int, each: dict[str, float], labels: dict[str, str], nodes: list[dict[str, Any]]) -> str:
@@ -144,7 +166,13 @@ def has_labels(labels: dict[str, str], wanted: dict[str, str]) -> bool:
     return all(matches(key, said) for key, said in wanted.items())
 
 
-def _largest_node_cpus() -> int:
+def nodes_with(labels: dict[str, str]) -> list[dict[str, float]]:
+    """Resources of every living node whose labels match."""
+    alive = (node for node in ray.nodes() if node["Alive"])
+    return [node["Resources"] for node in alive if has_labels(node.get("Labels", {}), labels)]
+
+
+def _largest_node_cpus(nodes: list[dict[str, float]]) -> int:
     """CPUs of the node that has most, which one worker cannot leave. Ray may count more CPUs than there are cores."""
-    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=1)
+    largest = max((node.get("CPU", 0) for node in nodes), default=1)
     return int(min(largest, os.cpu_count() or 1)) if len(ray.nodes()) == 1 else int(largest)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LINE_EVERY_S = 10.0
+_ENDS_WITHIN_S = 10.0  # Ray Data's thread of a failed pipeline
 _ITEMS_A_TASK = 8  # parts of 512 images
 _RAYS_ADVICE = "\nFailed to apply UDF"  # how Ray Data goes on after the message of an error in a function of ours
 
@@ -156,7 +158,11 @@ def watch(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
         if mistake is None:
             raise
     # Ray Data ends the actors of a failed pipeline by forgetting them. The copy, which knows them, and the error, whose
-    # frames do, are gone now; cycles among Ray's own objects are not, and an annotator would keep its GPU.
+    # frames do, are gone now; its own thread may still be at it, and cycles among its objects are left, so that an
+    # annotator would keep its GPU.
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.join(_ENDS_WITHIN_S)
     gc.collect()
     raise UserError(mistake)
 

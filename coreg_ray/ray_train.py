@@ -52,8 +52,8 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any
     if (done := _whole_run(config, output)) is not None:
         return done
     scaling = scaling_config(config.cluster)
-    refuse_unreachable(output)
     wait_for_resources(scaling, config.cluster.wait_s)
+    refuse_unreachable(output)  # again: nodes have come since the job began
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]
         train_loop_config=seen_from_anywhere(config).settings(),
@@ -63,7 +63,8 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any
             # A name of its own each time: what continues is the method's state in checkpoints/, never Ray's snapshot,
             # which is not written atomically and would also continue a run of another configuration.
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=f"{config.output if '://' in config.output else output.path}/ray",
+            storage_path=f"{output.path}/ray",
+            storage_filesystem=None if output.local else output.filesystem,
             callbacks=list(callbacks),  # type: ignore[arg-type]  # as below
             failure_config=FailureConfig(
                 max_failures=config.cluster.max_failures,
@@ -120,12 +121,14 @@ def _place() -> dict[str, str]:
     return {"placement_group": group.id.hex()} if group else {}
 
 
+def absolute(path: str | None) -> str | None:
+    """A relative path of something that exists here, made absolute; all else as it is."""
+    is_local = path and path not in ("uniform", "annotator", "hub") and "://" not in path and Path(path).exists()
+    return str(Path(path or "").resolve()) if is_local else path
+
+
 def seen_from_anywhere(config: Config) -> Config:
     """Relative local paths made absolute: Ray Train's workers run in another working directory."""
-
-    def absolute(path: str | None) -> str | None:
-        is_local = path and path not in ("uniform", "annotator", "hub") and "://" not in path and Path(path).exists()
-        return str(Path(path or "").resolve()) if is_local else path
 
     method = config.method.model_copy(update={"prior": absolute(config.method.prior)})
     student = config.student.model_copy(update={"pretrained": absolute(config.student.pretrained)})

@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -17,20 +18,22 @@ from coreg_ray.annotations.vocabulary import templates
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.ray_resources import copies, scaling_config, wait_for_resources
+from coreg_ray.ray_resources import copies, nodes_with, refuse_unreachable, scaling_config, wait_for_resources
 from coreg_ray.ray_tasks import Listing
 from coreg_ray.ray_tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
 from coreg_ray.ray_tune_trial import CandidateMaker, Study, rows_of, train_nested, train_trial
-from coreg_ray.search.definition import Search, claim_search
+from coreg_ray.search.definition import TRIALS, Search, claim_search, is_restorable
 from coreg_ray.search.figure import trials_svg
 from coreg_ray.search.objective import WITH_LABELS
 from coreg_ray.search.space import Space, read_space, trial_settings
 from coreg_ray.search.trials import FAILED, FINISHED, STOPPED, UNFINISHED, Trial, as_csv, as_table, ranked, read_history
 from coreg_ray.storage import Folder
+from coreg_ray.uris import extended, without_credentials
 
 log = logging.getLogger(__name__)
 
 _DRIVER_CPUS = 0.01  # of a trial whose workers have resources of their own; Ray refuses 0
+_PATHS = ("method.prior", "student.pretrained", "start_from")
 _CPUS = 2.0  # of a trial in one process: its two networks train side by side
 
 
@@ -47,7 +50,9 @@ def search(search: Search, config: Config) -> str:
     search.check(config, space)
     output = Folder.at(config.output)
     claim_search(search, config, space, output)
+    space = _seen_from_anywhere(space)
     ray_pipeline.connect()
+    refuse_unreachable(output)
     need, at_once = _fit_into_cluster(config, search.max_concurrent)
     _refuse_unlabelled(search.objective, config, output)
     _prepare(config, space, output)
@@ -67,7 +72,7 @@ def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, flo
         scaling = scaling_config(cluster)
         wait_for_resources(scaling, cluster.wait_s)
         each: dict[str, float] = dict(scaling.resources_per_worker or {})  # type: ignore[arg-type]
-        whole = ray.cluster_resources()
+        whole = _together(nodes_with(cluster.label_selector or {}))
         trial = {name: amount * cluster.num_workers for name, amount in each.items()}
         trial["CPU"] = trial.get("CPU", 0.0) + _DRIVER_CPUS
         room = copies(whole, trial)
@@ -78,22 +83,23 @@ def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, flo
                 "cluster.resources_per_worker"
             )
         return {"CPU": _DRIVER_CPUS}, min(room, wanted or room)
-    deadline, asked = time.monotonic() + cluster.wait_s, False
+    labels, deadline, asked = cluster.label_selector or {}, time.monotonic() + cluster.wait_s, False
     try:
         while True:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            nodes = nodes_with(labels)
             need = _trial_resources(config, nodes)
             if any(copies(node, need) for node in nodes):
                 return need, wanted or 0
             largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in need}
-            lacking = f"a trial needs {_listed(need)} on one node, and the largest has {_listed(largest)}"
+            where = f" with {labels}" if labels else ""
+            lacking = f"a trial needs {_listed(need)} on one node{where}, and the largest has {_listed(largest)}"
             if time.monotonic() >= deadline:
                 raise UserError(
                     f"{lacking}; lower cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
                 )
             if not asked:
                 log.info("waiting for the cluster: %s", lacking)
-                request_resources(bundles=[need])
+                request_resources(bundles=[need], bundle_label_selectors=[labels])
                 asked = True
             time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
     finally:
@@ -109,6 +115,17 @@ def _trial_resources(config: Config, nodes: list[dict[str, float]]) -> dict[str,
         use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
     cpus = min(_CPUS, max((node.get("CPU", 0) for node in nodes), default=_CPUS) or _CPUS)
     return {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
+
+
+def _seen_from_anywhere(space: Space) -> Space:
+    """Relative paths among the values made absolute: every trial runs in a directory of its own."""
+    known = {key: [ray_train.absolute(value) for value in space.values_of(key) or ()] for key in _PATHS}
+    return Space(tuple(replace(d, values=tuple(known[d.key])) if d.key in known else d for d in space.dimensions))
+
+
+def _together(nodes: list[dict[str, float]]) -> dict[str, float]:
+    """Resources of all nodes."""
+    return {name: sum(node.get(name, 0.0) for node in nodes) for name in {name for node in nodes for name in node}}
 
 
 def _listed(resources: dict[str, float], names: Iterable[str] = ()) -> str:
@@ -151,14 +168,21 @@ def _run(
     for chatty in ("ray.tune", "ray.train", "ray.tune.execution.tune_controller"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)  # TrialLog says it in a line
     study = Study(ray_train.seen_from_anywhere(config), space, search.scheduler == "pbt", need["CPU"])
-    function = train_nested if config.cluster.num_workers > 1 else train_trial
+    nested = config.cluster.num_workers > 1
+    maker = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CandidateMaker).remote(study)
+    labels = {} if nested else config.cluster.label_selector or {}
+    place = tune.PlacementGroupFactory([need], bundle_label_selector=[labels]) if labels else need
     trainable = tune.with_resources(
-        tune.with_parameters(function, study=study, maker=ray.remote(num_cpus=0)(CandidateMaker).remote(study)), need
+        tune.with_parameters(train_nested if nested else train_trial, study=study, maker=maker), place
     )
-    root = study.config.output
-    if search.resume and tune.Tuner.can_restore(f"{root}/tune"):
+    root = study.output
+    filesystem = None if root.local else root.filesystem
+    if search.resume and is_restorable(root / TRIALS):
         log.info("going on with the search in %s", config.output)
-        return tune.Tuner.restore(f"{root}/tune", trainable, resume_unfinished=True).fit()
+        path = f"{root.path}/{TRIALS}"
+        return tune.Tuner.restore(
+            path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
+        ).fit()
     longest = max(space.probes_of("method.epochs") or [config.method.epochs])
     random = search.search == "random"
     tuner = tune.Tuner(
@@ -176,14 +200,15 @@ def _run(
             trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
-            name="tune",
-            storage_path=root,
+            name=TRIALS,
+            storage_path=root.path,
+            storage_filesystem=filesystem,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
             callbacks=[
                 TrialLog(space, search.objective, search.num_samples * space.grid_points),
                 Tidy(),
-                *loggers(search, root),
+                *loggers(search, root.name),
             ],
         ),
     )
@@ -215,14 +240,18 @@ def _conclude(trials: list[Trial], search: Search, config: Config, space: Space,
     best = ranked(trials, search.objective)[0]
     if best.status == FAILED or not best.history:
         raise UserError(f"no trial came to an end, see {config.output}/trials.csv; the first failed with: {best.error}")
-    winner = trial_settings(config, space, best.values).model_copy(update={"output": f"{config.output}-best"})
+    winner = trial_settings(config, space, best.values).model_copy(update={"output": extended(config.output, "-best")})
     title = f"# {search.objective} {best.score(search.objective):.4f}: trial {best.name} of {config.output}\n"
     output.write("best.yaml", title + resolved_yaml(winner))
+    table, tune_logs, annotations, yaml = (
+        without_credentials(extended(config.output, f"/{name}"))
+        for name in ("trials.csv", TRIALS, "annotations", "best.yaml")
+    )
     return "\n".join(
         [
             as_table(trials, space, search.objective),
-            f"Best by {search.objective}: trial {best.name}. See {config.output}/trials.csv and trials.svg; "
-            f"tensorboard --logdir {config.output}/tune",
-            f"Next: python jobs/train.py --annotations {config.output}/annotations --config {config.output}/best.yaml",
+            f"Best by {search.objective}: trial {best.name}. See {table} and trials.svg; "
+            f"tensorboard --logdir {tune_logs}",
+            f"Next: python jobs/train.py --annotations {annotations} --config {yaml}",
         ]
     )

@@ -91,10 +91,13 @@ def searcher(search: Search, seed: int, at_once: int) -> Any:
     return BasicVariantGenerator(random_state=seed, max_concurrent=at_once)
 
 
-def loggers(search: Search, output: str) -> list[tune.Callback]:
-    """MLflow and Weights & Biases, where they were asked for; Tune's own loggers are always there."""
+def loggers(search: Search, name: str) -> list[tune.Callback]:
+    """MLflow and Weights & Biases, where they were asked for; Tune's own loggers are always there.
+
+    Args:
+        name: of the search's folder, which the experiment or group is called by.
+    """
     found: list[tune.Callback] = []
-    name = output.rstrip("/").rsplit("/", 1)[-1]
     if search.mlflow:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 

@@ -31,6 +31,7 @@ from coreg_ray.ray_tasks import ask
 from coreg_ray.search.space import Space, trial_settings
 from coreg_ray.storage import Folder
 from coreg_ray.training import train
+from coreg_ray.uris import extended
 
 POINTER = "run.json"
 FAILURE = "failure.txt"
@@ -131,13 +132,13 @@ def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[Folder, Con
     """The trial's run folder, ready to train in; its configuration; the checkpoint that it takes over, if any."""
     for chatty in ("coreg_ray", "ray.train"):  # Tune's driver says how trials go
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    name, heir_of = _identify(study)
+    name, heir_of = _identify(study, values)
     run = study.output / "trials" / name
     if run.exists(FAILURE):
         raise NonFiniteLossError(run.read(FAILURE).decode())
     config = trial_settings(study.config, study.space, values)
     kept = config.checkpoint.model_copy(update={"keep": config.method.epochs}) if study.keep else config.checkpoint
-    config = config.model_copy(update={"output": f"{study.config.output}/trials/{name}", "checkpoint": kept})
+    config = config.model_copy(update={"output": extended(study.config.output, f"/trials/{name}"), "checkpoint": kept})
     run.write("config.yaml", resolved_yaml(config))
     candidates = ask(maker.folder.remote(config.settings()))
     rows = rows_of(study.output, study.config, config.student.resolution)
@@ -145,7 +146,7 @@ def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[Folder, Con
     return run, config, heir_of
 
 
-def _identify(study: Study) -> tuple[str, Folder | None]:
+def _identify(study: Study, values: dict[str, Any]) -> tuple[str, Folder | None]:
     """The name of the trial's run folder, and what it takes over.
 
     A trial that Tune restores points to its own run. One that points to another trial's has just been told to go on
@@ -160,7 +161,8 @@ def _identify(study: Study) -> tuple[str, Folder | None]:
     if pointer["trial"] == trial:
         return pointer["run"], None
     donor = study.output / "trials" / pointer["run"] / "checkpoints" / pointer["checkpoint"]
-    return f"{trial}-from-{pointer['trial'].rsplit('_', 1)[-1]}-{donor.name}", donor
+    # The values are part of the name: the same checkpoint may be taken over twice, to go on in two ways.
+    return f"{trial}-from-{pointer['trial'].rsplit('_', 1)[-1]}-{donor.name}-{fingerprint(values)}", donor
 
 
 class _remembered:

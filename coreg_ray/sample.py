@@ -1,7 +1,8 @@
 """A sample of a run's own images with all that is known about them: what the report and calibration look at.
 
-Parts of the tables are named by a hash of their content, so reading them in the order of their names gives images from
-all over the source, whatever its order, without listing it.
+A part of the tables holds images that stand side by side in the source, often of a single class. So a sample takes
+single images from all parts, drawn by a hash of their row numbers. The numbers alone would not do: the smallest are
+held out.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coreg_ray.annotations.table import read_table
+from coreg_ray.draws import key, uniform
 from coreg_ray.sources.source import held_out
 from coreg_ray.storage import Folder
 
 
 @dataclass(frozen=True)
 class Sample:
-    """M images of a split.
+    """M images of a split, in random order: its first images are a sample too, for whoever cannot look at all.
 
     Attributes:
         numbers: (M,) int64 row numbers.
@@ -68,15 +70,21 @@ class Sample:
 
 
 def read_sample(output: Folder, split: str, side: int, num_classes: int, most: int) -> Sample | None:
-    """At most `most` images of `rows/<split>` with labels or candidate sets; None where there are none."""
+    """At most `most` images of `rows/<split>` with labels or candidate sets; None where there are none.
+
+    The same images whatever the order of the source and its parts are. The row numbers of all images are read, 8 bytes
+    each, and of the pixels the parts that hold one of the sample, one at a time: at worst all of them once.
+    """
     folder = output / "rows" / split
     names = [name for name in folder.entries() if name.endswith(".parquet")]
     if not names or most < 1:
         return None
-    numbers, pixels, total = _images(folder, names, side, most)
-    count = len(numbers)
+    held = [read_table(folder, name, ["row"])["row"].to_numpy() for name in names]
+    drawn = _drawn(np.concatenate(held), most)
+    count, total = len(drawn), sum(map(len, held))
     if not count:
         return None
+    numbers, pixels = _images(folder, dict(zip(names, held, strict=True)), side, drawn)
     ids = [f"row {number}" for number in numbers]
     labels, annotated = torch.full((count,), -1), torch.full((count,), -1)
     candidates, trusted = torch.zeros(count, num_classes, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
@@ -93,28 +101,24 @@ def read_sample(output: Folder, split: str, side: int, num_classes: int, most: i
     return Sample(numbers, pixels, ids, labels, candidates, annotated, trusted, total)
 
 
-def _images(folder: Folder, names: list[str], side: int, most: int) -> tuple[NDArray[np.int64], Tensor, int]:
-    """Row numbers (M,), pixels (M, 3, S, S), and how many rows the folder has."""
-    numbers, blocks, total, held = [], [], 0, 0
-    for name in names:
-        if held >= most:
-            total += _rows_in(folder, name)
-            continue
-        table = read_table(folder, name, ["row", "image"])
-        total += len(table)
-        table = table.slice(0, most - held)
-        held += len(table)
-        numbers.append(table["row"].to_numpy())
-        content = b"".join(table["image"].to_pylist())
-        blocks.append(np.frombuffer(content, np.uint8).reshape(-1, side, side, 3))
-    return np.concatenate(numbers), torch.from_numpy(np.concatenate(blocks)).permute(0, 3, 1, 2), total
+def _drawn(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """The places (M,) of the images that are in the sample, in its order, among all row numbers (N,)."""
+    draws = uniform(key(0, "sample"), torch.from_numpy(numbers), 1)[:, 0].numpy()
+    return np.lexsort((numbers, draws))[:most]
 
 
-def _rows_in(folder: Folder, name: str) -> int:
-    import pyarrow.parquet as pq
-
-    with folder.filesystem.open_input_file(f"{folder.path}/{name}") as file:
-        return pq.read_metadata(file).num_rows
+def _images(
+    folder: Folder, held: dict[str, NDArray[np.int64]], side: int, drawn: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Row numbers (M,) and pixels (M, 3, S, S) of the images at `drawn` (M,) among those that all parts hold."""
+    pixels, start = np.empty((len(drawn), side, side, 3), np.uint8), 0
+    for name, rows in held.items():
+        mine = np.flatnonzero((start <= drawn) & (drawn < start + len(rows)))
+        if len(mine):
+            content = read_table(folder, name, ["image"])["image"].take(pa.array(drawn[mine] - start)).to_pylist()
+            pixels[mine] = np.frombuffer(b"".join(content), np.uint8).reshape(-1, side, side, 3)
+        start += len(rows)
+    return np.concatenate(list(held.values()))[drawn], torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _facts(folder: Folder, columns: list[str], numbers: NDArray[np.int64]) -> Any:

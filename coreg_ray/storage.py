@@ -14,6 +14,7 @@ from typing import Any
 from pyarrow import fs
 
 from coreg_ray.errors import UserError
+from coreg_ray.uris import split_options
 
 BORROWED = "borrowed.json"  # in a run folder: what lies in another one, name -> path
 
@@ -44,6 +45,13 @@ class Folder:
         except (ValueError, OSError) as error:
             raise UserError(f"{uri} is not a folder that can be reached ({error}); give a path or a URI") from error
         return cls(filesystem, path.rstrip("/"))
+
+    @classmethod
+    def of_file(cls, uri: str) -> tuple[Folder, str]:
+        """The folder that the file at a path or URI lies in, and the file's name. Raises UserError as `at` does."""
+        path, options = split_options(uri)
+        above, slash, name = path.rpartition("/")
+        return cls.at((above or slash or ".") + options), name
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.filesystem, f"{self.path}/{name}")

@@ -76,9 +76,9 @@ def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | 
         return None
     if wanted == "annotator":
         return torch.tensor(manifest["prior"], dtype=torch.float32).clamp(min=1e-6)
-    folder, _, name = wanted.rpartition("/")
     try:
-        prior = torch.tensor(Folder.at(folder or ".").read_json(name), dtype=torch.float32)
+        folder, name = Folder.of_file(wanted)
+        prior = torch.tensor(folder.read_json(name), dtype=torch.float32)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
             f"method.prior={wanted} is no JSON list of numbers ({error}); give uniform, annotator or such a file"
@@ -162,7 +162,8 @@ def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh, 
 def load_data(config: Config, output: Folder, task: Task, mesh: Mesh) -> tuple[Rows, Scored]:
     """This replica's training rows, and the images that every process scores."""
     side, holdout = config.student.resolution, config.source.holdout
-    limit = config.cluster.memory_share * physical_memory()
+    # Ray Train says how many of its workers share this machine; each holds images of its own.
+    limit = config.cluster.memory_share * physical_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     enough = min(1.0, ENOUGH / max(1, task.images))
 
     def share(wanted: Share) -> Rows:

@@ -1,7 +1,6 @@
 """Let vision-language models vote on every image of a pool, and nothing else.
 
-    python jobs/annotate.py --source.kind folder --source.path DIR --source.classes classes.txt \\
-        --annotator.kind clip --annotator.model embedded --output DIR
+    python jobs/annotate.py --config run.yaml --output DIR
     python jobs/annotate.py ... --estimate true       time, GPU hours, disk and requests, from a sample of 200
 
 --test.kind and --test.path name labelled images that say how good the annotator is. The same command after an
@@ -19,6 +18,7 @@ from coreg_ray.ray_annotate import annotate_pool
 from coreg_ray.ray_estimate import estimate, in_words
 from coreg_ray.ray_pipeline import connect
 from coreg_ray.storage import Folder
+from coreg_ray.uris import extended, without_credentials
 
 
 class AnnotateCommand(Command):
@@ -33,10 +33,10 @@ def main(arguments: list[str]) -> None:
     if config.estimate:
         print(in_words(estimate(config, Folder.at(config.output)), config))
     else:
-        print(summary(annotate_pool(config, Folder.at(config.output)), config.output))
+        print(summary(annotate_pool(config, Folder.at(config.output)), without_credentials(config.output)))
 
 
-def summary(metrics: dict[str, Any], output: str) -> str:
+def summary(metrics: dict[str, Any], run: str) -> str:
     """What was annotated, how sure the annotators are, what it cost, where it lies, what to do next."""
     figure = {name.removeprefix("annotation/"): value for name, value in metrics.items()}
     lines = [
@@ -52,8 +52,8 @@ def summary(metrics: dict[str, Any], output: str) -> str:
     if "cost" in figure:
         both = [f"{figure[f'requests{when}']} requests for {figure[f'cost{when}']:.2f}" for when in ("", "_in_all")]
         lines.append(f"The chat model took {both[0]} in this run, {both[1]} in all.")
-    lines.append(f"Annotations, candidates, metrics.json and report.html are in {output}.")
-    return "\n".join([*lines, f"Next: python jobs/train.py --annotations {output}/annotations --output DIR"])
+    lines.append(f"Annotations, candidates, metrics.json and report.html are in {run}.")
+    return "\n".join([*lines, f"Next: python jobs/train.py --annotations {extended(run, '/annotations')} --output DIR"])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from coreg_ray.command_line import Command, load, run
+from coreg_ray.uris import extended, without_credentials
 
 
 def main(arguments: list[str]) -> None:
@@ -34,11 +35,10 @@ def summary(metrics: dict[str, Any], output: str) -> str:
     agreement = metrics.get("criterion/label_free")
     if agreement is not None:
         lines.append(f"Both networks agree on {agreement:.3f} of the held-out images, a measure without labels.")
-    lines.append(f"The model is in {output}/model, everything about the run in {output}/report.html.")
-    lines.append(
-        f"Next: python jobs/predict.py --model {output}/model --source.kind folder --source.path DIR --output DIR"
-    )
-    return "\n".join(lines)
+    model = extended(output, "/model")
+    lines.append(f"The model is in {model}, everything about the run in {extended(output, '/report.html')}.")
+    lines.append(f"Next: python jobs/predict.py --model {model} --source.kind folder --source.path DIR --output DIR")
+    return str(without_credentials("\n".join(lines)))
 
 
 if __name__ == "__main__":

@@ -37,10 +37,12 @@ def main(arguments: list[str]) -> None:
         return
     from coreg_ray.ray_pipeline import connect  # a single image needs no Ray
     from coreg_ray.ray_predict import Pool, predict
+    from coreg_ray.ray_resources import refuse_unreachable
     from coreg_ray.sources.source import open_source
 
     model, output, source = Folder.at(config.model), Folder.at(config.output), open_source(config, "pool")
     connect()
+    refuse_unreachable(output)
     figures = predict(model, source, output, config.top_k, Pool(config.batch_size, config.actors, config.num_gpus))
     print(
         f"{figures['predicted_images']} of {figures['images']} images predicted now, {figures['rejected_images']} "

@@ -12,6 +12,7 @@ from pydantic import Field
 from coreg_ray.command_line import Command, load, run
 from coreg_ray.errors import UserError
 from coreg_ray.storage import Folder
+from coreg_ray.uris import extended, shortened, without_credentials
 
 
 class TrainCommand(Command):
@@ -24,12 +25,9 @@ def main(arguments: list[str]) -> None:
     config = load([*settings_of_the_annotated_run(arguments), *arguments], TrainCommand, __doc__)
     from coreg_ray.ray_pipeline import run as run_pipeline  # late: Ray takes seconds, --help and errors need none
 
-    metrics = run_pipeline(config, annotated=run_folder(config.annotations))
-    print(f"test/accuracy {metrics.get('test/accuracy', 'unknown')}; model, report and history in {config.output}")
-
-
-def run_folder(annotations: str) -> str:
-    return annotations.rstrip("/").removesuffix("/annotations")
+    metrics = run_pipeline(config, annotated=shortened(config.annotations, "/annotations"))
+    where = without_credentials(config.output)
+    print(f"test/accuracy {metrics.get('test/accuracy', 'unknown')}; model, report and history in {where}")
 
 
 def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:
@@ -44,9 +42,9 @@ def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:
     known = vars(parser.parse_known_args(arguments)[0])
     if not known["annotations"] or known["config"]:
         return []
-    folder = run_folder(known["annotations"])
+    folder = shortened(known["annotations"], "/annotations")
     if Folder.at(folder).exists("config.yaml"):
-        return ["--config", f"{folder}/config.yaml"]
+        return ["--config", extended(folder, "/config.yaml")]
     if known["source.kind"]:
         return []
     raise UserError(

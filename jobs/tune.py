@@ -43,4 +43,4 @@ def with_preset(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, stopped="stopped; the same command with --resume goes on")

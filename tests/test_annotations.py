@@ -149,6 +149,11 @@ def test_manual_labels_are_read_and_checked_against_the_pool(tmp_path: Path, kin
         check_manual(str(path), WORDS, pool("a", "c"))
 
 
+def test_commas_in_quotes_or_at_the_end_of_a_line_do_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text('image_id,label\n"a,b.png",cat,\nc,dog\nd\n')
+    assert read_manual(str(tmp_path / "labels.csv"), WORDS)[0] == ["a,b.png", "c"]
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
@@ -158,6 +163,9 @@ def test_manual_labels_are_read_and_checked_against_the_pool(tmp_path: Path, kin
         ("image_id,label\na,\nb, \n", "holds no label in 2 rows"),
         ("image_id,label\na,cat\na,dog\n", "two labels"),
         ("name,label\na,cat\n", "needs image_id and label"),
+        ("image_id,label\na,b.png,cat\nc,dog\n", r"csv, line 2, has 3 cells for 2 columns; put .* in quotes"),
+        ("image_id,label\nc,dog\na,cat,b\n", "csv, line 3, has 3 cells"),
+        ("image_id,label\n", "holds no label in 0 rows"),
     ],
 )
 def test_wrong_manual_labels_are_refused(tmp_path: Path, content: str, problem: str) -> None:

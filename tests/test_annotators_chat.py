@@ -132,3 +132,26 @@ def test_uploads_need_consent_and_an_address() -> None:
 )
 def test_answers_become_votes(answer: str, vote: int) -> None:
     assert vote_of(answer, WORDS) == vote
+
+
+@pytest.mark.parametrize(
+    ("classes", "answer", "vote"),
+    [
+        ("C, C++, C#", " c ", 0),
+        ("C, C++, C#", "C++", 1),
+        ("C, C++, C#", '"C#".', 2),
+        ("C, C++, C#", "C--", -1),
+        ("C, C++, Java", "Unlike C, this is Java", -1),
+        ("C, C++, Java", "It is Java.", 2),
+        ("🐱, 🐶", "🐱", 0),
+        ("🐱, 🐶", "", -1),
+        ("dog, hot dog", "It is a hot dog.", 1),
+        ("dog, hot dog", "It is a dog.", 0),
+        ("dog, hot dog", "A dog beside a hot dog", -1),
+        ("dog, hot dog, hot-dog", "It is a hot dog, I think.", -1),
+        ("hot dog, dog house", "a hot dog house", -1),
+    ],
+)
+def test_names_that_resemble_each_other_are_told_apart(classes: str, answer: str, vote: int) -> None:
+    words = Vocabulary(tuple((name,) for name in classes.split(", ")), ("{}?",))
+    assert vote_of(answer, words) == vote

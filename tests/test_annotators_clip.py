@@ -147,6 +147,21 @@ def test_names_that_the_model_cannot_tell_apart_are_found() -> None:
     assert look_alike(text, ["a", "b", "c", "d"]) == [("a", "c")]
 
 
+def test_names_are_compared_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All K x K likenesses of 20,000 classes would be gigabytes."""
+    angles = torch.rand(1, 300, generator=torch.Generator().manual_seed(0)) * 6.28
+    text = TextTable(torch.stack([angles.cos(), angles.sin()], dim=-1), torch.zeros(0, 2), 1.0, 0.0)
+    names, likeness = [str(number) for number in range(300)], text.embeddings[0] @ text.embeddings[0].T
+    expected = [(str(a), str(b)) for a, b in (likeness >= 0.98).triu(diagonal=1).nonzero().tolist()]
+    assert look_alike(text, names) == expected
+    sizes = []
+    triu = torch.Tensor.triu
+    monkeypatch.setattr(torch.Tensor, "triu", lambda self, diagonal: sizes.append(self.numel()) or triu(self, diagonal))
+    monkeypatch.setattr("coreg_ray.annotators.clip._LOGITS_AT_ONCE", 10_000)
+    assert look_alike(text, names) == expected
+    assert max(sizes) <= 10_000
+
+
 def test_wrong_models_are_refused_with_the_remedy(toy: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"would have random weights; give one of .*openai"):
         load_model("ViT-B-32", None)

@@ -24,7 +24,7 @@ METHOD = (
     *("mesh", "rows", "networks", "optimizer", "state", "plan", "opinions", "steps", "evaluate", "coreg"),
     *("checkpoint", "history", "training"),
 )
-FOUNDATIONS = ("errors", "config", "storage")
+FOUNDATIONS = ("errors", "uris", "config", "storage")
 PURE = (
     *("candidates", "criteria", "draws", "losses", "prototypes", "purify"),
     *("views.augment", "views.geometry", "views.operations"),

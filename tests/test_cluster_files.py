@@ -32,7 +32,7 @@ def job() -> dict[str, Any]:
 def arguments(entrypoint: str) -> list[str]:
     """What an entry point in one of the files gives the job, without the file that only a user has."""
     words = shlex.split(entrypoint.replace("\\", " "))
-    words = words[words.index("jobs/pipeline.py") + 1 :]
+    words = words[next(at for at, word in enumerate(words) if word.endswith("jobs/pipeline.py")) + 1 :]
     at = words.index("--config")
     return words[:at] + words[at + 2 :]
 
@@ -64,6 +64,14 @@ def test_nothing_is_open_to_the_world_and_no_secret_is_inside(cluster: dict[str,
         assert secret not in text
     assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert "LoadBalancer" not in text
+
+
+def test_the_entry_point_is_one_command(job: dict[str, Any]) -> None:
+    """KubeRay pastes it into a line of its own shell, whose operators would take it apart."""
+    assert not set("&|;<>`$") & set(job["spec"]["entrypoint"])
+    files = [word for word in shlex.split(job["spec"]["entrypoint"]) if word.endswith((".py", ".yaml"))]
+    assert len(files) == 2
+    assert all(file.startswith("/home/ray/coreg_ray/") for file in files)
 
 
 def test_workers_may_open_the_bucket_that_the_run_lies_in(cluster: dict[str, Any], job: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from importlib import resources
@@ -106,8 +107,12 @@ def test_a_prompt_keeps_its_commas_quotes_and_braces() -> None:
     assert parsed("--source.prompts", prompts[0]).source.prompts == [prompts[0]]
 
 
-def test_dictionaries_booleans_and_further_annotators() -> None:
+def test_dictionaries_booleans_and_further_annotators(tmp_path: Path) -> None:
     assert parsed("--cluster.resources_per_worker", '{"CPU": 2}').cluster.resources_per_worker == {"CPU": 2}
+    file = tmp_path / "gpu.yaml"
+    file.write_text("cluster: {resources_per_worker: {CPU: 4, GPU: 1}, num_workers: 2}")
+    over = parsed("--config", str(file), "--cluster.resources_per_worker", '{"CPU": 2}').cluster
+    assert (over.resources_per_worker, over.num_workers) == ({"CPU": 2}, 2)  # the whole mapping is one setting
     assert parsed("--cluster.resources_per_worker", "CPU=2,disk=1").cluster.resources_per_worker == {
         "CPU": 2,
         "disk": 1,
@@ -245,6 +250,24 @@ def test_mistakes_end_in_one_line_and_exit_code_2(
         run(lambda words: str(load(words, Command)))
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: method.epochs=0: input should be greater than or equal to 1\n"
+
+
+def test_passwords_in_uris_are_neither_logged_nor_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+
+    def main(arguments: list[str]) -> None:
+        logging.getLogger("coreg_ray").warning("going on in %s", "s3://key:secret@bucket/run")
+        raise UserError("--output s3://key:secret@bucket/run cannot be read")
+
+    with pytest.raises(SystemExit):
+        run(main)
+    said = capsys.readouterr().err
+    assert "going on in s3://bucket/run\n" in said
+    assert "error: --output s3://bucket/run cannot be read" in said
+    assert "secret" not in said
 
 
 def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

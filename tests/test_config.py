@@ -50,7 +50,7 @@ def test_the_defaults_are_the_papers_constants() -> None:
         ("method.queue_size", -1),
         ("method.order", "both"),
         ("method.exchanges", 0),
-        ("method.trusted_share", 1.01),
+        ("method.trusted_share", 0.95),
         ("method.loss_history", 101),
         ("student.resolution", 7),
         ("student.width", 3),

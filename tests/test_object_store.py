@@ -16,9 +16,10 @@ from PIL import Image
 from s3_server import s3_server
 from toy_clip import write_toy_clip
 
-from coreg_ray import ray_data
+from coreg_ray import ray_data, ray_train
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.search.trials import read_history
 from coreg_ray.sources.files import split_glob
 from coreg_ray.sources.source import Source, open_source
 from coreg_ray.storage import Folder
@@ -85,8 +86,13 @@ def test_options_of_the_store_are_no_wildcards() -> None:
 @pytest.mark.timeout(120)
 def test_a_run_lies_on_the_store_and_goes_on(s3: Callable[[str], str], tmp_path: Path, ray_cluster: None) -> None:
     source = {"kind": "folder", "path": s3("images"), "classes": ["cat", "dog"], "prompts": ["a {}", "the {}"]}
-    config = Config(source=source, annotator=write_toy_clip(tmp_path), student={"resolution": 8})
-    output = Folder.at(s3("run"))
+    student = {"resolution": 8, "width": 4, "projection": 8}
+    method = {"epochs": 2, "warmup_epochs": 1, "batch_size": 8, "warmup_batch_size": 8, "queue_size": 8}
+    config = Config(
+        output=s3("run"), source=source, annotator=write_toy_clip(tmp_path), student=student, method=method,
+        cluster={"resources_per_worker": {"CPU": 1}},
+    )  # fmt: skip
+    output = Folder.at(config.output)
     found = ray_data.annotate_splits(config, ["pool"], output, rows=True)["pool"]
     assert (found["images"], found["encoded_images"], found["rejected_images"]) == (13, 12, 1)
     votes, rows = table(output / "annotations"), table(output / "rows")
@@ -98,6 +104,9 @@ def test_a_run_lies_on_the_store_and_goes_on(s3: Callable[[str], str], tmp_path:
     assert table(output / "annotations") == votes
     assert table(output / "rows") == rows
     assert np.frombuffer(rows[0]["image"], np.uint8).size == 8 * 8 * 3
+    assert ray_train.fit(config)["epoch"] == 1
+    assert [row["epoch"] for row in read_history(output)] == [0, 1]
+    assert {name for name in output.entries() if "?" in name or "=" in name} == set()
 
 
 def table(folder: Folder) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from coreg_ray.benchmark import objectives
 from coreg_ray.benchmark.halving import replay, rungs
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.search.definition import Search, claim_search
+from coreg_ray.search.definition import Search, claim_search, is_restorable
 from coreg_ray.search.figure import trials_svg
 from coreg_ray.search.objective import DEFAULT, WITHOUT_LABELS, check_objective, spearman, spearman_interval
 from coreg_ray.search.space import Dimension, Space
@@ -85,7 +85,12 @@ def test_a_search_folder_belongs_to_one_search(tmp_path: Path) -> None:
     output.write("tune/tuner.pkl", "")
     with pytest.raises(UserError, match="holds this very search; add --resume"):
         claim_search(Search(), config, SPACE, output)
-    claim_search(Search(resume=True, max_concurrent=1), config, SPACE, output)
+    claim_search(Search(resume=True), config, SPACE, output)
+    today = config.cluster.model_copy(update={"resources_per_worker": {"CPU": 8}})
+    larger = config.model_copy(update={"cluster": today})
+    claim_search(Search(resume=True), larger, SPACE, output)  # what a trial takes is of today
+    with pytest.raises(UserError, match=r"another search \(max_concurrent None -> 1\)"):  # Tune would keep the old one
+        claim_search(Search(resume=True, max_concurrent=1), config, SPACE, output)
     with pytest.raises(UserError, match=r"another search \(num_samples 6 -> 9\); choose another --output"):
         claim_search(Search(resume=True, num_samples=9), config, SPACE, output)
     with pytest.raises(UserError, match=r"another search \(seed 0 -> 4\)"):
@@ -96,6 +101,19 @@ def test_a_search_folder_belongs_to_one_search(tmp_path: Path) -> None:
     (tmp_path / "full/thesis.tex").write_text("precious")
     with pytest.raises(UserError, match=r"thesis\.tex\) and no search; choose an empty folder"):
         claim_search(Search(), config, SPACE, Folder.at(tmp_path / "full"))
+
+
+def test_a_state_that_a_kill_has_cut_is_no_end_of_a_search(tmp_path: Path) -> None:
+    trials = Folder.at(tmp_path / "tune")
+    assert not is_restorable(trials)
+    trials.write("tuner.pkl", b"")
+    assert not is_restorable(trials)  # killed before Tune wrote a state
+    assert not trials.exists()
+    trials.write("tuner.pkl", b"")
+    trials.write("experiment_state-2026-01-01_00-00-00.json", "{}")
+    trials.write("experiment_state-2026-01-02_00-00-00.json", '{"trial_data": [')
+    assert is_restorable(trials)
+    assert trials.entries() == ["experiment_state-2026-01-01_00-00-00.json", "tuner.pkl"]
 
 
 def trial(name: str, status: str, scores: list[float], rate: float = 0.02, error: str = "") -> Trial:

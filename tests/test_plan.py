@@ -161,6 +161,23 @@ def test_more_manual_labels_than_their_share() -> None:
     assert seen([batch[batch < 20] for batch in plan.labelled]) == dict.fromkeys(range(20), 1)
 
 
+@pytest.mark.parametrize(("clean", "batch", "share"), [(1, 16, 0.25), (10, 16, 0.25), (30, 16, 0.25), (30, 2, 0.9)])
+def test_an_epoch_is_long_enough_for_all_manual_labels(clean: int, batch: int, share: float) -> None:
+    rows, scores = rows_of(200, trusted=101), some_clean(99, clean)
+    plan = planned(rows, torch.cat([scores, torch.ones(101)]), batch, share)
+    of_trusted = 4 if batch == 16 else 1
+    assert plan.steps == math.ceil(101 / of_trusted)
+    manual = seen([labelled[labelled >= 99] for labelled in plan.labelled])
+    assert set(manual) == set(range(99, 200))
+    assert max(manual.values()) <= 2
+    others = [labelled[labelled < 99] for labelled in plan.labelled]
+    assert [len(set(labelled.tolist())) for labelled in others] == [min(clean, batch - of_trusted)] * plan.steps
+    counts = seen(others)
+    assert set(counts) == set(torch.nonzero(scores > 0.5)[:, 0].tolist())
+    assert max(counts.values()) - min(counts.values()) <= 1
+    assert max(len(labelled) for labelled in plan.labelled) <= batch
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 30])
 def test_rounds_cover_all_steps_evenly(count: int) -> None:
     plan = planned(rows_of(80), some_clean(80, 50))
@@ -221,6 +238,24 @@ def test_a_team_shares_out_its_manual_labels() -> None:
         manual = [int((plan.labelled[step] >= 60 - count).sum()) for plan, count in zip(plans, given, strict=True)]
         assert manual == [1, 3]
     check_counts(plans, 16)
+
+
+@pytest.mark.parametrize("given", [(40, 13), (53, 0), (1, 2, 50)])
+@pytest.mark.parametrize("clean", [1, 20])
+def test_a_team_sees_all_its_manual_labels_in_the_steps_of_one_worker(given: tuple[int, ...], clean: int) -> None:
+    def plan(mesh: Mesh, replica: int) -> Plan:
+        scores = torch.zeros(80)
+        scores[: clean if replica == 0 else 0] = 1.0  # the others have no clean row
+        return planned(rows_of(80, trusted=given[replica]), scores, 16, mesh=mesh)
+
+    plans = team_plans(plan, len(given))
+    for own, count in zip(plans, given, strict=True):
+        assert own.steps == math.ceil(53 / 4)
+        assert set(seen([batch[batch >= 80 - count] for batch in own.labelled])) == set(range(80 - count, 80))
+    assert set(seen([batch[batch < 80 - given[0]] for batch in plans[0].labelled])) == set(range(clean))
+    for step in range(plans[0].steps):
+        assert plans[0].team_labelled[step] == sum(len(own.labelled[step]) for own in plans)
+        assert plans[0].team_labelled[step] <= 16 + 2 * (len(plans) - 1)
 
 
 def check_counts(plans: list[Plan], batch: int) -> None:

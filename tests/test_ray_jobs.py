@@ -56,7 +56,7 @@ def epochs(output: Path) -> list[str]:
 
 
 def smoke_job(folder: Path, output: Path) -> list[str]:
-    """The pipeline's smoke twin, on images that one annotator at a time is given, and trained by two workers."""
+    """The pipeline's smoke twin, on images that annotators are given one by one, and trained by two workers."""
     toy = write_toy_clip(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 8 * 8 * 3), dtype=np.uint8)
     images = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels.reshape(IMAGES, 8, 8, 3))

@@ -234,6 +234,23 @@ def test_no_training_on_images_that_nobody_answered_for(images: Path, tmp_path: 
     assert "Cost<b>4.938</b>" in page  # 40 requests of 10 tokens
 
 
+@pytest.mark.parametrize("models", [["m"], ["m", "n"]])
+def test_where_nobody_answered_at_all_that_is_said(images: Path, tmp_path: Path, models: list[str]) -> None:
+    pytest.importorskip("openai")
+    output = Folder.at(tmp_path / "run")
+    with chat_server() as server:
+        chat = {"kind": "chat", "endpoint": server.address, "allow_upload": True, "questions": ["{}?", "a {}?"]}
+        first, *others = ({**chat, "model": model, "max_requests": 1} for model in models)  # an image takes two
+        silent = config(first, images, further_annotators=others)
+        with pytest.raises(UserError, match=r"40 of 41 images have no answer yet.*same command again"):
+            ray_pipeline.prepare(silent, output)
+        assert server.requests == 0
+    with pytest.raises(UserError, match="holds no answer about any image; annotate there first"):
+        ray_data.build_candidates(silent, Folder.at(tmp_path / "other"), output)
+    (tmp_path / "run/annotations/pool").rename(tmp_path / "run/annotations/test")
+    assert ray_data.zero_shot(silent, output) == {}
+
+
 def test_an_estimate_of_a_pool_that_nobody_can_decode_says_so(toy: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 1 images of the sample can be decoded"):

@@ -241,6 +241,12 @@ def test_what_the_cluster_cannot_hold_is_refused(tmp_path: Path, caplog: pytest.
     config = prepared(tmp_path / "run", num_workers=2, use_gpu=True, resources_per_worker=None)
     with pytest.raises(UserError, match=r"num_workers=2 .* needs 2 GPU \(there are 0\); lower it, .*cluster.wait_s"):
         fit(config)
+    config = prepared(tmp_path / "asked", resources_per_worker={"CPU": 1, "GPU": 1})
+    with pytest.raises(UserError, match=r"needs 1 GPU \(there are 0\)"):
+        fit(config)
+    config = prepared(tmp_path / "contradiction", resources_per_worker={"CPU": 1, "GPU": 1}, use_gpu=False)
+    with pytest.raises(UserError, match=r"use_gpu=false contradicts cluster.resources_per_worker=.*; change one"):
+        fit(config)
     config = prepared(tmp_path / "waiting", resources_per_worker={"CPU": 64}, wait_s=1.0)
     with caplog.at_level("INFO"), pytest.raises(UserError, match=r"needs 64 CPU \(there are 4\) after 1 s; lower it"):
         fit(config)

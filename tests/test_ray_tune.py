@@ -207,10 +207,11 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
 
 
 def test_a_population_takes_over_the_state_of_its_best(config: Config, first: Path, tmp_path: Path) -> None:
-    config = with_schedule(config, epochs=6)  # long enough for all three to run beside each other
-    config = config.model_copy(
-        update={"cluster": config.cluster.model_copy(update={"resources_per_worker": {"CPU": 1}})}
-    )
+    method = {"epochs": 6, "batch_size": 8, "warmup_batch_size": 8}  # long enough for three to run beside each other
+    config = Config.model_validate(
+        config.settings() | {"method": config.method.model_dump() | method}
+        | {"cluster": config.cluster.model_dump() | {"resources_per_worker": {"CPU": 1}}}
+    )  # fmt: skip
     keys = {"method.learning_rate": {"loguniform": [0.001, 0.1]}, "method.lambda_u": {"uniform": [0.5, 2]}}
     wanted = Search(space=space_file(tmp_path, **keys), num_samples=3, scheduler="pbt", perturbation_interval=2)
     search(with_annotation(first, wanted, config), config)

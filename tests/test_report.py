@@ -25,11 +25,12 @@ from coreg_ray.artifact import export, read_config
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.draws import generator
 from coreg_ray.judgement import Judgement
-from coreg_ray.report.baselines import compare, distil, fit_probe
-from coreg_ray.report.data import confusion_counts, read_run
+from coreg_ray.report import baselines
+from coreg_ray.report.baselines import Baseline, compare, distil, fit_probe
+from coreg_ray.report.data import read_run
 from coreg_ray.report.gallery import pool_galleries, thumbnail
 from coreg_ray.report.page import write_report
-from coreg_ray.report.review import COLUMNS, review_order
+from coreg_ray.report.review import COLUMNS, review_order, with_labels_kept, write_review
 from coreg_ray.report.sections import comparison, margin, test_tables, training_figures, verdict
 from coreg_ray.sample import read_sample
 from coreg_ray.sources.source import held_out, row_numbers
@@ -80,10 +81,10 @@ def test_figures_follow_the_readers_colours(page: str) -> None:
     assert "#010203" not in page
 
 
-def test_confusion_counts_by_hand() -> None:
+def test_judgements_by_hand() -> None:
     logits = torch.tensor([[3.0, 0], [0, 3], [0, 3], [3, 0]]).expand(2, 4, 2)
     judged = Judgement.of(logits, torch.tensor([0, 0, 1, 1]))
-    assert confusion_counts(judged, 2).tolist() == [[1, 1], [1, 1]]
+    assert judged.best.tolist() == [[0, 1, 1, 0]] * 3
     np.testing.assert_allclose(judged.margin, 3)
     np.testing.assert_allclose(judged.belief[0], torch.tensor([[3.0, 0], [0, 3], [3, 0], [0, 3]]).softmax(1)[:, 0])
 
@@ -112,6 +113,45 @@ def test_a_probe_learns_from_candidate_sets_and_baselines_are_not_made_twice(run
     other.write_json("baselines.json", kept | {"fingerprint": ["another", "run"]})
     assert read_run(other).baselines == []
     assert compare(other, config)[0].accuracy == pytest.approx(probe["accuracy"])
+
+
+def test_baselines_scored_on_a_sample_of_the_test_images_say_so(
+    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
+    config = read_config(other)
+    assert config is not None
+    assert all(made.images == TEST and "sample" not in made.note for made in compare(other, config))
+    other.delete("baselines.json")
+    monkeypatch.setattr(baselines, "MOST_IMAGES", 60)
+    for made in compare(other, config):
+        assert made.images == 60
+        assert made.note.endswith("; scored on a sample of 60 test images")
+    rows = {row["name"]: row for row in comparison(read_run(other))}
+    probe, ours = rows[baselines.PROBE], rows["Co-Reg, both"]
+    assert probe["margin"] == pytest.approx(margin(probe["accuracy"], 60))
+    assert ours["margin"] == pytest.approx(margin(ours["accuracy"], TEST))
+
+
+def test_with_very_many_classes_the_probe_or_both_baselines_are_left_out(
+    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
+    config = read_config(other)
+    assert config is not None
+    other.delete("baselines.json")
+    monkeypatch.setattr(baselines, "MOST_PROBED", 400)
+    probe, distilled = compare(other, config)
+    assert probe == Baseline(
+        baselines.PROBE, None, None, "left out: more than 100 images of 4 classes are too many for one machine"
+    )
+    assert distilled.accuracy is not None
+    other.delete("baselines.json")
+    monkeypatch.setattr(baselines, "MOST_TOLD", 800)
+    left_out = compare(other, config)
+    assert [(made.name, made.accuracy) for made in left_out] == [(baselines.PROBE, None), (baselines.DISTILLED, None)]
+    assert all("more than 200 images" in made.note for made in left_out)
+    assert baselines.PROBE in {row["name"] for row in comparison(read_run(other))}
 
 
 def test_a_student_is_distilled_in_the_time_there_is_or_not_at_all(run: Folder) -> None:
@@ -180,6 +220,67 @@ def test_review_csv_is_what_manual_labels_take(run: Folder, tmp_path: Path) -> N
     ids, labels = read_manual(str(path), Vocabulary(tuple((name,) for name in NAMES), ("a {}",)))
     assert sorted(ids) == sorted(row["image_id"] for row in filled)
     assert labels.labels.tolist() == [1] * 10
+
+
+HEADER = ",".join(COLUMNS) + "\n"
+FRESH = HEADER + "".join(f"pool/{name}.png,,cat,0.5,cat,0.5,dog,0.5,cat\n" for name in "abc")
+
+
+def test_labels_that_a_person_wrote_survive_another_report(run: Folder, tmp_path: Path) -> None:
+    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
+    lines = other.read("review.csv").decode().splitlines(keepends=True)
+    name, _, rest = lines[3].split(",", 2)
+    kept = "".join([*lines[:3], f"{name},cross,{rest}", *lines[4:60], f"pool/239.png,cross{',' * 7}\n"])
+    other.write("review.csv", kept)
+    write_report(other)
+    after = other.read("review.csv").decode()
+    assert after.startswith(kept)
+    ids = [row["image_id"] for row in csv.DictReader(io.StringIO(after))]
+    assert set(ids) >= {line.split(",")[0] for line in lines[1:]}
+    assert len(ids) == len(set(ids))
+    write_report(other)
+    assert other.read("review.csv").decode() == after
+
+
+def test_a_review_file_without_a_label_is_written_anew() -> None:
+    for there in ("", "\n", HEADER, HEADER + "pool/z.png,  ,cat\n", "image_id,label\n"):
+        assert with_labels_kept(there.encode(), FRESH) == FRESH.encode()
+
+
+def test_rows_are_appended_under_the_columns_that_a_person_left() -> None:
+    there = "\ufefflabel,image_id,remark\r\ncat,pool/b.png,sure\r\ndog,pool/z.png".encode()
+    assert with_labels_kept(there, FRESH) == there + b"\r\n,pool/a.png,\r\n,pool/c.png,\r\n"
+    whole = b"image_id,label\npool/a.png,\npool/b.png,cat\npool/c.png"  # the last row ends early
+    assert with_labels_kept(whole, FRESH) == whole
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        b"image_id;label\npool/a.png;cat\n",
+        b"pool/a.png,cat\n",
+        b"image_id,label\npool/a.png,\xe9\n",
+        b'image_id,label\n"pool/a.png,cat\n',
+        b"image_id,label\npool/a, b.png,,cat\n",
+        b"image_id,label,label\npool/a.png,cat,\n",
+    ],
+)
+def test_a_review_file_that_cannot_be_read_is_left_alone(
+    there: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = Folder.at(tmp_path)
+    output.write("review.csv", there)
+    write_review(output, FRESH)
+    assert output.read("review.csv") == there
+    assert output.read("review-new.csv").decode() == FRESH
+    assert "review.csv is no CSV in UTF-8" in caplog.text
+    told = FRESH.replace("a.png,,", "a.png,dog,")
+    output.write("review-new.csv", told)
+    write_review(output, FRESH)
+    assert output.read("review-new.csv").decode() == told
+    output.write("review-new.csv", there)
+    write_review(output, FRESH)
+    assert [output.read(name) for name in ("review.csv", "review-new.csv")] == [there, there]
 
 
 def test_training_curves_tell_what_the_history_holds(run: Folder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from coreg_ray.annotations.quality import _pairs, warnings
+from coreg_ray.annotations.quality import Score, _pairs, warnings
 from coreg_ray.annotations.scoring import Evidence, Making, join, score, to_table
 from coreg_ray.annotations.table import Labels, read_table
+from coreg_ray.candidates import combine_votes
 from coreg_ray.config import CandidatesConfig
 from coreg_ray.sources.source import row_numbers
 from coreg_ray.storage import Folder
@@ -166,10 +168,40 @@ def test_several_annotators_stand_side_by_side() -> None:
 
 def test_pairs_of_classes_are_counted_as_a_matrix_product_would() -> None:
     member = torch.rand(300, 40, generator=torch.Generator().manual_seed(0)) < 0.1
-    halves = [_pairs(half, half.sum(dim=1)) for half in (member[:100], member[100:])]
+    halves = [_pairs(half) for half in (member[:10], member[10:])]
     wanted = member.double().T @ member.double()
     assert torch.equal((halves[0] + halves[1]).to_dense(), wanted.long())
-    assert _pairs(member[:0], member[:0].sum(dim=1)).to_dense().sum() == 0
+    assert _pairs(member[:0]).to_dense().sum() == 0
+    crowded = torch.ones(600, 60, dtype=torch.bool)  # 2,160,000 pairs: more than are counted at once
+    assert torch.equal(_pairs(crowded).to_dense(), torch.full((60, 60), 600))
     large = torch.zeros(64, 20_000, dtype=torch.bool)
     large[:, ::5_000] = True
-    assert _pairs(large, large.sum(dim=1))._nnz() == 16  # and no matrix of 20,000 x 20,000
+    assert _pairs(large)._nnz() == 16  # and no matrix of 20,000 x 20,000
+
+
+def test_rows_that_tell_nothing_of_two_classes_cost_no_memory_and_hide_no_swallowing() -> None:
+    votes = torch.full((400, 100), -1)
+    votes[200:300] = torch.arange(100)  # 100 candidates
+    votes[300:320] = torch.tensor([0, 1]).repeat(50)
+    votes[320:400] = 0
+    total = Score.of(votes, torch.ones(400, 300) / 300, combine_votes(votes, 300), *no_more(400))
+    assert total.pairs.to_dense()[:3, :3].tolist() == [[100, 20, 0], [20, 20, 0], [0, 0, 0]]
+    assert total.pairs.coalesce()._nnz() == 4
+    swallowed = total.summary([str(number) for number in range(300)])["swallowed_classes"]
+    assert swallowed == [{"class": "1", "by": "0", "share": 1.0, "twins": False}]
+
+
+def no_more(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Similarity, background and truth of images of which nothing more is known."""
+    return torch.full((rows,), torch.nan), torch.zeros(rows, dtype=torch.bool), torch.full((rows,), -1)
+
+
+def test_figures_of_no_image_at_all() -> None:
+    figures = Score.none(2, 3).summary(NAMES)
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert (figures["rows"], figures["prior"], figures["votes_per_class"]) == (0, [0.0] * 3, [0] * 3)
+    assert warnings(figures, NAMES, ["p", "q"], []) == [
+        "no image has an answer; those that cannot be decoded are in rejects/"
+    ]
+    some = score(evidence(VOTES), making(), "x")
+    assert (Score.none(3, 3) + some).summary(NAMES) == some.summary(NAMES)

@@ -11,7 +11,7 @@ import yaml
 from coreg_ray.command_line import Command, load
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.search.space import Space, read_space, trial_settings
+from coreg_ray.search.space import Space, encoded, read_space, trial_settings
 
 BASE = Config(test={"kind": "digits"})
 
@@ -100,6 +100,12 @@ def test_a_value_that_only_fits_together_with_another_is_taken(tmp_path: Path) -
     assert trial_settings(base, space, {"method.warmup_epochs": 20, "method.epochs": 40}).method.epochs == 40
     with pytest.raises(UserError, match="warmup_epochs=20 exceeds epochs=10"):
         trial_settings(base, space, {"method.warmup_epochs": 20, "method.epochs": 10})
+
+
+def test_texts_and_lists_may_stand_beside_each_other(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {"source.prompts": {"choice": ["a photo of a {}", ["a {}", "the {}"]]}})
+    for listed, meant in (("a photo of a {}", ["a photo of a {}"]), (["a {}", "the {}"], ["a {}", "the {}"])):
+        assert trial_settings(BASE, space, {"source.prompts": encoded(listed)}).source.prompts == meant
 
 
 def test_a_trial_differs_from_the_base_in_its_values_alone(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow import fs
 
 from coreg_ray.annotations.preparation import take_inventory
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import digits
 from coreg_ray.errors import UserError
+from coreg_ray.sources.files import ImageFolder
 from coreg_ray.sources.sets import HuggingFaceSet, in_test
+from coreg_ray.sources.shards import TarShards
 from coreg_ray.sources.source import Source, held_out, open_source, row_number, row_numbers
+from coreg_ray.storage import Folder
 
 NAMES = {"cat": 0, "kitty": 0, "dog": 1}
 COLUMNS = ("image", "image_id", "label")
@@ -75,6 +80,38 @@ def test_folder_ids_are_relative_paths_and_labels_only_where_asked_for(tree: Pat
 
 def test_globs_choose_files(tree: Path) -> None:
     assert sorted(contents(opened("folder", f"{tree}/*/a.*"))) == ["cat/a.png"]
+
+
+def test_a_name_that_looks_like_a_glob_is_taken_as_it_stands_where_it_exists(tree: Path) -> None:
+    odd = tree / "birds [2020]?"
+    (tree / "dog").rename(odd)
+    assert "ä ö.png" in contents(opened("folder", odd))
+    assert list(contents(opened("folder", f"{odd}/[ä]*.png"))) == ["ä ö.png"]
+    assert list(contents(opened("folder", f"{tree}/[c]at/*.png"))) == ["cat/a.png"]
+    pq.write_table(pa.table({"image": [png(1)]}), odd / "a[1].parquet")
+    assert list(contents(opened("parquet", odd / "a[1].parquet"))) == ["a[1].parquet:0"]
+
+
+@pytest.mark.parametrize(("local", "most"), [(True, 4), (False, 4 + 2 * 8)])
+def test_reading_stays_a_few_files_ahead(tmp_path: Path, monkeypatch: Any, local: bool, most: int) -> None:
+    for number in range(60):
+        (tmp_path / f"{number:02d}.png").write_bytes(png(number))
+    read: list[str] = []
+
+    def counted(folder: Folder, name: str) -> bytes:
+        read.append(name)
+        return (tmp_path / name).read_bytes()
+
+    monkeypatch.setattr(Folder, "read", counted)
+    disk = fs.LocalFileSystem()
+    source = ImageFolder(
+        Folder(disk, str(tmp_path)) if local else Folder(fs.SubTreeFileSystem(str(tmp_path), disk), "")
+    )
+    content = source.fetch(next(iter(source.listing())))
+    assert [next(content) for _ in range(4)] == [png(number) for number in range(4)]
+    time.sleep(0.2)
+    assert 4 <= len(read) <= most
+    assert list(content) == [png(number) for number in range(4, 60)]
 
 
 def test_a_file_url_is_a_path(tree: Path) -> None:
@@ -207,6 +244,19 @@ def test_webdataset_shards(tmp_path: Path) -> None:
     (tmp_path / "s-1.tar").write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="cannot be read as a tar file"):
         list(opened("webdataset", tmp_path).listing())
+
+
+def test_class_numbers_in_shards_may_be_names(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("1.png", png(1)), ("1.cls", b"3\n"), ("2.png", png(2)), ("2.cls", b"0")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    named = {"1": 0, "2": 1, "3": 2}
+    assert list(labels(TarShards.at(str(tmp_path), named)).values()) == [2, 0]
+    assert list(labels(TarShards.at(str(tmp_path), None)).values()) == [None, None]
+    with pytest.raises(UserError, match=r"label 3 of a.tar/1\.png is not among the 2 classes"):
+        labels(TarShards.at(str(tmp_path), NAMES))
 
 
 def test_hugging_face_datasets(tmp_path: Path) -> None:

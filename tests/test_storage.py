@@ -11,6 +11,7 @@ from s3_server import s3_server
 
 from coreg_ray.errors import UserError
 from coreg_ray.storage import Folder
+from coreg_ray.uris import extended, shortened, split_options, without_credentials
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,35 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
     if request.param == "s3":
         return Folder.at(request.getfixturevalue("s3")(f"{tmp_path.name}/run"))
     return Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run")
+
+
+STORE = "s3://KEY:SECRET@bucket/runs/a?endpoint_override=host:9000&scheme=http"
+
+
+def test_a_uri_grows_before_its_options() -> None:
+    assert extended(STORE, "/ray") == "s3://KEY:SECRET@bucket/runs/a/ray?endpoint_override=host:9000&scheme=http"
+    assert extended("runs/why?=x/", "-best") == "runs/why?=x-best"  # a path has no options
+    assert shortened(extended(STORE, "/annotations"), "/annotations") == STORE
+    assert shortened("runs/a/annotations/", "/annotations") == "runs/a"
+    assert split_options("s3://bucket/what?.png") == ("s3://bucket/what?.png", "")
+
+
+def test_a_file_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: Callable[[str], str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path, folder in (("a.txt", str(tmp_path)), ("/a.txt", "/"), ("/b/a.txt", "/b")):
+        found, name = Folder.of_file(path)
+        assert (found.path or "/", name) == (folder, "a.txt")
+    Folder.at(s3("deep")).write("a.txt", "found")
+    found, name = Folder.of_file(s3("deep/a.txt"))
+    assert (found.path, found.read(name)) == ("bucket/deep", b"found")
+
+
+def test_credentials_are_cut_out_of_every_uri_in_what_is_shown() -> None:
+    said = {"path": STORE, "list": [f"see {STORE}, and http://user:pw@host/v1"], "seed": 1, "mail": "me@home"}
+    shown = without_credentials(said)
+    assert shown["path"] == "s3://bucket/runs/a?endpoint_override=host:9000&scheme=http"
+    assert shown["list"] == [f"see {shown['path']}, and http://host/v1"]
+    assert (shown["seed"], shown["mail"]) == (1, "me@home")
 
 
 def test_both_kinds_are_told_apart(tmp_path: Path) -> None:

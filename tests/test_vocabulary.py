@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,9 +42,11 @@ def test_defaults_are_the_packaged_ones() -> None:
         (["cat", "cat", "dog"], "repeat"),
         ("nowhere/classes.txt", "cannot be read"),
         (None, "does not name its classes"),
+        (["cat", True], "class 1 is named True, which is no text; write its name in quotes"),
+        ([["cat", 7], "dog"], "class 0 is named 7, "),
     ],
 )
-def test_wrong_class_names_are_refused(classes: list[str], problem: str) -> None:
+def test_wrong_class_names_are_refused(classes: Any, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         vocabulary("folder", classes, ["a {}"])
 
@@ -52,6 +55,15 @@ def test_wrong_class_names_are_refused(classes: list[str], problem: str) -> None
 def test_prompts_need_their_placeholder_once(prompt: str) -> None:
     with pytest.raises(UserError, match=r"needs \{\} exactly once"):
         vocabulary("folder", ["a", "b"], ["a {}", prompt])
+
+
+@pytest.mark.parametrize("word", ["yes", "off", "null", "7", "2024-01-01"])
+def test_words_that_yaml_takes_for_values_are_refused_unless_in_quotes(tmp_path: Path, word: str) -> None:
+    (tmp_path / "classes.yaml").write_text(f"[cat, {word}]")
+    with pytest.raises(UserError, match=r"class 1 is named .*, which is no text; write its name in quotes"):
+        vocabulary("folder", str(tmp_path / "classes.yaml"), None)
+    (tmp_path / "classes.yaml").write_text(f"[cat, '{word}']")
+    assert vocabulary("folder", str(tmp_path / "classes.yaml"), None).shown == ["cat", word]
 
 
 def test_a_file_that_holds_no_list_is_refused(tmp_path: Path) -> None:

@@ -31,12 +31,7 @@ def read_manual(path: str, words: Vocabulary) -> tuple[list[str], Labels]:
     for image_id, label in rows:
         if label is None or (isinstance(label, str) and not label.strip()):
             continue  # a review list need not be filled in to its end
-        text = (
-            isinstance(label, str)
-            and label.strip().lstrip("-").isdigit()
-            and label.strip().lower() not in words.index()
-        )
-        number = reader(int(label) if text else label, image_id)
+        number = reader.written(label, image_id) if isinstance(label, str) else reader(label, image_id)
         assert number is not None
         if found.setdefault(image_id, number) != number:
             raise UserError(f"{path} gives {image_id} two labels; keep one")
@@ -63,17 +58,33 @@ def check_manual(path: str, words: Vocabulary, pool: NDArray[np.int64]) -> int:
 
 
 def _read(path: str) -> list[tuple[str, Any]]:
-    folder, _, name = path.rpartition("/")
     try:
-        content = Folder.at(folder or ".").read(name)
+        folder, name = Folder.of_file(path)
+        content = folder.read(name)
         if name.endswith(".parquet"):
             table = pq.read_table(io.BytesIO(content))
             columns = {column: table[column].to_pylist() for column in table.column_names}
         else:
-            lines = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
-            columns = {column: [line[column] for line in lines] for column in (lines[0] if lines else {})}
-    except (OSError, ValueError) as error:
+            columns = _columns(path, csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    except UserError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"source.manual_labels={path} cannot be read ({error}); give a CSV or Parquet file") from error
     if not {"image_id", "label"} <= set(columns):
         raise UserError(f"{path} has the columns {', '.join(map(str, columns))}; it needs image_id and label")
     return list(zip(map(str, columns["image_id"]), columns["label"], strict=True))
+
+
+def _columns(path: str, lines: csv.DictReader[str]) -> dict[str, list[str | None]]:
+    """The cells of a CSV by column, None where a line ends early. Raises UserError for a line with cells too many."""
+    columns: dict[str, list[str | None]] = {name: [] for name in lines.fieldnames or ()}
+    for line in lines:
+        beyond = line.pop(None, [])  # where DictReader puts what has no column
+        if any(cell.strip() for cell in beyond):
+            raise UserError(
+                f"{path}, line {lines.line_num}, has {len(columns) + len(beyond)} cells for {len(columns)} columns; "
+                'put what holds a comma in quotes ("a,b.png",cat)'
+            )
+        for name, cells in columns.items():
+            cells.append(line[name])
+    return columns

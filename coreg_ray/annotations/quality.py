@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from coreg_ray.candidates import NO_VOTE, Quality
 
+_MOST_CANDIDATES = 64  # in a row whose pairs are counted: 20,000 rows of 200 candidates would be 800 million pairs
+_PAIRS_AT_ONCE = 2**20  # of 88 bytes each while they are counted
 _BINS = 400  # of a histogram of similarities in -1 .. 1
 _SWALLOWED = 0.8  # share of a class's rows that also hold the class that swallows it
 _TWINS = 0.8  # share of rows that two names have in common, either way
@@ -25,7 +29,8 @@ class Score:
         quality: what the votes say.
         mass: (K,) sum of the mean probabilities, the annotator's idea of the class prior.
         sizes: [rows, sum of |S|, rows with |S| = 1] of the candidate sets as they are used.
-        pairs: (K, K) sparse, rows whose set holds both classes; the diagonal counts the rows of one.
+        pairs: (K, K) sparse, rows whose set holds both classes; the diagonal counts the rows of one. Rows without a
+            vote or with more than 64 candidates, which say little about any two classes, are left out of both.
         dissent: (P,) rows where a prompt votes against the most voted class.
         entropy: [sum of the entropy of votes in nats, rows].
         similarity: (400,) histogram of the best similarity.
@@ -58,13 +63,14 @@ class Score:
         share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
         against = (votes != counts.argmax(dim=1, keepdim=True)) & (votes != NO_VOTE)
         size, known = member.sum(dim=1), truth >= 0
+        telling = (votes != NO_VOTE).any(dim=1) & (size <= _MOST_CANDIDATES)
         true, guess = truth[known], mean[known].argmax(dim=1)
         bins = ((similarity[~similarity.isnan()] + 1) / 2 * _BINS).long().clamp(0, _BINS - 1)
         return cls(
             quality=quality,
             mass=mean.sum(dim=0, dtype=torch.float64),
             sizes=torch.stack([torch.tensor(n), size.sum(), (size == 1).sum()]),
-            pairs=_pairs(member, size),
+            pairs=_pairs(member[telling]),
             dissent=against.sum(dim=0),
             entropy=torch.stack([-torch.special.xlogy(share, share).sum().double(), torch.tensor(n).double()]),
             similarity=torch.bincount(bins, minlength=_BINS),
@@ -74,6 +80,12 @@ class Score:
             labelled=torch.bincount(true, minlength=classes),
         )
 
+    @classmethod
+    def none(cls, prompts: int, classes: int) -> Score:
+        """The sums over no image at all."""
+        votes, mean, number = torch.zeros(0, prompts, dtype=torch.int32), torch.zeros(0, classes), torch.zeros(0)
+        return cls.of(votes, mean, mean.bool(), number, number.bool(), number.long())
+
     def __add__(self, other: Score) -> Score:
         return Score(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
 
@@ -82,7 +94,7 @@ class Score:
         rows, candidates, singletons = self.sizes.tolist()
         figures = {
             **self.quality.summary(),
-            "prior": (self.mass / self.mass.sum()).tolist(),
+            "prior": (self.mass / self.mass.sum().clamp(min=1e-9)).tolist(),
             "mean_candidates": candidates / max(1, rows),
             "singletons": singletons / max(1, rows),
             "vote_entropy": float(self.entropy[0] / self.entropy[1].clamp(min=1)),
@@ -129,9 +141,16 @@ class Score:
         return float(self.similarity[: max(0, int(limit))].sum()) / total
 
 
-def _pairs(member: Tensor, size: Tensor) -> Tensor:
-    """(K, K) sparse int64: in how many rows of member (n, K) each two classes are, from size (n,) of the rows."""
+def _pairs(member: Tensor) -> Tensor:
+    """(K, K) sparse int64: in how many rows of member (n, K) each two classes are; some rows at a time."""
+    block = member.sum(dim=1).square().cumsum(0) // _PAIRS_AT_ONCE
+    rows = block.unique_consecutive(return_counts=True)[1].tolist() or [0]
+    return reduce(add, map(_pairs_of_block, member.split(rows)))
+
+
+def _pairs_of_block(member: Tensor) -> Tensor:
     row, classes = member.nonzero(as_tuple=True)
+    size = member.sum(dim=1)
     times = size[row]  # every candidate meets all of its row, which begin at the row's first
     one = classes.repeat_interleave(times)
     first = (size.cumsum(0) - size)[row].repeat_interleave(times)
@@ -148,6 +167,8 @@ def warnings(figures: dict[str, Any], names: list[str], prompts: list[str], alik
         figures: of `Score.summary`.
         alike: pairs of class names that the annotator can hardly tell apart.
     """
+    if not figures["rows"]:
+        return ["no image has an answer; those that cannot be decoded are in rejects/"]
     found = []
     votes, rows = figures["votes_per_class"], figures["rows"]
     top = max(range(len(names)), key=votes.__getitem__)

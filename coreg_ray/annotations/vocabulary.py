@@ -57,7 +57,8 @@ def vocabulary(
         known: class names that the source itself brings along.
 
     Raises:
-        UserError: no class, fewer than two, an empty or repeated name, a prompt without or with a broken placeholder.
+        UserError: no class, fewer than two, a name that is no text, empty or repeated, a prompt without or with a
+            broken placeholder.
     """
     packaged = _packaged("embedded/digits.yaml" if kind == "digits" else PAPER)
     found: Any = _listed(classes, "classes") if classes is not None else list(known) or packaged.get("classes")
@@ -90,9 +91,9 @@ def _listed(given: str | Sequence[str], key: str) -> Sequence[Any]:
         if len(given) != 1 or not isinstance(given[0], str) or "{}" in given[0]:
             return given
         given = given[0]  # command lines make a list of one file name
-    folder, _, name = given.replace("\\", "/").rpartition("/")
     try:
-        text = Folder.at(folder or ".").read(name).decode("utf-8-sig")
+        folder, name = Folder.of_file(given.replace("\\", "/"))
+        text = folder.read(name).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key} file {given} cannot be read as text ({error}); give a file or a list") from error
     if not name.endswith((".yaml", ".yml")):
@@ -106,10 +107,13 @@ def _listed(given: str | Sequence[str], key: str) -> Sequence[Any]:
 
 
 def _names(classes: Sequence[Any]) -> Names:
+    for number, entry in enumerate(classes):
+        for name in entry if isinstance(entry, (list, tuple)) else [entry]:
+            if not isinstance(name, str):  # YAML reads yes, no, on, off, null, numbers and dates as values
+                raise UserError(f"class {number} is named {name!r}, which is no text; write its name in quotes")
     entries = [entry.split("|") if isinstance(entry, str) else entry for entry in classes]
     names = tuple(
-        tuple(str(name).strip() for name in (entry if isinstance(entry, (list, tuple)) else [entry]))
-        for entry in entries
+        tuple(name.strip() for name in (entry if isinstance(entry, (list, tuple)) else [entry])) for entry in entries
     )
     if len(names) < 2:
         raise UserError(f"{len(names)} class given; name two or more")

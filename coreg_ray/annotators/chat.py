@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 NO_VOTE = -1
 _CLOSE = 0.8  # difflib's ratio: a slip of a letter or two passes, another word does not
+_AROUND = " \t\r\n.,:;!\"'`*"  # what models put around a name
 _MAX_TOKENS = 32
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
@@ -66,17 +67,41 @@ def check_upload(config: AnnotatorConfig) -> str:
 def vote_of(answer: str, words: Vocabulary) -> int:
     """The class that an answer names, or NO_VOTE.
 
-    An exact name wins; then the only class of which a name occurs as whole words; then the closest name.
+    An exact name wins, then one that differs in punctuation alone; then the only class of which a name occurs as whole
+    words; then the closest name. What two classes share without their punctuation (C, C++) names neither.
     """
-    index = {_plain(name): number for name, number in words.index().items()}
+    names = words.index()
+    for exact in (answer.strip().lower(), answer.lower().strip(_AROUND)):
+        if exact in names:
+            return names[exact]
+    index: dict[str, int] = {}
+    for name, number in names.items():
+        if plain := _plain(name):
+            index[plain] = number if index.get(plain, number) == number else NO_VOTE
     said = _plain(answer)
     if said in index:
         return index[said]
-    named = {number for name, number in index.items() if name and f" {name} " in f" {said} "}
+    named = _named(said, index)
     if len(named) == 1:
         return named.pop()
     close = difflib.get_close_matches(said, index, n=1, cutoff=_CLOSE) if not named else []
     return index[close[0]] if close else NO_VOTE
+
+
+def _named(said: str, index: dict[str, int]) -> set[int]:
+    """The classes of which a name occurs as whole words, not only inside a longer name ("dog" in "hot dog")."""
+    text = f" {said} "
+    places = [
+        (found.start(), found.start() + len(name), number)
+        for name, number in index.items()
+        if f" {name} " in text
+        for found in re.finditer(f"(?= {name} )", text)
+    ]
+    return {
+        number
+        for start, end, number in places
+        if not any(first <= start and end <= last and last - first > end - start for first, last, _ in places)
+    }
 
 
 def _plain(text: str) -> str:

@@ -241,8 +241,11 @@ class ClipAnnotator:
 def look_alike(text: TextTable, names: Sequence[str], limit: float = 0.98) -> list[tuple[str, str]]:
     """Pairs of classes whose mean text embeddings have a cosine of at least `limit`: likely two names of one class."""
     mean = F.normalize(text.embeddings.mean(dim=0), dim=-1)  # (K, D)
-    close = (mean @ mean.T).triu(diagonal=1) >= limit
-    return [(names[one], names[other]) for one, other in close.nonzero().tolist()]
+    pairs, rows = [], max(1, _LOGITS_AT_ONCE // len(mean))  # all K x K at once would be gigabytes
+    for start in range(0, len(mean), rows):
+        close = (mean[start : start + rows] @ mean[start:].T).triu(diagonal=1) >= limit
+        pairs += [(names[start + one], names[start + other]) for one, other in close.nonzero().tolist()]
+    return pairs
 
 
 def votes(embedding: Tensor, text: TextTable) -> Tensor:

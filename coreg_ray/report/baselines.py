@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -40,21 +40,30 @@ log = logging.getLogger(__name__)
 KEPT = "baselines.json"
 MOST_IMAGES = 20_000  # of the pool; more make no difference to a linear probe
 MOST_BYTES = 1_000_000_000  # of pixels: the driver's machine is often a small one
+MOST_TOLD = 100_000_000  # images x classes, for each of which the annotator's mean probability is held: 400 MB
+MOST_PROBED = 20_000_000  # images x classes; a probe of so many takes a minute or two and several times 80 MB
 DISTIL_EPOCHS = 20  # or as many as the run has, if these are fewer
 LEAST_EPOCHS = 5  # a student that has no time for them is left out, and the report says so
 MOST_SECONDS, MOST_SHARE = 30.0, 0.1  # of time to distil in, or of the training's time, if that is more
 _PROBE_STEPS, _PROBE_DECAY = 100, 1e-4
+_PROBE_MEMORY = 100_000_000  # numbers in the steps that the optimizer remembers, 400 MB
+PROBE, DISTILLED = "Linear probe on the embeddings", "Student distilled from the mean"
 _TIMED_STEPS = 10
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A comparison; `accuracy` is None where it was left out, `note` says why or how."""
+    """A comparison; `accuracy` is None where it was left out, `note` says why or how.
+
+    Attributes:
+        images: test images that it was scored on; None where it was left out.
+    """
 
     name: str
     accuracy: float | None
     seconds: float | None
     note: str
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -102,16 +111,27 @@ def _wanted(output: Folder, config: Config) -> list[str | None]:
 
 def _run(output: Folder, config: Config, limit_s: float) -> list[Baseline]:
     side, count = config.student.resolution, len(output.read_json("candidates/manifest.json")["class_names"])
-    most = min(MOST_IMAGES, MOST_BYTES // (3 * side**2))
-    pool, test = (read_sample(output, split, side, count, most) for split in ("pool", "test"))
+    most, told = min(MOST_IMAGES, MOST_BYTES // (3 * side**2)), MOST_TOLD // count
+    pool = read_sample(output, "pool", side, count, min(most, told + 1))
+    test = read_sample(output, "test", side, count, min(most, told))
     if pool is None or test is None:
         return []
+    if len(pool) > told:
+        return [_left_out(name, MOST_TOLD, count) for name in (PROBE, DISTILLED)]
+    whole = len(test) == test.total
     pool = pool.where(pool.candidates.any(dim=1).numpy() & ~pool.held_out(config.source.holdout))
     test = test.where((test.labels >= 0).numpy())
     known, asked = read_answers(output, "pool", pool), read_answers(output, "test", test)
     if known is None or asked is None or not len(pool) or not len(test):
         return []
-    return [_probe(known, asked, pool, test), _distilled(known, pool, test, config, limit_s)]
+    made = [_probe(known, asked, pool, test), _distilled(known, pool, test, config, limit_s)]
+    scored = "" if whole else f"; scored on a sample of {len(test):,} test images"
+    return [entry if entry.accuracy is None else replace(entry, note=entry.note + scored) for entry in made]
+
+
+def _left_out(name: str, limit: int, classes: int) -> Baseline:
+    note = f"left out: more than {limit // classes:,} images of {classes:,} classes are too many for one machine"
+    return Baseline(name, None, None, note)
 
 
 def read_answers(output: Folder, split: str, sample: Sample) -> Answers | None:
@@ -143,12 +163,15 @@ def _answers(folder: Folder, text: TextTable, sample: Sample) -> Answers | None:
 
 
 def _probe(known: Answers, asked: Answers, pool: Sample, test: Sample) -> Baseline:
+    classes = pool.candidates.shape[1]
+    if len(pool) * classes > MOST_PROBED:
+        return _left_out(PROBE, MOST_PROBED, classes)
     started = time.perf_counter()
     weights = fit_probe(known.embedding, pool.candidates)
     hits = (_with_one(asked.embedding) @ weights).argmax(dim=1) == test.labels
     seconds = time.perf_counter() - started
     note = f"on {len(pool):,} stored embeddings; needs the annotator's image encoder to predict"
-    return Baseline("Linear probe on the embeddings", float(hits.double().mean()), seconds, note)
+    return Baseline(PROBE, float(hits.double().mean()), seconds, note, len(test))
 
 
 def fit_probe(embedding: Tensor, candidates: Tensor) -> Tensor:
@@ -159,7 +182,8 @@ def fit_probe(embedding: Tensor, candidates: Tensor) -> Tensor:
     """
     inputs = _with_one(embedding)
     weights = torch.zeros(inputs.shape[1], candidates.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights], max_iter=_PROBE_STEPS, line_search_fn="strong_wolfe")
+    past = min(_PROBE_STEPS, max(2, _PROBE_MEMORY // (2 * weights.numel())))
+    optimizer = torch.optim.LBFGS([weights], max_iter=_PROBE_STEPS, history_size=past, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -176,13 +200,12 @@ def _with_one(embedding: Tensor) -> Tensor:
 
 
 def _distilled(known: Answers, pool: Sample, test: Sample, config: Config, limit_s: float) -> Baseline:
-    name = "Student distilled from the mean"
     started = time.perf_counter()
     with _half_of_the_threads():
         found = distil(pool, known.mean, config, limit_s)
     if found is None:
         limit = f"left out: {LEAST_EPOCHS} epochs would take more than {limit_s:.0f} s on this machine"
-        return Baseline(name, None, None, limit)
+        return Baseline(DISTILLED, None, None, limit)
     student, epochs = found
     device = student.pixel_mean.device
     with torch.inference_mode():
@@ -191,7 +214,7 @@ def _distilled(known: Answers, pool: Sample, test: Sample, config: Config, limit
     seconds = time.perf_counter() - started
     cut = "" if epochs == distil_epochs(config) else f" of {distil_epochs(config)}, all that {limit_s:.0f} s allow"
     note = f"{len(pool):,} images, {epochs} epochs{cut}, the same architecture"
-    return Baseline(name, accuracy, seconds, note)
+    return Baseline(DISTILLED, accuracy, seconds, note, len(test))
 
 
 @contextmanager

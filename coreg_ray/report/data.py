@@ -153,9 +153,3 @@ def deployed_logits(run: Run, looked: Looked) -> Tensor:
     """(M, K) of the network or networks that the artifact holds."""
     names = run.card.get("networks", ["a", "b"])
     return torch.stack([looked.logits["ab".index(name)] for name in names]).mean(dim=0)
-
-
-def confusion_counts(test: Judgement, num_classes: int) -> NDArray[np.int64]:
-    """(K, K) counts: true class by row, class of both networks together by column."""
-    cells = test.given * num_classes + test.best[0]
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)

@@ -13,8 +13,9 @@ import coreg_ray
 from coreg_ray.report import sections
 from coreg_ray.report.data import Looked, Run, read_run
 from coreg_ray.report.gallery import Gallery, label_gallery, pool_galleries, typical_gallery, without_empty
-from coreg_ray.report.review import review_csv
+from coreg_ray.report.review import review_csv, write_review
 from coreg_ray.storage import Folder
+from coreg_ray.uris import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,17 @@ TEMPLATE = resources.files(__package__) / "page.html"
 
 
 def write_report(output: Folder) -> None:
-    """Write `report.html` and `review.csv` into the run folder from whatever lies there; nothing is required."""
+    """Write `report.html` and `review.csv` into the run folder from whatever lies there; nothing is required.
+
+    Labels that a person has written into `review.csv` stay: `write_review` says how.
+    """
     run = read_run(output)
     output.write("report.html", render(run, output.name))
     if run.config and run.config.report.review and (looked := askable(run)):
         probs, sample = looked.logits.div(run.temperature).softmax(dim=2), looked.sample
         most = run.config.report.review
-        output.write("review.csv", review_csv(sample.ids, probs, looked.features, sample.annotated, run.classes, most))
+        fresh = review_csv(sample.ids, probs, looked.features, sample.annotated, run.classes, most)
+        write_review(output, fresh)
     log.info("report: %s/report.html", output.path)
 
 
@@ -60,7 +65,9 @@ def render(run: Run, name: str) -> str:
         calibration=sections.calibration(run),
         galleries=galleries(run),
         looked=(len(run.pool.sample), run.pool.sample.total) if run.pool else None,
-        settings=yaml.safe_dump(run.config.settings(), sort_keys=False, allow_unicode=True) if run.config else "",
+        settings=yaml.safe_dump(without_credentials(run.config.settings()), sort_keys=False, allow_unicode=True)
+        if run.config
+        else "",
     )
 
 

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from coreg_ray.storage import Folder
+
+log = logging.getLogger(__name__)
+
+REVIEW, BESIDE = "review.csv", "review-new.csv"
 COLUMNS = (
     "image_id", "label", "suggestion", "confidence",
     "network_a", "confidence_a", "network_b", "confidence_b", "annotator",
@@ -70,3 +76,55 @@ def review_csv(
         said = classes[int(annotated[row])] if annotated[row] >= 0 else ""
         writer.writerow([ids[row], "", *cells, said])
     return text.getvalue()
+
+
+def write_review(output: Folder, fresh: str) -> None:
+    """Write `review.csv` without losing a label that a person has written into the one that lies there.
+
+    A file with labels keeps all its rows, and those of `fresh` whose images it does not name are appended. One that
+    cannot be read as such a table is left alone, and `review-new.csv` is written beside it by the same rule.
+
+    Args:
+        fresh: what `review_csv` returned.
+    """
+    for name in (REVIEW, BESIDE):
+        content = with_labels_kept(output.read(name), fresh) if output.exists(name) else fresh.encode()
+        if content is not None:
+            output.write(name, content)
+            log.info("images to look at: %s/%s", output.path, name)
+            return
+        log.warning(
+            "%s/%s is no CSV in UTF-8 with the columns image_id and label, so it is left as it is; mend or remove it",
+            output.path, name,
+        )  # fmt: skip
+
+
+def with_labels_kept(there: bytes, fresh: str) -> bytes | None:
+    """The new content of a review file: `fresh`, or if any row `there` has a label, all that is there and what is new.
+
+    What is there stays as it is to the byte, and new rows have its columns, whatever their order.
+
+    Returns:
+        None where `there` is no table with the columns image_id and label: labels may be in it all the same.
+    """
+    try:
+        text = io.StringIO(there.decode("utf-8-sig"), newline="")
+        lines = [line for line in csv.reader(text, strict=True) if line]
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    if not lines:
+        return fresh.encode()
+    columns = lines[0]
+    sound = {"image_id", "label"} <= set(columns) and len(set(columns)) == len(columns)
+    if not sound or any(len(line) > len(columns) for line in lines):
+        return None
+    rows = [dict(zip(columns, line, strict=False)) for line in lines[1:]]  # a row may end early
+    if not any(row.get("label", "").strip() for row in rows):
+        return fresh.encode()
+    named, ending = {row.get("image_id") for row in rows}, "\r\n" if b"\r\n" in there else "\n"
+    new = [row for row in csv.DictReader(io.StringIO(fresh)) if row["image_id"] not in named]
+    added = io.StringIO()
+    if new and not there.endswith((b"\n", b"\r")):
+        added.write(ending)
+    csv.DictWriter(added, columns, extrasaction="ignore", lineterminator=ending).writerows(new)
+    return there + added.getvalue().encode()

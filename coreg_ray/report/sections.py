@@ -6,16 +6,17 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from coreg_ray.calibration import calibration_error, reliability
 from coreg_ray.report import figures
-from coreg_ray.report.data import Run, confusion_counts, deployed_logits
+from coreg_ray.report.confusions import Confusions
+from coreg_ray.report.data import Run, deployed_logits
 from coreg_ray.report.figures import BLUE, GREY, ORANGE
 
 MOST_CLASSES_DRAWN = 100  # more would be a grey square; the table below it names the worst pairs
 MOST_BARS = 40
+MOST_CONFUSIONS = 10
 
 _CURVES = (
     (
@@ -72,19 +73,24 @@ def facts(run: Run) -> str:
 
 
 def comparison(run: Run) -> list[dict[str, Any]]:
-    """Ways to a classifier side by side: accuracy on the test images with its margin, and what each cost."""
+    """Ways to a classifier side by side: accuracy on the test images with its margin, and what each cost.
+
+    Where the test images are many, the cheaper ways are scored on a sample of them: their margins are wider then.
+    """
     metrics = run.metrics
     if metrics.get("test/accuracy") is None:
         return []
-    ways: list[tuple[str, float | None, float | None, str]] = [
+    images = run.test.sample.total if run.test else None
+    ways: list[tuple[str, float | None, float | None, str, int | None]] = [
         (
             "Annotator alone, zero-shot",
             metrics.get("test/zero_shot_accuracy"),
             metrics.get("time/annotate_s"),
             "mean of the prompts; all others need its annotation too",
+            images,
         )
     ]
-    ways += [(found.name, found.accuracy, found.seconds, found.note) for found in run.baselines]
+    ways += [(made.name, made.accuracy, made.seconds, made.note, made.images or images) for made in run.baselines]
     names = run.card.get("networks", [])
     workers = metrics.get("train/world_size")
     note = f"{workers} worker{'s' if workers > 1 else ''}" if workers else ""
@@ -92,18 +98,18 @@ def comparison(run: Run) -> list[dict[str, Any]]:
         both = name == "both"
         deployed = "the deployed model" if names == [name[-1]] or (both and len(names) == 2) else ""
         remark = "; ".join(filter(None, (deployed, note if both else "")))
-        ways.append((f"Co-Reg, {name}", metrics.get(key), metrics.get("time/train_s") if both else None, remark))
-    images = run.test.sample.total if run.test else None
+        seconds = metrics.get("time/train_s") if both else None
+        ways.append((f"Co-Reg, {name}", metrics.get(key), seconds, remark, images))
     return [
         {
             "name": name,
             "accuracy": accuracy,
-            "margin": margin(accuracy, images) if accuracy is not None and images else None,
+            "margin": margin(accuracy, scored) if accuracy is not None and scored else None,
             "seconds": seconds,
             "note": note,
             "main": name == "Co-Reg, both",
         }
-        for name, accuracy, seconds, note in ways
+        for name, accuracy, seconds, note, scored in ways
     ]
 
 
@@ -186,8 +192,9 @@ def test_tables(run: Run) -> dict[str, Any] | None:
     """Confusion matrix, per-class figures and the most frequent confusions on the labelled test images."""
     if run.test is None or not run.classes:
         return None
-    counts = confusion_counts(run.test.judged, len(run.classes))
-    hits, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    judged = run.test.judged
+    found = Confusions.of(judged.given, judged.best[0], len(run.classes))
+    hits, true, predicted = found.by_class()
     annotator = run.metrics.get("annotation/class_accuracy") or []
     known = len(annotator) == len(run.classes)
     per_class = [
@@ -200,18 +207,18 @@ def test_tables(run: Run) -> dict[str, Any] | None:
         }
         for k, name in enumerate(run.classes)
     ]
-    wrong = counts - np.diag(hits)
-    worst = np.argsort(-wrong, axis=None, kind="stable")[:10]
-    pairs = [divmod(int(cell), len(run.classes)) for cell in worst if wrong.flat[cell]]
-    drawn = figures.confusion(counts, run.classes) if len(run.classes) <= MOST_CLASSES_DRAWN else ""
+    drawn = figures.confusion(found.matrix(), run.classes) if len(run.classes) <= MOST_CLASSES_DRAWN else ""
     return {
-        "images": len(run.test.judged),
+        "images": len(judged),
         "of": run.test.sample.total,
-        "accuracy": float(hits.sum() / true.sum()),
+        "accuracy": found.accuracy,
         "confusion": Markup(drawn),
         "per_class": per_class,
         "zero_shot": known,
-        "confusions": [{"true": run.classes[t], "said": run.classes[p], "images": int(wrong[t, p])} for t, p in pairs],
+        "confusions": [
+            {"true": run.classes[label], "said": run.classes[said], "images": images}
+            for label, said, images in found.worst(MOST_CONFUSIONS)
+        ],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -15,8 +16,11 @@ from coreg_ray.search.objective import DEFAULT, check_objective
 from coreg_ray.search.space import Space
 from coreg_ray.storage import Folder
 
+log = logging.getLogger(__name__)
+
 RECORD = "search.json"
 TRIALS = "tune"  # what Tune knows of the trials; a folder without it has none yet
+_STATE = "experiment_state-"  # files of Tune's own
 # What may change in the state of another trial that goes on: no shape, no length, no data.
 _SHAPES = ("method.epochs", "method.queue_size", "method.loss_history")
 
@@ -83,9 +87,13 @@ class Search(Section):
             )
 
     def identity(self, config: Config, space: Space) -> dict[str, Any]:
-        """All that makes this search the one that it is; where and how it runs is no part of it."""
+        """All that makes this search the one that it is, and what Tune keeps from its beginning; where it runs and what
+        a trial takes there is no part of it.
+        """
         names = ("num_samples", "scheduler", "search", "objective", "grace_period", "reduction_factor")
-        own = {name: getattr(self, name) for name in (*names, "perturbation_interval")}
+        kept = ("max_concurrent", "mlflow", "wandb")
+        own = {name: getattr(self, name) for name in (*names, "perturbation_interval", *kept)}
+        own |= {f"cluster.{name}": getattr(config.cluster, name) for name in ("num_workers", "max_failures")}
         return json.loads(json.dumps({**own, "space": space.described(), "config": config.decisive()}))
 
 
@@ -113,6 +121,24 @@ def claim_search(search: Search, config: Config, space: Space, output: Folder) -
         output.write_json(RECORD, identity)
     except OSError as error:
         raise UserError(f"--output {config.output} cannot be used ({error}); choose another folder") from error
+
+
+def is_restorable(trials: Folder) -> bool:
+    """Whether Tune can go on from its record of the trials.
+
+    It copies its state over the one before from time to time, and a kill may cut that. A state that was cut is removed,
+    so that Tune takes an older one; where none is left, nothing is known of the trials, and they begin again.
+    """
+    for name in sorted((name for name in trials.entries() if name.startswith(_STATE)), reverse=True):
+        try:
+            trials.read_json(name)
+        except ValueError:
+            log.warning("%s/%s was cut when the search was killed; going on from the one before", trials.path, name)
+            trials.delete(name)
+        else:
+            return trials.exists("tuner.pkl")
+    trials.delete()
+    return False
 
 
 def _refuse_other(search: Search, config: Config, new: dict[str, Any], old: dict[str, Any]) -> None:

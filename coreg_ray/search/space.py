@@ -145,7 +145,7 @@ def trial_settings(base: Config, space: Space, values: Mapping[str, Any]) -> Con
     tree = base.settings()
     for dimension in space.dimensions:
         value = values[dimension.key]
-        if isinstance(value, str) and any(isinstance(listed, list | dict) for listed in dimension.values):
+        if value in [encoded(listed) for listed in dimension.values if isinstance(listed, list | dict)]:
             value = json.loads(value)
         _put(tree, dimension.key, value)
     try:

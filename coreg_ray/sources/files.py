@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import PurePosixPath
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
 from pyarrow import fs
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 _WILDCARDS = "*?["
 _OPTIONS = re.compile(r"\?\w+=.*$")
 _READERS = 8  # files read at once; an object store answers slowly but many at a time
+_AHEAD = 2 * _READERS  # encoded files that wait in memory for the one that is looked at
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,17 @@ class ImageFolder:
             yield block(part, labels=labels, files=part)
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
-        with ThreadPoolExecutor(1 if self.folder.local else _READERS) as pool:
-            yield from pool.map(self._read, block["file"].to_pylist())
+        names = iter(block["file"].to_pylist())
+        if self.folder.local:
+            yield from map(self._read, names)
+            return
+        with ThreadPoolExecutor(_READERS) as pool:
+            # A few files ahead: `pool.map` would read the whole block into memory while its first image is decoded.
+            ahead = deque(pool.submit(self._read, name) for name in islice(names, _AHEAD))
+            while ahead:
+                content = ahead.popleft().result()
+                ahead.extend(pool.submit(self._read, name) for name in islice(names, 1))
+                yield content
 
     def _read(self, name: str) -> bytes | Exception:
         try:
@@ -90,16 +102,22 @@ class ImageFolder:
 def split_glob(path: str) -> tuple[str, str | None]:
     """A path or URI -> the part before its first wildcard, and the glob below it (None without wildcards).
 
+    A local file or folder whose very name holds such a sign ("birds [2020]") is meant as it stands.
     What follows a URI's `?name=` are options for its object store, such as an endpoint of one's own; they stay with the
     first part.
     """
     options = _OPTIONS.search(path) if "://" in path else None
     path, query = (path[: options.start()], options.group()) if options else (path, "")
     parts = path.rstrip("/").split("/")
-    wild = next((number for number, part in enumerate(parts) if any(sign in part for sign in _WILDCARDS)), None)
+    signs = (number for number, part in enumerate(parts) if any(sign in part for sign in _WILDCARDS))
+    wild = next((number for number in signs if not _is_there("/".join(parts[: number + 1]))), None)
     if wild is None:
         return path + query, None
     return ("/".join(parts[:wild]) or ("/" if path.startswith("/") else ".")) + query, "/".join(parts[wild:])
+
+
+def _is_there(path: str) -> bool:
+    return "://" not in path and Path(path).expanduser().exists()
 
 
 def is_image_name(path: str) -> bool:

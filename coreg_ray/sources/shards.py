@@ -20,7 +20,7 @@ _LABEL_ENDINGS = ("cls", "label")
 
 @dataclass(frozen=True)
 class TarShards:
-    """Tar files of images, each with an optional `.cls` file beside it that holds a class number or name.
+    """Tar files of images, each with an optional `.cls` file beside it that holds a class name or number.
 
     The id of an image is its shard's name and its own. Headers are read once to find out where images lie; after that
     any image is read by its offset.
@@ -67,10 +67,9 @@ class TarShards:
         except (tarfile.TarError, OSError) as error:
             raise UserError(f"{path} cannot be read as a tar file ({error}); replace or remove it") from error
         for name, key, offset, size in images:
-            text = labels.get(key)
-            label = int(text) if text is not None and text.isdigit() else text
             image_id = f"{shard}/{name}"
-            yield image_id, self.labels(label, image_id), offset, size
+            label = self.labels.written(labels[key], image_id) if key in labels else None
+            yield image_id, label, offset, size
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         if not len(block):

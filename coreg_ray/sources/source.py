@@ -156,3 +156,12 @@ class LabelReader:
                 f"label {label!r} of {image_id} is not among the {count} classes; correct it or add the class"
             )
         return number
+
+    def written(self, text: str, image_id: str) -> int | None:
+        """The class number of a label in a text file: a class's name, which may be a number too, else its number.
+
+        Raises UserError for a label outside the class list.
+        """
+        text = text.strip()
+        is_number = text.removeprefix("-").isdecimal() and text.lower() not in (self.names or {})
+        return self(int(text) if is_number else text, image_id)

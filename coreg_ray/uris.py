@@ -1,0 +1,36 @@
+"""Paths and URIs as users write them: what may be put at their end, and what is not for others to see."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_OPTIONS = re.compile(r"\?\w+=.*$", re.DOTALL)
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def split_options(uri: str) -> tuple[str, str]:
+    """A URI without its `?name=value&...`, which tell of an object store of one's own, and these; a path has none."""
+    options = _OPTIONS.search(uri) if "://" in uri else None
+    return (uri[: options.start()], options.group()) if options else (uri, "")
+
+
+def extended(uri: str, tail: str) -> str:
+    """A path or URI with `tail` at the end of its path; a URI's options stay behind it."""
+    path, options = split_options(uri)
+    return f"{path.rstrip('/')}{tail}{options}"
+
+
+def shortened(uri: str, tail: str) -> str:
+    """A path or URI without `tail` at the end of its path, where it is there."""
+    path, options = split_options(uri)
+    return path.rstrip("/").removesuffix(tail) + options
+
+
+def without_credentials(said: Any) -> Any:
+    """Texts, or lists and dictionaries of them, without the user and password of any URI."""
+    if isinstance(said, dict):
+        return {name: without_credentials(value) for name, value in said.items()}
+    if isinstance(said, list):
+        return [without_credentials(value) for value in said]
+    return _CREDENTIALS.sub("", said) if isinstance(said, str) else said
