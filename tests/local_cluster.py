@@ -111,6 +111,7 @@ def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
                 "dashboard_agent_listen_port": 0,
             },
         )  # fmt: skip
+        (folder / "ray_current_cluster").write_text(nodes.address)  # as `ray start` does: jobs find their cluster by it
         try:
             cluster = LocalCluster(f"http://127.0.0.1:{port}", folder, nodes, dict(os.environ))
             deadline = time.monotonic() + 60
