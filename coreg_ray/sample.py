@@ -8,6 +8,7 @@ held out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from coreg_ray.annotations.table import read_table
 from coreg_ray.draws import key, uniform
 from coreg_ray.sources.source import held_out
 from coreg_ray.storage import Folder
+
+MOST_READ = 4_000_000_000  # bytes of pixels: under a minute from most disks and stores
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,21 @@ def read_sample(output: Folder, split: str, side: int, num_classes: int, most: i
     """At most `most` images of `rows/<split>` with labels or candidate sets; None where there are none.
 
     The same images whatever the order of the source and its parts are. The row numbers of all images are read, 8 bytes
-    each, and of the pixels the parts that hold one of the sample, one at a time: at worst all of them once.
+    each, and the pixels of a part as a whole, one part at a time. Where all pixels are more than MOST_READ, parts are
+    drawn before images are.
     """
     folder = output / "rows" / split
     names = [name for name in folder.entries() if name.endswith(".parquet")]
     if not names or most < 1:
         return None
-    held = [read_table(folder, name, ["row"])["row"].to_numpy() for name in names]
-    drawn = _drawn(np.concatenate(held), most)
-    count, total = len(drawn), sum(map(len, held))
+    held = {name: read_table(folder, name, ["row"])["row"].to_numpy() for name in names}
+    total = sum(map(len, held.values()))
+    held = _parts_to_read(held, MOST_READ // (3 * side**2))
+    drawn = _drawn(np.concatenate(list(held.values())), most)
+    count = len(drawn)
     if not count:
         return None
-    numbers, pixels = _images(folder, dict(zip(names, held, strict=True)), side, drawn)
+    numbers, pixels = _images(folder, held, side, drawn)
     ids = [f"row {number}" for number in numbers]
     labels, annotated = torch.full((count,), -1), torch.full((count,), -1)
     candidates, trusted = torch.zeros(count, num_classes, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
@@ -99,6 +105,15 @@ def read_sample(output: Folder, split: str, side: int, num_classes: int, most: i
             annotated[place] = max(zip(row["votes"], row["scores"], row["candidates"], strict=True))[2]
             trusted[place] = row["trusted"]
     return Sample(numbers, pixels, ids, labels, candidates, annotated, trusted, total)
+
+
+def _parts_to_read(held: dict[str, NDArray[np.int64]], most: int) -> dict[str, NDArray[np.int64]]:
+    """Parts in the order of a hash of their row numbers, as long as they have at most `most` rows together."""
+    ordered = sorted(held, key=lambda name: blake2b(held[name].tobytes(), digest_size=8).digest())
+    before = np.cumsum([0, *(len(held[name]) for name in ordered)])
+    return {
+        name: held[name] for name, rows in zip(ordered, before[1:], strict=True) if rows <= most or name == ordered[0]
+    }
 
 
 def _drawn(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:

@@ -114,4 +114,15 @@ def test_pixels_are_read_only_of_parts_that_hold_one_of_the_sample(
 
     monkeypatch.setattr(sampling, "read_table", counting)
     places = [IDS.index(name) for name in read(output, 5).ids]
-    assert opened == sorted({f"{place // EACH * EACH:05d}.parquet" for place in places})
+    assert sorted(opened) == sorted({f"{place // EACH * EACH:05d}.parquet" for place in places})
+
+
+def test_where_all_pixels_are_too_many_parts_are_drawn_first(output: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "MOST_READ", 10 * EACH * SIDE * SIDE * 3)
+    found = read(output, 200)
+    assert (len(found), found.total) == (200, len(IDS))
+    classes = set(found.annotated.tolist())
+    assert len(classes) == 10  # each part is a class
+    assert classes != set(range(10))
+    monkeypatch.setattr(sampling, "MOST_READ", 1)
+    assert len(read(output, 200)) == EACH
