@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import ray
 from ray import tune
 from ray.autoscaler.sdk import request_resources
 
@@ -21,7 +20,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.ray_resources import copies, nodes_with, refuse_unreachable, scaling_config, wait_for_resources
 from coreg_ray.ray_tasks import Listing
 from coreg_ray.ray_tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
-from coreg_ray.ray_tune_trial import CandidateMaker, Study, rows_of, train_nested, train_trial
+from coreg_ray.ray_tune_trial import Study, candidate_maker, rows_of, train_nested, train_trial
 from coreg_ray.search.definition import TRIALS, Search, claim_search, is_restorable
 from coreg_ray.search.figure import trials_svg
 from coreg_ray.search.objective import WITH_LABELS
@@ -169,11 +168,10 @@ def _run(
         logging.getLogger(chatty).setLevel(logging.CRITICAL)  # TrialLog says it in a line
     study = Study(ray_train.seen_from_anywhere(config), space, search.scheduler == "pbt", need["CPU"])
     nested = config.cluster.num_workers > 1
-    maker = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CandidateMaker).remote(study)
     labels = {} if nested else config.cluster.label_selector or {}
     place = tune.PlacementGroupFactory([need], bundle_label_selector=[labels]) if labels else need
     trainable = tune.with_resources(
-        tune.with_parameters(train_nested if nested else train_trial, study=study, maker=maker), place
+        tune.with_parameters(train_nested if nested else train_trial, study=study, maker=candidate_maker(study)), place
     )
     root = study.output
     filesystem = None if root.local else root.filesystem

@@ -64,18 +64,31 @@ class CandidateMaker:
 
     def __init__(self, study: Study) -> None:
         self._study = study
-        self._own = _mark(study.config)
 
     def folder(self, settings: dict[str, Any]) -> str:
         """Path of the `candidates/` folder for a trial's settings. Raises UserError as `build_candidates` does."""
         config, output = Config.model_validate(settings), self._study.output
-        mark = _mark(config)
-        if mark == self._own:
-            return (output / "candidates").path
-        place = output / "data" / mark
+        place = output / "data" / _mark(config)
         if not (place / "candidates").exists(MANIFEST):
             build_candidates(config, place, output, cpus=0)
         return (place / "candidates").path
+
+
+def candidate_maker(study: Study) -> Any:
+    """A `CandidateMaker`, which any trial may ask and which comes back if its node is lost; None where none is needed.
+
+    It is a process of its own, so it is not started for a search whose trials all have the search's own sets.
+    """
+    if not any(key.startswith("candidates.") or key in ("source.prompts", "seed") for key in study.space.keys):
+        return None
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CandidateMaker).remote(study)
+
+
+def _candidates(config: Config, study: Study, maker: Any) -> Folder:
+    """The folder with the candidate sets that a trial trains on."""
+    if _mark(config) == _mark(study.config):
+        return study.output / "candidates"
+    return Folder(study.output.filesystem, ask(maker.folder.remote(config.settings())))
 
 
 def _mark(config: Config) -> str:
@@ -140,9 +153,9 @@ def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[Folder, Con
     kept = config.checkpoint.model_copy(update={"keep": config.method.epochs}) if study.keep else config.checkpoint
     config = config.model_copy(update={"output": extended(study.config.output, f"/trials/{name}"), "checkpoint": kept})
     run.write("config.yaml", resolved_yaml(config))
-    candidates = ask(maker.folder.remote(config.settings()))
+    candidates = _candidates(config, study, maker)
     rows = rows_of(study.output, study.config, config.student.resolution)
-    run.lend(candidates=Folder(run.filesystem, candidates), rows=rows / "rows", labels=study.output / "labels")
+    run.lend(candidates=candidates, rows=rows / "rows", labels=study.output / "labels")
     return run, config, heir_of
 
 
