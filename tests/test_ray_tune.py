@@ -213,7 +213,7 @@ def test_a_population_takes_over_the_state_of_its_best(config: Config, first: Pa
         update={"cluster": config.cluster.model_copy(update={"resources_per_worker": {"CPU": 1}})}
     )
     keys = {"method.learning_rate": {"loguniform": [0.001, 0.1]}, "method.lambda_u": {"uniform": [0.5, 2]}}
-    wanted = Search(space=space_file(tmp_path, **keys), num_samples=3, scheduler="pbt", perturbation_interval=4)
+    wanted = Search(space=space_file(tmp_path, **keys), num_samples=3, scheduler="pbt", perturbation_interval=6)
     search(with_annotation(first, wanted, config), config)
     rows = table(Path(config.output))
     assert len(rows) == 3
