@@ -8,6 +8,7 @@ python jobs/tune.py ... --resume                          go on after an interru
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from itertools import zip_longest
 
 from coreg_ray.command_line import Command, load, run
 from coreg_ray.search.definition import Search
@@ -26,10 +27,9 @@ def main(arguments: list[str]) -> None:
 
 def with_value(arguments: list[str]) -> list[str]:
     """`--resume` alone means true."""
-    following = [*arguments[1:], "--"]
     return [
         "--resume=true" if word == "--resume" and after.startswith("--") else word
-        for word, after in zip(arguments, following, strict=True)
+        for word, after in zip_longest(arguments, arguments[1:], fillvalue="--")
     ]
 
 

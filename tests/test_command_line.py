@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from importlib import resources
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +300,15 @@ def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "argv", ["job.py"])
     with pytest.raises(RuntimeError, match="a defect"):
         run(broken)
+
+
+def test_a_search_without_arguments_is_the_short_one_over_the_digits() -> None:
+    found = spec_from_file_location("tune_job", Path(__file__).parents[1] / "jobs/tune.py")
+    assert found is not None
+    assert found.loader is not None
+    job = module_from_spec(found)
+    found.loader.exec_module(job)
+    assert load(job.with_preset(job.with_value([])), job.TuneCommand).preset == "search"
+    assert job.with_value(["--resume"]) == ["--resume=true"]
+    assert job.with_value(["--resume", "--seed", "1"]) == ["--resume=true", "--seed", "1"]
+    assert job.with_value(["--seed", "1", "--resume", "false"]) == ["--seed", "1", "--resume", "false"]
