@@ -79,7 +79,11 @@ def candidate_maker(study: Study) -> Any:
 
     It is a process of its own, so it is not started for a search whose trials all have the search's own sets.
     """
-    if not any(key.startswith("candidates.") or key in ("source.prompts", "seed") for key in study.space.keys):
+    drawn = study.config.candidates.mode == "synthetic"  # by the seed
+    if not any(
+        key.startswith("candidates.") or key == "source.prompts" or (drawn and key == "seed")
+        for key in study.space.keys
+    ):
         return None
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(CandidateMaker).remote(study)
 

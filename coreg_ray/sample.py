@@ -23,7 +23,7 @@ from coreg_ray.draws import key, uniform
 from coreg_ray.sources.source import held_out
 from coreg_ray.storage import Folder
 
-MOST_READ = 4_000_000_000  # bytes of pixels: under a minute from most disks and stores
+MOST_READ = 4_000_000_000  # bytes of pixels, so that a report on a very large pool does not read all of it
 
 
 @dataclass(frozen=True)

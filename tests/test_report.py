@@ -23,6 +23,7 @@ from toy import CLASSES, SIDE, images, method
 from coreg_ray.annotations.table import write_table
 from coreg_ray.artifact import export, read_config
 from coreg_ray.command_line import resolved_yaml
+from coreg_ray.config import Config
 from coreg_ray.draws import generator
 from coreg_ray.judgement import Judgement
 from coreg_ray.report import baselines
@@ -101,10 +102,17 @@ def test_the_tables_agree_with_the_metrics(run: Folder) -> None:
     assert sum(facts.sizes) == POOL
 
 
-def test_a_probe_learns_from_candidate_sets_and_baselines_are_not_made_twice(run: Folder, tmp_path: Path) -> None:
+def copied(run: Folder, tmp_path: Path) -> tuple[Folder, Config]:
+    """The run in a folder that a test may change, and its configuration."""
     other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
-    config, kept = read_config(other), other.read_json("baselines.json")
+    config = read_config(other)
     assert config is not None
+    return other, config
+
+
+def test_a_probe_learns_from_candidate_sets_and_baselines_are_not_made_twice(run: Folder, tmp_path: Path) -> None:
+    other, config = copied(run, tmp_path)
+    kept = other.read_json("baselines.json")
     probe, distilled = kept["baselines"]
     assert probe["accuracy"] > 0.7  # the toy annotator is right for 9 in 10
     assert distilled["accuracy"] > 0.4  # and of four classes chance is right for 1 in 4
@@ -118,9 +126,7 @@ def test_a_probe_learns_from_candidate_sets_and_baselines_are_not_made_twice(run
 def test_baselines_scored_on_a_sample_of_the_test_images_say_so(
     run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
-    config = read_config(other)
-    assert config is not None
+    other, config = copied(run, tmp_path)
     assert all(made.images == TEST and "sample" not in made.note for made in compare(other, config))
     other.delete("baselines.json")
     monkeypatch.setattr(baselines, "MOST_IMAGES", 60)
@@ -136,9 +142,7 @@ def test_baselines_scored_on_a_sample_of_the_test_images_say_so(
 def test_with_very_many_classes_the_probe_or_both_baselines_are_left_out(
     run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
-    config = read_config(other)
-    assert config is not None
+    other, config = copied(run, tmp_path)
     other.delete("baselines.json")
     monkeypatch.setattr(baselines, "MOST_PROBED", 400)
     probe, distilled = compare(other, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,10 @@ from coreg_ray.errors import UserError
 from coreg_ray.images import extensions
 from coreg_ray.sources.source import BLOCK_IMAGES, Content, LabelReader, block
 from coreg_ray.storage import Folder
+from coreg_ray.uris import split_options
 
 log = logging.getLogger(__name__)
 _WILDCARDS = "*?["
-_OPTIONS = re.compile(r"\?\w+=.*$")
 _READERS = 8  # files read at once; an object store answers slowly but many at a time
 _AHEAD = 2 * _READERS  # encoded files that wait in memory for the one that is looked at
 
@@ -106,8 +105,7 @@ def split_glob(path: str) -> tuple[str, str | None]:
     What follows a URI's `?name=` are options for its object store, such as an endpoint of one's own; they stay with the
     first part.
     """
-    options = _OPTIONS.search(path) if "://" in path else None
-    path, query = (path[: options.start()], options.group()) if options else (path, "")
+    path, query = split_options(path)
     parts = path.rstrip("/").split("/")
     signs = (number for number, part in enumerate(parts) if any(sign in part for sign in _WILDCARDS))
     wild = next((number for number in signs if not _is_there("/".join(parts[: number + 1]))), None)
