@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
+from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[1]
@@ -56,16 +58,23 @@ class LocalCluster:
         """What Prometheus would read on all nodes, at the addresses that Ray writes for it."""
         found = self.folder / "prom_metrics_service_discovery.json"
         targets = [t for group in json.loads(found.read_text()) for t in group["targets"]] if found.exists() else []
-        return "".join(_read(f"http://{target}/metrics") for target in targets)
+        said = []
+        for target in targets:
+            with suppress(OSError):  # a node that has just left is listed a little longer
+                said.append(_read(f"http://{target}/metrics"))
+        return "".join(said)
 
-    def add_node(self, cpus: int, **resources: float) -> None:
+    def add_node(self, cpus: int, **resources: float) -> Node:
         """A node that is ready to work."""
-        self.nodes.add_node(num_cpus=cpus, resources=resources, object_store_memory=STORE)
+        place = f"runtime_resources_{uuid4().hex}"  # a job's files; nodes that share a folder remove each other's
+        return self.nodes.add_node(
+            num_cpus=cpus, resources=resources, object_store_memory=STORE, runtime_env_dir_name=place
+        )
 
-    def actors(self, name: str) -> int:
-        """How many actors live whose class has `name` in its name."""
+    def actors(self, name: str) -> list[str]:
+        """The nodes of the living actors whose class has `name` in its name."""
         found = json.loads(self.get("/api/v0/actors"))["data"]["result"]["result"]
-        return sum(name in actor["class_name"] and actor["state"] == "ALIVE" for actor in found)
+        return [actor["node_id"] for actor in found if name in actor["class_name"] and actor["state"] == "ALIVE"]
 
     def said(self, name: str) -> str:
         """What a submitted job's driver has printed so far."""
