@@ -208,22 +208,27 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
 
 
 def test_a_population_takes_over_the_state_of_its_best(config: Config, first: Path, tmp_path: Path) -> None:
-    config = with_schedule(config, epochs=16)  # long enough for all three to run beside each other
-    config = config.model_copy(
-        update={"cluster": config.cluster.model_copy(update={"resources_per_worker": {"CPU": 1}})}
+    schedule = {"epochs": 14, "warmup_epochs": 4, "warmup_batch_size": 16}
+    config = Config.model_validate(
+        config.settings()
+        | {"cluster": {"resources_per_worker": {"CPU": 1}}, "method": config.method.model_dump() | schedule}
     )
-    keys = {"method.learning_rate": {"loguniform": [0.001, 0.1]}, "method.lambda_u": {"uniform": [0.5, 2]}}
-    wanted = Search(space=space_file(tmp_path, **keys), num_samples=3, scheduler="pbt", perturbation_interval=6)
+    # One learns and the other does not, so that it is never by chance who takes over from whom.
+    keys = {"method.learning_rate": {"grid": [0.05, 1e-7]}, "method.lambda_u": {"uniform": [0.5, 2]}}
+    wanted = Search(
+        space=space_file(tmp_path, **keys),
+        num_samples=1, scheduler="pbt", perturbation_interval=4, objective="test/accuracy",
+    )  # fmt: skip
     search(with_annotation(first, wanted, config), config)
     rows = table(Path(config.output))
-    assert len(rows) == 3
-    assert {row["epochs"] for row in rows} == {"16"}
+    assert len(rows) == 2
+    assert {row["epochs"] for row in rows} == {"14"}
     heirs = [row["run"] for row in rows if "-from-" in row["run"]]
     assert heirs
     history = read_history(Folder.at(config.output) / heirs[0])
-    assert [row["epoch"] for row in history] == list(range(16))  # the donor's epochs, then its own
+    assert [row["epoch"] for row in history] == list(range(14))  # the donor's epochs, then its own
     for row in rows:
-        assert 0.001 <= float(row["method.learning_rate"]) <= 0.1
+        assert float(row["method.learning_rate"]) in (0.05, 1e-7)
         assert 0.5 <= float(row["method.lambda_u"]) <= 2
 
 
