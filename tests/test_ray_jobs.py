@@ -47,7 +47,7 @@ SHOWN = {ray_metrics.ANNOTATED, ray_metrics.SECONDS, *ray_metrics.GAUGES} - {
     *("coreg_clean_fraction", "coreg_label_churn", "coreg_agreement", "coreg_test_accuracy"),
 }
 EPOCHS = 6  # some are left when the first of them has been seen
-IMAGES = 4_096  # enough for one annotator to be busy until others have started
+IMAGES = 5_120  # enough for one annotator to be busy until others have started
 
 
 def epochs(output: Path) -> list[str]:
