@@ -1,4 +1,4 @@
-"""Jobs as operators submit them: to a cluster that grows, from a working directory, stopped and submitted again."""
+"""Jobs as operators submit them: to a cluster that grows and shrinks, stopped half-way and submitted again."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
             assert time.monotonic() < deadline, cluster.said("first")
             time.sleep(0.5)
 
-    # Annotators spread onto a node that joins, and leave it when there is nothing left to do.
+    # Annotators spread onto a node that joins, and leave it when there is nothing left to do. It joins while the job
+    # starts, since Ray Data looks for new nodes every 20 seconds alone.
     joined = cluster.add_node(cpus=4)
     until(lambda: len(cluster.actors("_Annotator")) == 1)
     until(lambda: len(cluster.actors("_Annotator")) == 3)
