@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from coreg_ray import __version__
 from coreg_ray.annotations import assembly, quality, scoring
 from coreg_ray.annotations.manual import check_manual, read_manual
 from coreg_ray.annotations.quality import Score
@@ -34,7 +35,7 @@ _ROWS_PER_BUCKET = 20_000  # images whose evidence from several annotators is br
 def build_candidates(
     config: Config, output: Folder, annotated: Folder | None = None, cpus: float = 1
 ) -> dict[str, Any]:
-    """Turn the pool's annotations into `candidates/` and say how good they are.
+    """Turn the pool's annotations into `candidates/` and say how good they are; sets that are still right stay.
 
     Where `source.prompts` names some of the prompts that were asked, only those count.
 
@@ -51,22 +52,37 @@ def build_candidates(
         UserError: there are no annotations, those of another run folder hold no answer, or a manual label is wrong.
     """
     folder = output / "candidates"
+    inputs = _Inputs.of(config, annotated or output, "pool", cpus)
+    if (known := _made_from(inputs, folder, MANIFEST)) is not None:
+        figures = {**known["quality"], "prior": known["prior"]}
+        _warn(figures)
+        return figures
     folder.delete()
-    figures, cards = _score(config, annotated or output, "pool", folder, cpus)
+    figures, cards = _score(inputs, config, folder, cpus), inputs.cards
     if annotated and not figures["rows"]:
         raise UserError(f"{annotated.path} holds no answer about any image; annotate there first (jobs/annotate.py)")
     if annotated and config.source.manual_labels:  # else annotation has looked at them
         words = Vocabulary(cards[0].names, cards[0].prompts)
         ask(task(_check_manual, cpus).remote(config.source.manual_labels, words, folder))
     names = [entry[0] for entry in cards[0].names]
-    for warning in figures["warnings"]:
-        log.warning("%s", warning)
-    known = {name: value for name, value in figures.items() if name != "prior"}
+    _warn(figures)
+    quality = {name: value for name, value in figures.items() if name != "prior"}
     mark = fingerprint([card.manifest()["fingerprint"] for card in cards], config.candidates.model_dump())
     manifest = {"num_classes": len(names), "class_names": names, "names": cards[0].names, "fingerprint": mark}
     manifest["prior"] = figures["prior"]
-    folder.write_json(MANIFEST, {**manifest, "quality": known})
+    folder.write_json(MANIFEST, {**manifest, "quality": quality, "made_from": inputs.mark})
     return figures
+
+
+def _made_from(inputs: _Inputs, folder: Folder, name: str) -> dict[str, Any] | None:
+    """What an earlier call has written about these very inputs."""
+    known = folder.read_json(name) if folder.exists(name) else {}
+    return known if known.get("made_from") == inputs.mark else None
+
+
+def _warn(figures: dict[str, Any]) -> None:
+    for warning in figures["warnings"]:
+        log.warning("%s", warning)
 
 
 def _check_manual(path: str, words: Vocabulary, candidates: Folder) -> None:
@@ -75,43 +91,78 @@ def _check_manual(path: str, words: Vocabulary, candidates: Folder) -> None:
     check_manual(path, words, np.sort(np.concatenate([read_table(candidates, n, ["row"])["row"] for n in names])))
 
 
-def zero_shot(config: Config, output: Folder) -> dict[str, float]:
+def zero_shot(config: Config, output: Folder, annotated: Folder | None = None) -> dict[str, float]:
     """How well the annotators alone do on the test images: `test/zero_shot_accuracy`.
 
-    Empty where no image with a label could be read. Raises UserError as `build_candidates` does.
+    Empty where no image with a label could be read. Arguments and UserError as with `build_candidates`.
     """
-    figures = _score(config, output, "test", None)[0]
-    return {"test/zero_shot_accuracy": figures["zero_shot_accuracy"]} if "zero_shot_accuracy" in figures else {}
+    folder, name = output / "candidates", "test.json"
+    inputs = _Inputs.of(config, annotated or output, "test")
+    known = _made_from(inputs, folder, name)
+    if known is None:
+        known = {"made_from": inputs.mark, "zero_shot_accuracy": None, **_score(inputs, config, None)}
+        folder.write_json(name, {key: known[key] for key in ("made_from", "zero_shot_accuracy")})
+    accuracy = known["zero_shot_accuracy"]
+    return {} if accuracy is None else {"test/zero_shot_accuracy": accuracy}
 
 
-def _score(
-    config: Config, annotated: Folder, split: Split, candidates: Folder | None, cpus: float = 1
-) -> tuple[dict[str, Any], list[Card]]:
-    """Figures over all parts of a split's annotations, and the cards of the annotators."""
-    table = annotated / "annotations" / split
-    if not table.exists(assembly.USED):
-        raise UserError(f"{table.path} holds no annotations; annotate the {split} images first")
-    folders = [table / name for name in table.read_json(assembly.USED)]
-    asked = [_Asked.of(folder, config) for folder in folders]
-    cards = [source.card for source in asked]
+@dataclass(frozen=True)
+class _Inputs:
+    """What the candidate sets of a split and their figures are made of.
+
+    Attributes:
+        asked: the annotators. parts: of each one's table. labels, manual: as `scoring.Making` takes them.
+        mark: 16 hex digits over all of that, the settings and the version of this code.
+    """
+
+    asked: list[_Asked]
+    parts: list[list[Part]]
+    labels: Labels
+    manual: Labels
+    mark: str
+
+    @classmethod
+    def of(cls, config: Config, annotated: Folder, split: Split, cpus: float = 1) -> _Inputs:
+        """Raises UserError as `build_candidates` does."""
+        table = annotated / "annotations" / split
+        if not table.exists(assembly.USED):
+            raise UserError(f"{table.path} holds no annotations; annotate the {split} images first")
+        asked = [_Asked.of(table / name, config) for name in table.read_json(assembly.USED)]
+        own = [parts(source.folder) for source in asked]
+        labels = ask(task(read_labels, cpus).remote(annotated / "labels" / split))
+        manual = Labels(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        if split == "pool" and config.source.manual_labels:
+            words = Vocabulary(asked[0].card.names, asked[0].card.prompts)
+            manual = read_manual(config.source.manual_labels, words)[1]
+        told = [(source.card.manifest(), source.places) for source in asked]
+        listed = [[part.name for part in some] for some in own]
+        settings = [config.candidates.model_dump(), config.seed, __version__]
+        mark = fingerprint(told, listed, labels.digest(), manual.digest(), settings)
+        return cls(asked, own, labels, manual, mark)
+
+    @property
+    def cards(self) -> list[Card]:
+        return [source.card for source in self.asked]
+
+
+def _score(inputs: _Inputs, config: Config, candidates: Folder | None, cpus: float = 1) -> dict[str, Any]:
+    """Figures over all parts of a split's annotations, whose candidate sets are written on the way."""
+    asked, cards = inputs.asked, inputs.cards
     words = Vocabulary(cards[0].names, cards[0].prompts)
-    labels = ask(task(read_labels, cpus).remote(annotated / "labels" / split))
-    none = Labels(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    trusted = split == "pool" and config.source.manual_labels
-    manual = read_manual(config.source.manual_labels or "", words)[1] if trusted else none
-    making = ray.put(scoring.Making(config.candidates, labels, manual, candidates, config.seed))
-    whole = [parts(folder) for folder in folders]
-    if not any(whole):  # a server that never answered, or nothing that could be decoded
+    making = ray.put(scoring.Making(config.candidates, inputs.labels, inputs.manual, candidates, config.seed))
+    if not any(inputs.parts):  # a server that never answered, or nothing that could be decoded
         total = Score.none(sum(len(card.prompts) for card in cards), len(words.names))
     elif len(cards) == 1:
-        shared, places = ray.put(asked[0].text), asked[0].places
-        total = added_up(scoring.score_part, whole[0], folders[0], cards[0], shared, making, places, cpus=cpus)
+        one, shared = asked[0], ray.put(asked[0].text)
+        total = added_up(
+            scoring.score_part, inputs.parts[0], one.folder, one.card, shared, making, one.places, cpus=cpus
+        )
     else:
         total = reduce(add, _scores_together(asked, making))
     names, prompts = words.shown, [prompt for card in cards for prompt in card.prompts]
     figures = total.summary(names)
     alike = look_alike(asked[0].text, names) if asked[0].text is not None else []
-    return {**figures, "warnings": quality.warnings(figures, names, prompts, alike)}, cards
+    return {**figures, "warnings": quality.warnings(figures, names, prompts, alike)}
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import ray.data
 import yaml
 
 from coreg_ray import ray_data, ray_train
-from coreg_ray.annotations.assembly import USED
-from coreg_ray.annotations.table import known_keys
+from coreg_ray.annotations.assembly import USED, images_in
 from coreg_ray.artifact import export
 from coreg_ray.cluster_address import refuse_silent
 from coreg_ray.command_line import resolved_yaml
@@ -88,7 +87,7 @@ def prepare(config: Config, output: Folder, annotated: Folder | None = None) -> 
     if annotated is None:
         _refuse_unanswered(found["pool"], quality["rows"])
     if config.test.kind:
-        metrics |= ray_data.zero_shot(config, annotated or output)
+        metrics |= ray_data.zero_shot(config, output, annotated)
     if annotated is not None:
         if annotated.filesystem == output.filesystem:  # what the method is compared with learns from the embeddings
             output.lend(annotations=annotated.part("annotations"))
@@ -141,11 +140,7 @@ def _write_rows(config: Config, split: ray_data.Split, output: Folder, annotated
 def _digest(output: Folder, split: ray_data.Split) -> str:
     """16 hex digits over the ids and contents of all images of a split that an annotator has answered for."""
     table = output / "annotations" / split
-    return f"{ask(task(_sum_of_keys).remote(*(table / name for name in table.read_json(USED)))) % 2**64:016x}"
-
-
-def _sum_of_keys(*folders: Folder) -> int:
-    return int(known_keys(*folders).sum(dtype="uint64"))
+    return str(ask(task(images_in).remote(*(table / name for name in table.read_json(USED)))))
 
 
 def claim(config: Config, output: Folder) -> None:
@@ -204,7 +199,9 @@ def connect() -> None:
     for chatty in ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     local = "RAY_ADDRESS" not in os.environ
-    if local:  # processes that annotation has left idle, half a gigabyte each, end before training begins
+    if local:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        # Processes that annotation has left idle, half a gigabyte each, end before training begins.
         os.environ.setdefault("RAY_num_workers_soft_limit", "0")
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
     # Two logical CPUs more than cores on small machines: reading starves when actors hold every one.

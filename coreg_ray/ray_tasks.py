@@ -19,6 +19,7 @@ import ray.exceptions
 
 from coreg_ray.annotations import preparation
 from coreg_ray.errors import UserError
+from coreg_ray.shares import one_by_one, summed
 from coreg_ray.sources.source import Source
 from coreg_ray.storage import Folder
 
@@ -41,12 +42,12 @@ def each(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: f
 
     A few items a task, so that small work does not start as many processes as there are CPUs.
     """
-    yield from chain.from_iterable(_in_tasks(_one_by_one, function, items, shared, cpus))
+    yield from chain.from_iterable(_in_tasks(one_by_one, function, items, shared, cpus))
 
 
 def added_up(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: float = 1) -> T:
     """The sum of function(item, *shared) over the items, like `each`; a task sends back the sum of its own."""
-    return reduce(add, _in_tasks(_sum, function, items, shared, cpus))
+    return reduce(add, _in_tasks(summed, function, items, shared, cpus))
 
 
 def _in_tasks(
@@ -64,14 +65,6 @@ def _in_tasks(
     while running:
         ready, running = ray.wait(running)
         yield from map(ask, ready)
-
-
-def _one_by_one(function: Callable[..., T], items: list[Any], *shared: Any) -> list[T]:
-    return [function(item, *shared) for item in items]
-
-
-def _sum(function: Callable[..., Any], items: list[Any], *shared: Any) -> Any:
-    return reduce(add, (function(item, *shared) for item in items))
 
 
 def ask(reference: ray.ObjectRef) -> Any:

@@ -25,7 +25,18 @@ from coreg_ray.search.definition import TRIALS, Search, claim_search, is_restora
 from coreg_ray.search.figure import trials_svg
 from coreg_ray.search.objective import WITH_LABELS
 from coreg_ray.search.space import Space, read_space, trial_settings
-from coreg_ray.search.trials import FAILED, FINISHED, STOPPED, UNFINISHED, Trial, as_csv, as_table, ranked, read_history
+from coreg_ray.search.trials import (
+    FAILED,
+    FAILURE,
+    FINISHED,
+    STOPPED,
+    UNFINISHED,
+    Trial,
+    as_csv,
+    as_table,
+    ranked,
+    read_history,
+)
 from coreg_ray.storage import Folder
 from coreg_ray.uris import extended, without_credentials
 
@@ -166,7 +177,7 @@ def _run(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner cannot be silenced
     for chatty in ("ray.tune", "ray.train", "ray.tune.execution.tune_controller"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)  # TrialLog says it in a line
-    study = Study(ray_train.seen_from_anywhere(config), space, search.scheduler == "pbt", need["CPU"])
+    study = Study(ray_train.seen_from_anywhere(config), space, search.objective, search.scheduler == "pbt", need["CPU"])
     nested = config.cluster.num_workers > 1
     labels = {} if nested else config.cluster.label_selector or {}
     place = tune.PlacementGroupFactory([need], bundle_label_selector=[labels]) if labels else need
@@ -220,6 +231,8 @@ def _as_trial(result: Any, config: Config, space: Space, output: Folder) -> Tria
     status, error = UNFINISHED, ""
     if result.error is not None:
         status, error = FAILED, _last_line(result.error)
+    elif (output / "trials" / run).exists(FAILURE):
+        status, error = FAILED, (output / "trials" / run).read(FAILURE).decode()
     elif history:
         whole = trial_settings(config, space, result.config).method.epochs
         status = FINISHED if int(history[-1]["epoch"]) + 1 >= whole else STOPPED

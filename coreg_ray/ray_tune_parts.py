@@ -136,7 +136,11 @@ class TrialLog(tune.Callback):
             log.info("running: %s", "; ".join(far))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(trials, trial, f"ends after {(trial.last_result or {}).get(EPOCHS, 0)} epochs")
+        last = trial.last_result or {}
+        if "failure" in last:
+            self._end(trials, trial, f"failed: {last['failure']}")
+        else:
+            self._end(trials, trial, f"ends after {last.get(EPOCHS, 0)} epochs{self._score(last)}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         error = str(trial.get_error() or "").strip().splitlines()
@@ -144,8 +148,7 @@ class TrialLog(tune.Callback):
 
     def _end(self, trials: list[Any], trial: Any, how: str) -> None:
         ended = {other.trial_id for other in trials if other.is_finished()} | {trial.trial_id}
-        said = self._score(trial.last_result or {})
-        log.info("trial %s %s%s (%d of %d)", trial.trial_id, how, said, len(ended), self._expected)
+        log.info("trial %s %s (%d of %d)", trial.trial_id, how, len(ended), self._expected)
 
     def _score(self, result: dict[str, Any]) -> str:
         score = result.get(self._objective)

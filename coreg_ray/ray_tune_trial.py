@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +32,12 @@ from coreg_ray.ray_candidates import build_candidates
 from coreg_ray.ray_metrics import show_epoch
 from coreg_ray.ray_tasks import ask
 from coreg_ray.search.space import Space, trial_settings
+from coreg_ray.search.trials import FAILURE, read_history
 from coreg_ray.storage import Folder
 from coreg_ray.training import train
 from coreg_ray.uris import extended
 
 POINTER = "run.json"
-FAILURE = "failure.txt"
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,14 @@ class Study:
     """What all trials of a search have in common.
 
     Attributes:
-        config: the configuration that they vary, its paths absolute. space: what they vary. keep: whether every
-            checkpoint stays, because other trials may take it over. cpus: of a trial's own process.
+        config: the configuration that they vary, its paths absolute. space: what they vary. objective: the metric that
+            they are compared by. keep: whether every checkpoint stays, because other trials may take it over. cpus: of
+            a trial's own process.
     """
 
     config: Config
     space: Space
+    objective: str
     keep: bool
     cpus: float
 
@@ -111,14 +116,13 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
 
     Raises:
         UserError: the values contradict each other or do not fit the data.
-        NonFiniteLossError: the trial ends; others go on.
     """
     run, config, heir_of = _open(values, study, maker)
     at_once = 1 if config.method.order == "sequential" else 2
     torch.set_num_threads(config.cluster.threads or max(1, int(study.cpus) // at_once))
     device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
     epoch = None
-    with _remembered(run):
+    with _diverging(run, study.objective):
         for epoch in train(config, Mesh(device), heir_of):
             show_epoch(run.name, epoch.metrics)
             _report(epoch.metrics, run)
@@ -130,7 +134,7 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
 def train_nested(values: dict[str, Any], study: Study, maker: Any) -> None:
     """A trial in workers of its own (`cluster.num_workers`), driven from this process; raises as `train_trial` does."""
     run, config, _ = _open(values, study, maker)
-    with _remembered(run):
+    with _diverging(run, study.objective):
         ray_train.fit(config, [_Forward(run.name)])
 
 
@@ -151,8 +155,6 @@ def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[Folder, Con
         logging.getLogger(chatty).setLevel(logging.WARNING)
     name, heir_of = _identify(study, values)
     run = study.output / "trials" / name
-    if run.exists(FAILURE):
-        raise NonFiniteLossError(run.read(FAILURE).decode())
     config = trial_settings(study.config, study.space, values)
     kept = config.checkpoint.model_copy(update={"keep": config.method.epochs}) if study.keep else config.checkpoint
     config = config.model_copy(update={"output": extended(study.config.output, f"/trials/{name}"), "checkpoint": kept})
@@ -182,18 +184,20 @@ def _identify(study: Study, values: dict[str, Any]) -> tuple[str, Folder | None]
     return f"{trial}-from-{pointer['trial'].rsplit('_', 1)[-1]}-{donor.name}-{fingerprint(values)}", donor
 
 
-class _remembered:
-    """Leaves a note of a loss that is not finite: trying again cannot mend it."""
+@contextmanager
+def _diverging(run: Folder, objective: str) -> Iterator[None]:
+    """A loss that is not finite ends the trial with a note and the worst score there is.
 
-    def __init__(self, run: Folder) -> None:
-        self._run = run
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, NonFiniteLossError):
-            self._run.write(FAILURE, str(error))
+    Not with an error, after which Tune would try again: `cluster.max_failures` times, each in a new process, and once
+    more whenever the search is gone on with.
+    """
+    run.delete(FAILURE)  # of a search that was killed before Tune knew
+    try:
+        yield
+    except NonFiniteLossError as error:
+        run.write(FAILURE, str(error))
+        done = len(read_history(run))
+        tune.report({objective: -math.inf, "epochs": done + 1, "run": run.name, "failure": str(error)})
 
 
 def _report(metrics: dict[str, Any], run: Folder) -> None:

@@ -18,6 +18,7 @@ from coreg_ray.annotations.table import (
     drop_outdated,
     images_hash,
     keys_of,
+    known_keys,
     matrix,
     parts,
     read_table,
@@ -87,7 +88,16 @@ def settle_rows(pool: NDArray[np.int64], folder: Folder, *others: Folder) -> tup
     """
     drop_outdated(pool, folder, *others)
     marks = [keys_of(folder, part) for part in parts(folder)]
-    return sum(map(len, marks)), f"{sum(int(part.sum(dtype='uint64')) for part in marks) % 2**64:016x}"
+    return sum(map(len, marks)), _digits(sum(int(part.sum(dtype="uint64")) for part in marks))
+
+
+def images_in(*folders: Folder) -> str:
+    """16 hex digits over the ids and contents of all images in some tables, as `settle_rows` gives them."""
+    return _digits(int(known_keys(*folders).sum(dtype="uint64")))
+
+
+def _digits(keys: int) -> str:
+    return f"{keys % 2**64:016x}"
 
 
 def vote_again(part: Part, folder: Folder, card: Card, text: TextTable) -> int:

@@ -109,6 +109,10 @@ class Labels:
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
 
+    def digest(self) -> str:
+        """16 hex digits over all of them."""
+        return blake2b(self.rows.tobytes() + self.labels.tobytes(), digest_size=8).hexdigest()
+
     def of(self, rows: NDArray[np.int64]) -> Tensor:
         """The label of each row (N,) int64, -1 where unknown."""
         import torch

@@ -13,6 +13,7 @@ from coreg_ray.search.objective import settled
 from coreg_ray.search.space import Space
 from coreg_ray.storage import Folder
 
+FAILURE = "failure.txt"  # in the run folder of a trial whose loss was not finite: what happened
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
 _SHOWN = 20  # trials in the table on the terminal
 
