@@ -21,6 +21,7 @@ from uuid import uuid4
 import pytest
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
@@ -93,9 +94,19 @@ class LocalCluster:
         options = ["--address", self.dashboard, "--working-dir", ".", "--submission-id", name]
         return self.ray("job", "submit", *options, *([] if wait else ["--no-wait"]), "--", "python", *entrypoint)
 
-    def job(self, verb: str, name: str) -> str:
-        """What `ray job status|logs|stop NAME` says."""
-        return self.ray("job", verb, "--address", self.dashboard, name).stdout
+    def logs(self, name: str) -> str:
+        """What `ray job logs NAME` shows."""
+        return str(JobSubmissionClient(self.dashboard).get_job_logs(name))
+
+    def stop(self, name: str) -> str:
+        """`ray job stop NAME`; how the job has ended."""
+        client = JobSubmissionClient(self.dashboard)
+        client.stop_job(name)
+        deadline = time.monotonic() + 60
+        while not (status := client.get_job_status(name)).is_terminal():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return str(status.value)
 
 
 @contextmanager

@@ -7,8 +7,10 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from shutil import copy
+from subprocess import CompletedProcess
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from local_cluster import ROOT, LocalCluster, local_cluster
-from toy_clip import write_toy_clip
+from toy_clip import DESIGN, write_toy_clip
 
 from coreg_ray import ray_metrics
 
@@ -42,12 +44,26 @@ def cluster(dashboards: Path) -> Iterator[LocalCluster]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def beside() -> Iterator[ThreadPoolExecutor]:
+    """Where submissions wait for their jobs while something else happens."""
+    with ThreadPoolExecutor() as threads:
+        yield threads
+
+
+@pytest.fixture(scope="module")
+def mistake(cluster: LocalCluster, beside: ThreadPoolExecutor) -> Future[CompletedProcess[str]]:
+    """A job that names a setting that there is not, submitted beside the others."""
+    arguments = ["jobs/pipeline.py", "--method.epoch", "3", "--output", "runs/none"]
+    return beside.submit(cluster.submit, *arguments, name="wrong")
+
+
 # Of a pool without broken images, annotated by CLIP, in warm-up, with no labelled test images.
 SHOWN = {ray_metrics.ANNOTATED, ray_metrics.SECONDS, *ray_metrics.GAUGES} - {
     *("coreg_clean_fraction", "coreg_label_churn", "coreg_agreement", "coreg_test_accuracy"),
 }
-EPOCHS = 6  # some are left when the first of them has been seen
-IMAGES = 5_120  # enough for one annotator to be busy until others have started
+EPOCHS = 12  # some are left when the first of them has been seen
+IMAGES = 2_048  # with this CLIP enough for one annotator to be busy until another has started
 
 
 def epochs(output: Path) -> list[str]:
@@ -57,17 +73,18 @@ def epochs(output: Path) -> list[str]:
 
 def smoke_job(folder: Path, output: Path) -> list[str]:
     """The pipeline's smoke twin, on images that annotators are given one by one, and trained by two workers."""
-    toy = write_toy_clip(folder)
+    toy = write_toy_clip(folder, vision_cfg={**DESIGN["vision_cfg"], "image_size": 96})
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 8 * 8 * 3), dtype=np.uint8)
     images = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels.reshape(IMAGES, 8, 8, 3))
-    pq.write_table(pa.table({"image": images}), folder / "pool.parquet", row_group_size=512)
+    pq.write_table(pa.table({"image": images}), folder / "pool.parquet", row_group_size=IMAGES // 2)
     (folder / "classes.txt").write_text("cat\ndog\n")
     settings = {
         "source.kind": "parquet", "source.path": folder / "pool.parquet", "source.classes": folder / "classes.txt",
         "test.kind": "null", "annotator.model": toy["model"], "annotator.pretrained": toy["pretrained"],
-        "annotator.min_actors": 1, "annotator.max_actors": 3, "annotator.batch_size": 1,
-        "annotator.num_cpus": 0.75,  # Ray Data leaves annotators a part of the CPUs: three times this, of six
+        "annotator.min_actors": 1, "annotator.max_actors": 2, "annotator.batch_size": 1,
+        "annotator.num_cpus": 1.1,  # Ray Data leaves annotators a part of the CPUs: twice this, of six
         "student.resolution": 8, "student.width": 4, "method.epochs": EPOCHS, "method.warmup_epochs": EPOCHS - 1,
+        "method.batch_size": 256, "method.warmup_batch_size": 256,
         "cluster.num_workers": 2, "cluster.resources_per_worker": '{"CPU": 1, "trainer": 1}', "cluster.wait_s": 120,
         "export.onnx": "false", "report.pictures": 0,
     }  # fmt: skip
@@ -75,10 +92,13 @@ def smoke_job(folder: Path, output: Path) -> list[str]:
     return ["jobs/pipeline.py", "--preset", "smoke", "--output", str(output), *options]
 
 
-def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalCluster, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("mistake")
+def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(
+    cluster: LocalCluster, beside: ThreadPoolExecutor, tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     job = smoke_job(tmp_path, output)
-    assert cluster.submit(*job, name="first", wait=False).returncode == 0
+    submitted = beside.submit(cluster.submit, *job, name="first", wait=False)
 
     def until(happened: Callable[[], object]) -> None:
         deadline = time.monotonic() + 100
@@ -89,9 +109,10 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
     # Annotators spread onto a node that joins, and leave it when there is nothing left to do. It joins while the job
     # starts, since Ray Data looks for new nodes every 20 seconds alone.
     joined = cluster.add_node(cpus=4)
+    assert submitted.result().returncode == 0
     until(lambda: len(cluster.actors("_Annotator")) == 1)
-    until(lambda: len(cluster.actors("_Annotator")) == 3)
-    assert joined.node_id in cluster.actors("_Annotator")  # there is no room for three elsewhere
+    until(lambda: len(cluster.actors("_Annotator")) == 2)
+    assert joined.node_id in cluster.actors("_Annotator")  # there is no room for two elsewhere
     assert "annotated" not in cluster.said("first")
     until(lambda: len(cluster.actors("_Annotator")) <= 1)
 
@@ -108,7 +129,7 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
         return shown >= SHOWN and bool(epochs(output))
 
     until(trains_and_shows)
-    assert "'first' was stopped" in cluster.job("stop", "first")
+    assert cluster.stop("first") == "STOPPED"
     done = len(epochs(output))
     assert 1 <= done < EPOCHS
 
@@ -122,7 +143,7 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
     assert metrics["annotation/encoded_images"] == 0  # nothing is annotated twice
     assert (output / "report.html").exists()
     assert "died" not in cluster.said("first")  # no worker on the way
-    logs = cluster.job("logs", "second")
+    logs = cluster.logs("second")
     assert f"epoch {EPOCHS}/{EPOCHS} coreg" in logs
     assert "Trained two networks" in logs
     assert "\x1b[A" not in logs  # no progress bar that moves the cursor
@@ -130,8 +151,8 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
     assert "Reporting training result" not in logs
 
 
-def test_a_mistake_ends_the_job_with_one_line(cluster: LocalCluster, tmp_path: Path) -> None:
-    wrong = cluster.submit("jobs/pipeline.py", "--method.epoch", "3", "--output", str(tmp_path / "x"), name="wrong")
+def test_a_mistake_ends_the_job_with_one_line(mistake: Future[CompletedProcess[str]]) -> None:
+    wrong = mistake.result()
     assert wrong.returncode != 0
     assert "'wrong' failed" in wrong.stdout
     assert "error: unknown setting" in wrong.stdout
