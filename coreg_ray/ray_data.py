@@ -81,7 +81,8 @@ def annotate_splits(
     for split in splits:
         source = open_pool(config, split)[1]
         pools.append(Pool(split, source, Listing(source, output / "labels" / split), output))
-        pools[-1].listing.dataset()  # now, while models load: Ray Data asks for the sizes of the blocks in tasks
+        if any(isinstance(answer, ray.ObjectRef) for answer in described):
+            pools[-1].listing.dataset()  # now, while models load: Ray Data asks for the sizes of the blocks in tasks
     if splits[0] == "pool" and config.source.manual_labels:
         ask(task(check_manual).remote(config.source.manual_labels, words, pools[0].listing.rows))
     cards = [settle(answer) for answer in described]
@@ -189,9 +190,7 @@ def _nothing_new(pool: Pool, known: list[ray.ObjectRef], rows_known: Sequence[ra
     tables = [*known, *rows_known]
     if any(ask(task(size).remote(table)) < pool.listing.images for table in tables):
         return False
-    settings = {"source": pool.source, "known": tables}
-    looked = through(pool.listing.dataset(), unknown, settings=settings, batch_size=None, batch_format="pyarrow")
-    return not watch(looked, pool.listing.images, f"looking for new {pool.split} images")["new"]
+    return not sum(each(unknown, pool.listing.blocks, pool.source, tables))
 
 
 def vote_again(folder: Folder, card: Card) -> None:

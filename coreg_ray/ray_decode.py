@@ -51,10 +51,9 @@ def size(known: NDArray[np.uint64]) -> int:
     return len(known)
 
 
-def unknown(block: pa.Table, source: Source, known: list[ray.ObjectRef]) -> dict[str, Any]:
-    """How many images there are, and how many of them one of the tables of known keys lacks; none is decoded."""
-    new = preparation.count_unknown(block, source, [ray.get(reference) for reference in known])
-    return {"images": np.array([len(block)]), "new": np.array([new])}
+def unknown(block: ray.ObjectRef, source: Source, known: list[ray.ObjectRef]) -> int:
+    """How many images of a listed block one of the tables of known keys lacks; none is decoded."""
+    return preparation.count_unknown(ray.get(block), source, [ray.get(reference) for reference in known])
 
 
 def only_rows(

@@ -41,7 +41,7 @@ def estimate(config: Config, output: Folder) -> dict[str, Any]:
     card = find_card(annotator, config, words, output, "pool")
     measure = task(_measure).options(num_cpus=annotator.num_cpus, num_gpus=annotator.num_gpus)
     folder = output / "annotations" / "pool" / card.folder
-    of_each = -(-SAMPLE // min(_BLOCKS, listing.blocks))
+    of_each = -(-SAMPLE // min(_BLOCKS, len(listing.blocks)))
     measured = ask(measure.remote(annotator, card, source, of_each, folder))
     images = listing.images
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1) - annotator.max_actors * annotator.num_cpus)

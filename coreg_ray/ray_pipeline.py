@@ -71,10 +71,9 @@ def finish(config: Config, output: Folder, metrics: dict[str, Any]) -> None:
 def prepare(config: Config, output: Folder, annotated: Folder | None = None) -> dict[str, Any]:
     """Annotations, candidate sets and rows of the pool and, where there is one, of the labelled test split."""
     started = time.monotonic()
-    splits: list[ray_data.Split] = ["pool", "test"] if config.test.kind else ["pool"]
     metrics: dict[str, Any] = {}
     if annotated is None:
-        found = ray_data.annotate_splits(config, splits, output, rows=True)
+        found = ray_data.annotate_splits(config, _splits(config), output, rows=True)
         for split, figures in found.items():
             log.info("%s: %d images annotated, %d of them now", split, figures["images"], figures["encoded_images"])
         metrics |= {f"annotation/{name}": value for name, value in found["pool"].items() if name not in _TIMES}
@@ -92,10 +91,23 @@ def prepare(config: Config, output: Folder, annotated: Folder | None = None) -> 
         if annotated.filesystem == output.filesystem:  # what the method is compared with learns from the embeddings
             output.lend(annotations=annotated.part("annotations"))
         _copy_labels(annotated, output)
-        for split in splits:
-            _write_rows(config, split, output, annotated)
+        write_rows(config, output, annotated)
     metrics["time/annotate_s"] = time.monotonic() - started
     return metrics
+
+
+def write_rows(config: Config, output: Folder, annotated: Folder) -> None:
+    """The images that were annotated in another run folder, at the student's resolution.
+
+    Raises:
+        UserError: the source holds other images now.
+    """
+    for split in _splits(config):
+        _write_rows(config, split, output, annotated)
+
+
+def _splits(config: Config) -> list[ray_data.Split]:
+    return ["pool", "test"] if config.test.kind else ["pool"]
 
 
 def _copy_labels(annotated: Folder, output: Folder) -> None:

@@ -121,9 +121,9 @@ class Listing:
         return ray.get(self._references[-2])
 
     @property
-    def blocks(self) -> int:
-        """How many blocks there are."""
-        return len(self._references) - 2
+    def blocks(self) -> list[Any]:
+        """References to the blocks."""
+        return self._references[:-2]
 
     @cached_property
     def _dataset(self) -> ray.data.Dataset:
@@ -131,7 +131,7 @@ class Listing:
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
         logging.getLogger("ray.data").setLevel(logging.WARNING)
-        return ray.data.from_arrow_refs(self._references[:-2])
+        return ray.data.from_arrow_refs(self.blocks)
 
     def dataset(self) -> ray.data.Dataset:
         """The blocks, as references: the driver holds no row. `watch` speaks for Ray Data's own progress reports."""

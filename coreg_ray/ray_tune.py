@@ -154,7 +154,7 @@ def _prepare(config: Config, space: Space, output: Folder) -> None:
         place = rows_of(output, config, side)
         if place != output:
             student = config.student.model_copy(update={"resolution": side})
-            ray_pipeline.prepare(config.model_copy(update={"student": student}), place, output)
+            ray_pipeline.write_rows(config.model_copy(update={"student": student}), place, output)
 
 
 def _refuse_unlabelled(objective: str, config: Config, output: Folder) -> None:

@@ -195,7 +195,7 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
 
     search(wanted.model_copy(update={"resume": True}), config)
     rows, after = table(output), histories(output)
-    assert len(rows) == len(after) == 3
+    assert len(rows) == 3  # one that began after Tune had last saved its state begins anew, under another name
     finished, failed = ([row for row in rows if row["status"] == status] for status in ("finished", "failed"))
     assert len(finished) + len(failed) == 3
     for row in finished:
