@@ -15,7 +15,7 @@ from toy_clip import write_toy_clip
 from coreg_ray import ray_data
 from coreg_ray.annotators.clip import TextTable, votes
 from coreg_ray.config import Config
-from coreg_ray.embedded.digits import digits
+from coreg_ray.embedded.digits import CLASS_NAMES, digits
 from coreg_ray.errors import UserError
 from coreg_ray.sources.source import row_number
 from coreg_ray.storage import Folder
@@ -79,6 +79,31 @@ def test_candidates_carry_counts_scores_and_quality(annotated: Folder, toy: dict
     truth = dict(zip(*(column for column in (digits("train")[0], digits("train")[2].tolist())), strict=True))
     covered = np.mean([truth[row["image_id"]] in row["candidates"] for row in rows.to_pylist()])
     assert figures["coverage"] == pytest.approx(covered)
+
+
+def test_candidate_sets_are_made_anew_only_when_something_changed_that_they_are_made_of(
+    annotated: Folder, toy: dict[str, Any], tmp_path: Path
+) -> None:
+    output = Folder.at(tmp_path / "run")
+
+    def made(**changed: Any) -> tuple[dict[str, Any], pa.Table, list[int]]:
+        figures = ray_data.build_candidates(config(toy, **changed), output, annotated)
+        times = [Path(path).stat().st_mtime_ns for path in (output / "candidates").files(".parquet")]
+        return figures, table(output / "candidates"), times
+
+    first, again = made(), made()
+    assert again == first
+    cumulative = made(candidates={"mode": "cumulative"})
+    assert cumulative[0]["mean_candidates"] != first[0]["mean_candidates"]
+    source = {"kind": "digits", "prompts": ["a {}", "the digit {}"], "manual_labels": str(tmp_path / "labels.csv")}
+    for number in (0, 1):
+        name = digits("train")[0][number]
+        (tmp_path / "labels.csv").write_text(f"image_id,label\n{name},{CLASS_NAMES[7]}\n")
+        sets = made(source=source)[1]
+        assert sets.filter(sets["trusted"])["image_id"].to_pylist() == [name]
+    back = made()
+    assert back[1] == first[1]
+    assert not set(back[2]) & set(first[2])
 
 
 def test_rows_hold_pixels_and_no_labels(annotated: Folder, toy: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def dashboards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(dashboards: Path) -> Iterator[LocalCluster]:
     settings = {
         "RAY_METRICS_GRAFANA_DASHBOARD_OUTPUT_DIR": str(dashboards),
-        "RAY_metrics_report_interval_ms": "1000",
+        "RAY_metrics_report_interval_ms": "2000",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     }
     with local_cluster(cpus=2, **settings) as running:

@@ -202,6 +202,7 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
         assert [epoch["epoch"] for epoch in after[row["trial"]]] == list(range(12))
     assert {float(row["method.learning_rate"]) for row in failed} == {DIVERGES}
     assert all("loss is not finite" in row["error"] for row in failed)
+    assert not list(output.glob("tune/*/error.txt"))  # no error to Tune, which would try again
     for name, history in before.items():  # no epoch that was done is done again
         assert [row["time/epoch_s"] for row in after[name]][: len(history)] == [row["time/epoch_s"] for row in history]
     assert yaml.safe_load((output / "best.yaml").read_text())["method"]["learning_rate"] == 0.02
