@@ -1,10 +1,9 @@
 """Let vision-language models vote on every image of a pool, and nothing else.
 
-    python jobs/annotate.py --config run.yaml --output DIR
-    python jobs/annotate.py ... --estimate true       time, GPU hours, disk and requests, from a sample of 200
+    python jobs/annotate.py --config run.yaml --output DIR             goes on with what is missing
+    python jobs/annotate.py ... --estimate true                        time, GPU hours, disk and requests, from a sample of 200
 
---test.kind and --test.path name labelled images that say how good the annotator is. The same command after an
-interruption, with new prompts or with more images goes on with what is missing.
+--test.kind and --test.path name labelled images, which say how good the annotator is.
 """
 
 from __future__ import annotations
@@ -14,9 +13,6 @@ from typing import Any
 from pydantic import Field
 
 from coreg_ray.command_line import Command, load, run
-from coreg_ray.ray_annotate import annotate_pool
-from coreg_ray.ray_estimate import estimate, in_words
-from coreg_ray.ray_pipeline import connect
 from coreg_ray.storage import Folder
 from coreg_ray.uris import extended, without_credentials
 
@@ -29,6 +25,10 @@ class AnnotateCommand(Command):
 
 def main(arguments: list[str]) -> None:
     config = load(arguments, AnnotateCommand, __doc__)
+    from coreg_ray.ray_annotate import annotate_pool  # late: Ray takes seconds, --help and errors need none
+    from coreg_ray.ray_estimate import estimate, in_words
+    from coreg_ray.ray_pipeline import connect
+
     connect()
     if config.estimate:
         print(in_words(estimate(config, Folder.at(config.output)), config))

@@ -11,9 +11,6 @@ from pydantic import Field, model_validator
 
 from coreg_ray.command_line import Command, load, run
 from coreg_ray.errors import UserError
-from coreg_ray.model import read_card
-from coreg_ray.ray_pipeline import connect
-from coreg_ray.ray_predict import Pool, evaluate
 from coreg_ray.sources.source import open_source
 from coreg_ray.storage import Folder
 
@@ -34,6 +31,10 @@ class EvaluateCommand(Command):
 
 def main(arguments: list[str]) -> None:
     config = load(arguments, EvaluateCommand, __doc__ or "")
+    from coreg_ray.model import read_card  # late: torch and Ray take seconds, --help and errors need neither
+    from coreg_ray.ray_pipeline import connect
+    from coreg_ray.ray_predict import Pool, evaluate
+
     folder = Folder.at(config.model)
     card = read_card(folder)
     classes: list[str] = card["classes"]
