@@ -1,7 +1,7 @@
 """Let vision-language models vote on every image of a pool, and nothing else.
 
-    python jobs/annotate.py --config run.yaml --output DIR             goes on with what is missing
-    python jobs/annotate.py ... --estimate true                        time, GPU hours, disk and requests, from a sample of 200
+    python jobs/annotate.py --config run.yaml --output DIR      goes on with what is missing
+    python jobs/annotate.py ... --estimate true                 time, GPU hours, disk and requests, from a sample of 200
 
 --test.kind and --test.path name labelled images, which say how good the annotator is.
 """
