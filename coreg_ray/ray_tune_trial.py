@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from coreg_ray.mesh import Mesh
 from coreg_ray.ray_candidates import build_candidates
 from coreg_ray.ray_metrics import show_epoch
 from coreg_ray.ray_tasks import ask
+from coreg_ray.search.objective import WORST
 from coreg_ray.search.space import Space, trial_settings
 from coreg_ray.search.trials import FAILURE, read_history
 from coreg_ray.storage import Folder
@@ -197,7 +197,7 @@ def _diverging(run: Folder, objective: str) -> Iterator[None]:
     except NonFiniteLossError as error:
         run.write(FAILURE, str(error))
         done = len(read_history(run))
-        tune.report({objective: -math.inf, "epochs": done + 1, "run": run.name, "failure": str(error)})
+        tune.report({objective: WORST, "epochs": done + 1, "run": run.name, "failure": str(error)})
 
 
 def _report(metrics: dict[str, Any], run: Folder) -> None:

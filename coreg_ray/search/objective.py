@@ -23,6 +23,7 @@ WITH_LABELS = {
     "test/accuracy_a": "of network a", "test/accuracy_b": "of network b",
 }  # fmt: skip
 DEFAULT = "criterion/combined"
+WORST = 0.0  # of all of them, which are shares; infinities would spoil the percentiles that early stopping looks at
 _SETTLED = 3  # epochs
 
 
