@@ -66,11 +66,11 @@ def build_candidates(
         ask(task(_check_manual, cpus).remote(config.source.manual_labels, words, folder))
     names = [entry[0] for entry in cards[0].names]
     _warn(figures)
-    quality = {name: value for name, value in figures.items() if name != "prior"}
+    kept = {name: value for name, value in figures.items() if name != "prior"}
     mark = fingerprint([card.manifest()["fingerprint"] for card in cards], config.candidates.model_dump())
     manifest = {"num_classes": len(names), "class_names": names, "names": cards[0].names, "fingerprint": mark}
     manifest["prior"] = figures["prior"]
-    folder.write_json(MANIFEST, {**manifest, "quality": quality, "made_from": inputs.mark})
+    folder.write_json(MANIFEST, {**manifest, "quality": kept, "made_from": inputs.mark})
     return figures
 
 

@@ -227,12 +227,13 @@ def _run(
 def _as_trial(result: Any, config: Config, space: Space, output: Folder) -> Trial:
     name = result.path.rstrip("/").rsplit("/", 1)[-1]
     run = (result.metrics or {}).get("run", name)
-    history = read_history(output / "trials" / run)
+    folder = output / "trials" / run
+    history = read_history(folder)
     status, error = UNFINISHED, ""
     if result.error is not None:
         status, error = FAILED, _last_line(result.error)
-    elif (output / "trials" / run).exists(FAILURE):
-        status, error = FAILED, (output / "trials" / run).read(FAILURE).decode()
+    elif folder.exists(FAILURE):
+        status, error = FAILED, folder.read(FAILURE).decode()
     elif history:
         whole = trial_settings(config, space, result.config).method.epochs
         status = FINISHED if int(history[-1]["epoch"]) + 1 >= whole else STOPPED
