@@ -57,6 +57,7 @@ def build_candidates(
         figures = {**known["quality"], "prior": known["prior"]}
         _warn(figures)
         return figures
+    folder.delete(MANIFEST)  # first, so that no kill leaves it with a part of the sets
     folder.delete()
     figures, cards = _score(inputs, config, folder, cpus), inputs.cards
     if annotated and not figures["rows"]:

@@ -190,7 +190,7 @@ def _nothing_new(pool: Pool, known: list[ray.ObjectRef], rows_known: Sequence[ra
     tables = [*known, *rows_known]
     if any(ask(task(size).remote(table)) < pool.listing.images for table in tables):
         return False
-    return not sum(each(unknown, pool.listing.blocks, pool.source, tables))
+    return not sum(each(unknown, pool.listing.blocks, pool.source, tables, a_task=1))  # every image is read
 
 
 def vote_again(folder: Folder, card: Card) -> None:

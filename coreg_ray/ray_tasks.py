@@ -37,27 +37,36 @@ def task(function: Callable[..., Any], cpus: float = 1) -> Any:
     return ray.remote(num_cpus=cpus)(function)
 
 
-def each(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: float = 1) -> Iterator[T]:
-    """function(item, *shared) for every item in Ray tasks of a few items, a bounded number at a time; as they come.
+def each(
+    function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: float = 1, a_task: int = _ITEMS_A_TASK
+) -> Iterator[T]:
+    """function(item, *shared) for every item in Ray tasks, a bounded number at a time; as they come.
 
-    A few items a task, so that small work does not start as many processes as there are CPUs.
+    Args:
+        a_task: items in a task: a few, so that small work does not start as many processes as there are CPUs; one where
+            each is work enough.
     """
-    yield from chain.from_iterable(_in_tasks(one_by_one, function, items, shared, cpus))
+    yield from chain.from_iterable(_in_tasks(one_by_one, function, items, shared, cpus, a_task))
 
 
 def added_up(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: float = 1) -> T:
     """The sum of function(item, *shared) over the items, like `each`; a task sends back the sum of its own."""
-    return reduce(add, _in_tasks(summed, function, items, shared, cpus))
+    return reduce(add, _in_tasks(summed, function, items, shared, cpus, _ITEMS_A_TASK))
 
 
 def _in_tasks(
-    share: Callable[..., Any], function: Callable[..., Any], items: Iterable[Any], shared: tuple[Any, ...], cpus: float
+    share: Callable[..., Any],
+    function: Callable[..., Any],
+    items: Iterable[Any],
+    shared: tuple[Any, ...],
+    cpus: float,
+    a_task: int,
 ) -> Iterator[Any]:
     """share(function, a few items, *shared) in tasks, as they come."""
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
     waiting = iter(items)
-    while chunk := list(islice(waiting, _ITEMS_A_TASK)):
+    while chunk := list(islice(waiting, a_task)):
         if len(running) == at_once:
             ready, running = ray.wait(running)
             yield from map(ask, ready)
