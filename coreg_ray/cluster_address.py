@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 from coreg_ray.errors import UserError
@@ -10,12 +11,17 @@ _ANSWER_WITHIN_S = 5.0
 _OF_THIS_MACHINE = ("", "auto", "local")
 
 
-def refuse_silent(address: str) -> None:
-    """Knock at the port of `RAY_ADDRESS` (host:port, or ray://host:port); Ray itself would try for minutes.
+def refuse_silent(address: str | None = None) -> None:
+    """Knock at the port of a running head; Ray itself would try for minutes, and takes seconds to be imported.
+
+    Args:
+        address: host:port, or ray://host:port; the one that `RAY_ADDRESS` names where none is given.
 
     Raises:
         UserError: it is a dashboard's address, has no port, or nobody answers there.
     """
+    if address is None:
+        address = os.environ.get("RAY_ADDRESS", "")
     if address in _OF_THIS_MACHINE:
         return
     remedy = "give host:6379 of a running head (ray start --head), or unset RAY_ADDRESS to use this machine alone"

@@ -88,7 +88,38 @@ def searcher(search: Search, seed: int, at_once: int) -> Any:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         return OptunaSearch(seed=seed)
-    return BasicVariantGenerator(random_state=seed, max_concurrent=at_once)
+    kind = Population if search.scheduler == "pbt" else BasicVariantGenerator
+    return kind(random_state=seed, max_concurrent=at_once)
+
+
+class Population(BasicVariantGenerator):
+    """Random search that is over when its last trial ends, not when the last one begins.
+
+    Until a search is over, Tune keeps the process of a trial that pauses to take over another's state, and continues in
+    it; after that it would start a new process each time.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._alive: set[str] = set()
+
+    def next_trial(self) -> Any:
+        trial = super().next_trial()
+        if trial is not None:
+            self._alive.add(trial.trial_id)
+        return trial
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        super().on_trial_complete(trial_id, result, error)
+        self._alive.discard(trial_id)
+
+    def is_finished(self) -> bool:
+        return bool(super().is_finished()) and not self._alive
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Of a search that is gone on with: who lived at its last snapshot may have ended since, unheard."""
+        super().set_state(state)
+        self._alive = set()
 
 
 def loggers(search: Search, name: str) -> list[tune.Callback]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
+from coreg_ray.cluster_address import refuse_silent
 from coreg_ray.command_line import Command, load, run
 from coreg_ray.storage import Folder
 from coreg_ray.uris import extended, without_credentials
@@ -25,15 +26,14 @@ class AnnotateCommand(Command):
 
 def main(arguments: list[str]) -> None:
     config = load(arguments, AnnotateCommand, __doc__)
-    from coreg_ray.ray_annotate import annotate_pool  # late: Ray takes seconds, --help and errors need none
-    from coreg_ray.ray_estimate import estimate, in_words
-    from coreg_ray.ray_pipeline import connect
+    refuse_silent()
+    from coreg_ray import ray_annotate, ray_estimate, ray_pipeline  # late: Ray takes seconds, --help and errors none
 
-    connect()
+    ray_pipeline.connect()
     if config.estimate:
-        print(in_words(estimate(config, Folder.at(config.output)), config))
+        print(ray_estimate.in_words(ray_estimate.estimate(config, Folder.at(config.output)), config))
     else:
-        print(summary(annotate_pool(config, Folder.at(config.output)), without_credentials(config.output)))
+        print(summary(ray_annotate.annotate_pool(config, Folder.at(config.output)), without_credentials(config.output)))
 
 
 def summary(metrics: dict[str, Any], run: str) -> str:

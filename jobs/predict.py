@@ -9,6 +9,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from coreg_ray import load as load_model
+from coreg_ray.cluster_address import refuse_silent
 from coreg_ray.command_line import Command, load, run
 from coreg_ray.storage import Folder
 
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> None:
         for name, probability in load_model(config.model).top(config.single, config.top_k):
             print(f"{probability:.4f}  {name}")
         return
+    refuse_silent()
     from coreg_ray.ray_pipeline import connect  # a single image needs no Ray
     from coreg_ray.ray_predict import Pool, predict
     from coreg_ray.ray_resources import refuse_unreachable

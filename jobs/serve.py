@@ -10,6 +10,7 @@ import time
 
 from pydantic import Field
 
+from coreg_ray.cluster_address import refuse_silent
 from coreg_ray.command_line import Command, load, run
 from coreg_ray.storage import Folder
 
@@ -27,6 +28,7 @@ class ServeCommand(Command):
 
 def main(arguments: list[str]) -> None:
     config = load(arguments, ServeCommand, __doc__ or "")
+    refuse_silent()
     from coreg_ray.ray_serve import application, refuse_taken, serve
 
     app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus)

@@ -9,6 +9,7 @@ from argparse import ArgumentParser
 
 from pydantic import Field
 
+from coreg_ray.cluster_address import refuse_silent
 from coreg_ray.command_line import Command, load, run
 from coreg_ray.errors import UserError
 from coreg_ray.storage import Folder
@@ -23,6 +24,7 @@ class TrainCommand(Command):
 
 def main(arguments: list[str]) -> None:
     config = load([*settings_of_the_annotated_run(arguments), *arguments], TrainCommand, __doc__)
+    refuse_silent()
     from coreg_ray.ray_pipeline import run as run_pipeline  # late: Ray takes seconds, --help and errors need none
 
     metrics = run_pipeline(config, annotated=shortened(config.annotations, "/annotations"))

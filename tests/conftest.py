@@ -21,6 +21,7 @@ os.environ.update(
     RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    REPORTER_UPDATE_INTERVAL_MS="60000",  # each node's agent would look at every process much oftener
 )
 
 

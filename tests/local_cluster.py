@@ -115,12 +115,15 @@ def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
 
     It finds `python` as this interpreter; the repository reaches it through a job's working directory alone.
     """
-    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets in it have short names, or none
+    home = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # sockets in it have short names, or none
+    folder = home / "ray"
+    folder.mkdir()
     port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         for foreign in ("RAY_ADDRESS", "PYTHONPATH"):
             patch.delenv(foreign, raising=False)
         patch.setenv("PATH", f"{RAY.parent}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("RAY_TMPDIR", str(home))  # its address is written there, for its jobs and no other Ray's
         for name, value in environment.items():
             patch.setenv(name, value)
         nodes = Cluster(
@@ -131,7 +134,6 @@ def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
                 "dashboard_agent_listen_port": 0,
             },
         )  # fmt: skip
-        (folder / "ray_current_cluster").write_text(nodes.address)  # as `ray start` does: jobs find their cluster by it
         try:
             cluster = LocalCluster(f"http://127.0.0.1:{port}", folder, nodes, dict(os.environ))
             deadline = time.monotonic() + 60
@@ -145,7 +147,7 @@ def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
                 with suppress(OSError, ValueError):
                     if str(folder) in (process / "cmdline").read_text():
                         os.kill(int(process.name), signal.SIGKILL)
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def free_port() -> int:

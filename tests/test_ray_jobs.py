@@ -104,7 +104,7 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(
         deadline = time.monotonic() + 100
         while not happened():
             assert time.monotonic() < deadline, cluster.said("first")
-            time.sleep(0.5)
+            time.sleep(1)
 
     # Annotators spread onto a node that joins, and leave it when there is nothing left to do. It joins while the job
     # starts, since Ray Data looks for new nodes every 20 seconds alone.
