@@ -16,11 +16,12 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     RAY_AUTH_MODE="token",
     RAY_AUTH_TOKEN=secrets.token_hex(32),
-    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.1",
+    RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.3",  # an epoch's report waits for it; oftener keeps a core busy
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # as on every machine of one's own
     RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    RAY_prestart_worker_first_driver="0",  # most workers are started with an environment of their own
     REPORTER_UPDATE_INTERVAL_MS="60000",  # each node's agent would look at every process much oftener
 )
 

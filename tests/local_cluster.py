@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -89,10 +90,17 @@ class LocalCluster:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def submit(self, *entrypoint: str, name: str, wait: bool = True) -> subprocess.CompletedProcess[str]:
-        """`ray job submit --working-dir . -- python ...`; what it says, and its exit code."""
+    def submit(self, *entrypoint: str, name: str) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- python ...`; what it says until the job has ended, and its exit code."""
         options = ["--address", self.dashboard, "--working-dir", ".", "--submission-id", name]
-        return self.ray("job", "submit", *options, *([] if wait else ["--no-wait"]), "--", "python", *entrypoint)
+        return self.ray("job", "submit", *options, "--", "python", *entrypoint)
+
+    def start(self, *entrypoint: str, name: str) -> None:
+        """The same through Ray's client, without waiting for its end."""
+        client = JobSubmissionClient(self.dashboard)
+        client.submit_job(
+            entrypoint=shlex.join(["python", *entrypoint]), runtime_env={"working_dir": str(ROOT)}, submission_id=name
+        )
 
     def logs(self, name: str) -> str:
         """What `ray job logs NAME` shows."""
@@ -130,8 +138,8 @@ def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
             initialize_head=True,
             head_node_args={
                 "num_cpus": cpus, "object_store_memory": STORE, "temp_dir": str(folder),
-                "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port,
-                "dashboard_agent_listen_port": 0,
+                "include_log_monitor": False, "include_dashboard": True, "dashboard_host": "127.0.0.1",
+                "dashboard_port": port, "dashboard_agent_listen_port": 0,
             },
         )  # fmt: skip
         try:

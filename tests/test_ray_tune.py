@@ -166,7 +166,7 @@ def test_the_best_configuration_is_one_that_the_training_job_takes(config: Confi
 def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fails_its_trial_alone(
     config: Config, first: Path, tmp_path: Path, free_before: float
 ) -> None:
-    config = with_schedule(config, epochs=12)
+    config = with_schedule(config, epochs=8)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"max_failures": 1})})
     wanted = Search(
         space=space_file(tmp_path, **{"method.learning_rate": {"choice": [0.02, DIVERGES]}}),
@@ -191,7 +191,7 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
         driver.wait()
     assert not left_behind(free_before)
     before = histories(output)
-    assert all(len(history) < 12 for history in before.values())
+    assert all(len(history) < 8 for history in before.values())
 
     search(wanted.model_copy(update={"resume": True}), config)
     rows, after = table(output), histories(output)
@@ -199,7 +199,7 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
     finished, failed = ([row for row in rows if row["status"] == status] for status in ("finished", "failed"))
     assert len(finished) + len(failed) == 3
     for row in finished:
-        assert [epoch["epoch"] for epoch in after[row["trial"]]] == list(range(12))
+        assert [epoch["epoch"] for epoch in after[row["trial"]]] == list(range(8))
     assert {float(row["method.learning_rate"]) for row in failed} == {DIVERGES}
     assert all("loss is not finite" in row["error"] for row in failed)
     assert not list(output.glob("tune/*/error.txt"))  # no error to Tune, which would try again
@@ -263,15 +263,15 @@ def test_trials_of_several_workers_leave_nothing_behind_when_stopped(
     config: Config, first: Path, tmp_path: Path, free_before: float
 ) -> None:
     cluster = {"num_workers": 2, "resources_per_worker": {"CPU": 1}}  # two of them do not fit beside each other
-    schedule = {"epochs": 6, "warmup_epochs": 4, "warmup_batch_size": 16}
+    schedule = {"epochs": 4, "warmup_epochs": 3, "warmup_batch_size": 16}
     config = Config.model_validate(
         config.settings() | {"cluster": cluster, "method": config.method.model_dump() | schedule}
     )
     keys = {"method.learning_rate": {"grid": [0.05, 1e-7]}}
-    wanted = Search(space=space_file(tmp_path, **keys), num_samples=1, grace_period=4, objective="test/accuracy")
+    wanted = Search(space=space_file(tmp_path, **keys), num_samples=1, grace_period=3)
     search(with_annotation(first, wanted, config), config)
     rows = table(Path(config.output))
-    assert [(row["status"], row["epochs"]) for row in rows] == [("finished", "6"), ("stopped early", "4")]
+    assert [(row["status"], row["epochs"]) for row in rows] == [("finished", "4"), ("stopped early", "3")]
     assert not left_behind(free_before)
 
 
