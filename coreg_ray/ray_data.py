@@ -33,7 +33,7 @@ from coreg_ray.ray_candidates import build_candidates, zero_shot
 from coreg_ray.ray_decode import decode, size, unknown
 from coreg_ray.ray_pools import Pool, announce, describe, keep, open_pool, settle
 from coreg_ray.ray_rows import row_settings, settle_rows, write_rows
-from coreg_ray.ray_tasks import Listing, ask, each, task, through, watch
+from coreg_ray.ray_tasks import Listing, ask, each, task, through, told, watch
 from coreg_ray.sources.source import Split
 from coreg_ray.storage import Folder
 
@@ -190,7 +190,9 @@ def _nothing_new(pool: Pool, known: list[ray.ObjectRef], rows_known: Sequence[ra
     tables = [*known, *rows_known]
     if any(ask(task(size).remote(table)) < pool.listing.images for table in tables):
         return False
-    return not sum(each(unknown, pool.listing.blocks, pool.source, tables, a_task=1))  # every image is read
+    blocks = pool.listing.blocks
+    found = each(unknown, blocks, pool.source, tables, a_task=1)  # every image is read
+    return not any(told(found, len(blocks), f"looking for new {pool.split} images, part"))
 
 
 def vote_again(folder: Folder, card: Card) -> None:

@@ -49,6 +49,16 @@ def each(
     yield from chain.from_iterable(_in_tasks(one_by_one, function, items, shared, cpus, a_task))
 
 
+def told(answers: Iterable[T], expected: int, doing: str) -> Iterator[T]:
+    """The answers as they come, saying now and then how many of those expected have."""
+    said = time.monotonic()
+    for number, answer in enumerate(answers, 1):
+        yield answer
+        if time.monotonic() - said >= _LINE_EVERY_S:
+            said = time.monotonic()
+            log.info("%s %d of %d", doing, number, expected)
+
+
 def added_up(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpus: float = 1) -> T:
     """The sum of function(item, *shared) over the items, like `each`; a task sends back the sum of its own."""
     return reduce(add, _in_tasks(summed, function, items, shared, cpus, _ITEMS_A_TASK))

@@ -177,7 +177,8 @@ def _run(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner cannot be silenced
     for chatty in ("ray.tune", "ray.train", "ray.tune.execution.tune_controller"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)  # TrialLog says it in a line
-    study = Study(ray_train.seen_from_anywhere(config), space, search.objective, search.scheduler == "pbt", need["CPU"])
+    whole, keep = ray_train.seen_from_anywhere(config), search.scheduler == "pbt"
+    study = Study(whole, space, search.objective, keep, need["CPU"], at_once)
     nested = config.cluster.num_workers > 1
     labels = {} if nested else config.cluster.label_selector or {}
     place = tune.PlacementGroupFactory([need], bundle_label_selector=[labels]) if labels else need

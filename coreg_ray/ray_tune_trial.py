@@ -29,6 +29,7 @@ from coreg_ray.coreg import NonFiniteLossError
 from coreg_ray.mesh import Mesh
 from coreg_ray.ray_candidates import build_candidates
 from coreg_ray.ray_metrics import show_epoch
+from coreg_ray.ray_resources import copies
 from coreg_ray.ray_tasks import ask
 from coreg_ray.search.objective import WORST
 from coreg_ray.search.space import Space, trial_settings
@@ -47,7 +48,7 @@ class Study:
     Attributes:
         config: the configuration that they vary, its paths absolute. space: what they vary. objective: the metric that
             they are compared by. keep: whether every checkpoint stays, because other trials may take it over. cpus: of
-            a trial's own process.
+            a trial's own process. at_once: most trials at a time, 0: as many as there is room for.
     """
 
     config: Config
@@ -55,6 +56,7 @@ class Study:
     objective: str
     keep: bool
     cpus: float
+    at_once: int
 
     @property
     def output(self) -> Folder:
@@ -118,6 +120,7 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
         UserError: the values contradict each other or do not fit the data.
     """
     run, config, heir_of = _open(values, study, maker)
+    config = _beside_others(config, study)
     at_once = 1 if config.method.order == "sequential" else 2
     torch.set_num_threads(config.cluster.threads or max(1, int(study.cpus) // at_once))
     device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
@@ -129,6 +132,15 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
         newest = checkpoint.newest(run / "checkpoints")
         if epoch is None and newest is not None:  # it was killed between its last epoch and Tune's knowing of it
             _report(checkpoint.describe(newest)["history"][-1], run)
+
+
+def _beside_others(config: Config, study: Study) -> Config:
+    """Every trial that may run on this machine at the same time gets an equal share of its memory."""
+    here = ray.get_runtime_context()
+    (node,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    room = copies(node, here.get_assigned_resources())
+    share = config.cluster.memory_share / max(1, min(room, study.at_once or room))
+    return config.model_copy(update={"cluster": config.cluster.model_copy(update={"memory_share": share})})
 
 
 def train_nested(values: dict[str, Any], study: Study, maker: Any) -> None:

@@ -96,7 +96,7 @@ class LocalCluster:
         return self.ray("job", "submit", *options, "--", "python", *entrypoint)
 
     def start(self, *entrypoint: str, name: str) -> None:
-        """The same through Ray's client, without waiting for its end."""
+        """The same through Ray's client, which starts at once, without waiting for its end."""
         client = JobSubmissionClient(self.dashboard)
         client.submit_job(
             entrypoint=shlex.join(["python", *entrypoint]), runtime_env={"working_dir": str(ROOT)}, submission_id=name
@@ -108,12 +108,16 @@ class LocalCluster:
 
     def stop(self, name: str) -> str:
         """`ray job stop NAME`; how the job has ended."""
+        JobSubmissionClient(self.dashboard).stop_job(name)
+        return self.end(name)
+
+    def end(self, name: str, within_s: float = 120) -> str:
+        """How a job ends, after waiting for it."""
         client = JobSubmissionClient(self.dashboard)
-        client.stop_job(name)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + within_s
         while not (status := client.get_job_status(name)).is_terminal():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+            assert time.monotonic() < deadline, self.said(name)
+            time.sleep(0.2)
         return str(status.value)
 
 
