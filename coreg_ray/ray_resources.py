@@ -155,6 +155,18 @@ def copies(node: dict[str, float], each: dict[str, float]) -> int:
     return min((round(node.get(name, 0) * 10_000) // amount for name, amount in asked.items()), default=0)
 
 
+def at_once_here(most: int) -> int:
+    """How many like the task or actor that asks may run on its machine at once, by the resources that it holds.
+
+    Args:
+        most: on the whole cluster; 0: as many as there is room for.
+    """
+    here = ray.get_runtime_context()
+    (node,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    room = max(1, copies(node, here.get_assigned_resources()))
+    return min(room, most or room)
+
+
 def has_labels(labels: dict[str, str], wanted: dict[str, str]) -> bool:
     """Whether a node's labels match a selector of Ray's: `value`, `!value`, `in(a, b)`, `!in(a, b)` for each key."""
 

@@ -29,7 +29,7 @@ from coreg_ray.coreg import NonFiniteLossError
 from coreg_ray.mesh import Mesh
 from coreg_ray.ray_candidates import build_candidates
 from coreg_ray.ray_metrics import show_epoch
-from coreg_ray.ray_resources import copies
+from coreg_ray.ray_resources import at_once_here
 from coreg_ray.ray_tasks import ask
 from coreg_ray.search.objective import WORST
 from coreg_ray.search.space import Space, trial_settings
@@ -136,10 +136,7 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
 
 def _beside_others(config: Config, study: Study) -> Config:
     """Every trial that may run on this machine at the same time gets an equal share of its memory."""
-    here = ray.get_runtime_context()
-    (node,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == here.get_node_id())
-    room = copies(node, here.get_assigned_resources())
-    share = config.cluster.memory_share / max(1, min(room, study.at_once or room))
+    share = config.cluster.memory_share / at_once_here(study.at_once)
     return config.model_copy(update={"cluster": config.cluster.model_copy(update={"memory_share": share})})
 
 

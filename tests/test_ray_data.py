@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy_clip import write_toy_clip
 
-from coreg_ray import ray_data
+from coreg_ray import ray_data, ray_tasks
 from coreg_ray.annotators.clip import TextTable, votes
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import CLASS_NAMES, digits
@@ -149,3 +149,14 @@ def test_scoring_without_annotations_says_what_to_do_first(
 ) -> None:
     with pytest.raises(UserError, match="annotate the test images first"):
         ray_data.zero_shot(config(toy), Folder.at(tmp_path))
+
+
+def test_long_work_says_now_and_then_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert list(ray_tasks.told(iter("abc"), 3, "looking, part")) == ["a", "b", "c"]
+        assert not caplog.messages  # it was quick
+        monkeypatch.setattr(ray_tasks, "_LINE_EVERY_S", 0)
+        assert list(ray_tasks.told(iter("abc"), 3, "looking, part")) == ["a", "b", "c"]
+    assert caplog.messages == ["looking, part 1 of 3", "looking, part 2 of 3", "looking, part 3 of 3"]

@@ -275,6 +275,25 @@ def test_nodes_with_other_labels_and_parts_of_nodes_hold_no_worker() -> None:
     assert missing_for(10, {"CPU": 0.1}, {}, [node(CPU=1)]) == ""
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_runs_beside_others_knows_how_many_there_may_be() -> None:
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    from coreg_ray.ray_resources import at_once_here
+
+    def asked(cpus: float, most: int) -> Any:
+        return ray.remote(num_cpus=cpus)(at_once_here).remote(most)
+
+    assert ray.get([asked(1, 0), asked(2, 0), asked(3, 0), asked(1, 3), asked(2, 8)]) == [4, 2, 1, 3, 2]
+    group = placement_group([{"CPU": 2}])  # as trials have one
+    held = PlacementGroupSchedulingStrategy(group)
+    inside = ray.remote(num_cpus=2, scheduling_strategy=held)(at_once_here).remote(0)
+    assert ray.get(inside) == 2
+    remove_placement_group(group)
+
+
 @pytest.mark.parametrize(
     ("selector", "fits"),
     [("train", True), ("!train", False), ("spare", False), ("in(spare, train)", True), ("!in(spare,train)", False)],

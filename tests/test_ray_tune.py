@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
-from leftovers import left_behind
+from leftovers import all_actors, left_behind
 from PIL import Image
 
 from coreg_ray.cluster_address import refuse_silent
@@ -105,6 +105,11 @@ def histories(output: Path) -> dict[str, list[dict[str, Any]]]:
 
 def gcs_address() -> str:
     return str(ray.get_runtime_context().gcs_address)
+
+
+def trial_processes() -> set[str]:
+    """All that ever ran trials on this cluster."""
+    return {actor.actor_id for actor in all_actors() if "ImplicitFunc" in actor.class_name}
 
 
 def train_job(arguments: list[str]) -> None:
@@ -223,7 +228,9 @@ def test_a_population_takes_over_the_state_of_its_best(config: Config, first: Pa
         space=space_file(tmp_path, **keys),
         num_samples=1, scheduler="pbt", perturbation_interval=4, objective="test/accuracy",
     )  # fmt: skip
+    before = trial_processes()
     search(with_annotation(first, wanted, config), config)
+    assert len(trial_processes() - before) == 2  # who takes over goes on in the process that it has
     rows = table(Path(config.output))
     assert len(rows) == 2
     assert {row["epochs"] for row in rows} == {"15"}
