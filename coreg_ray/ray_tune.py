@@ -68,6 +68,7 @@ def search(search: Search, config: Config) -> str:
     _prepare(config, space, output)
     results = _run(search, config, space, output, need, at_once)
     trials = [_as_trial(results[number], config, space, output) for number in range(len(results))]
+    _forget_unknown({trial.name for trial in trials}, output / "trials")
     return _conclude(trials, search, config, space, output)
 
 
@@ -223,6 +224,13 @@ def _run(
         ),
     )
     return tuner.fit()
+
+
+def _forget_unknown(known: set[str], runs: Folder) -> None:
+    """A trial that began after Tune's last snapshot before a kill has begun anew, under another name."""
+    for name in runs.entries():
+        if name.split("-from-")[0] not in known:
+            (runs / name).delete()
 
 
 def _as_trial(result: Any, config: Config, space: Space, output: Folder) -> Trial:
