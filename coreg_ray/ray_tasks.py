@@ -172,11 +172,16 @@ def watch(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
     # Ray Data ends the actors of a failed pipeline by forgetting them. The copy, which knows them, and the error, whose
     # frames do, are gone now; its own thread may still be at it, and cycles among its objects are left, so that an
     # annotator would keep its GPU.
+    _join_executors()
+    gc.collect()
+    raise UserError(mistake)
+
+
+def _join_executors() -> None:
+    """Wait for Ray Data's threads. Not in `watch`: its frame, and a thread in it, would live as long as its error."""
     for thread in threading.enumerate():
         if thread.name.startswith("StreamingExecutor"):
             thread.join(_ENDS_WITHIN_S)
-    gc.collect()
-    raise UserError(mistake)
 
 
 def _sums(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:

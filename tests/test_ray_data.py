@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from toy_clip import write_toy_clip
 
@@ -160,3 +164,26 @@ def test_long_work_says_now_and_then_how_far_it_is(
         monkeypatch.setattr(ray_tasks, "_LINE_EVERY_S", 0)
         assert list(ray_tasks.told(iter("abc"), 3, "looking, part")) == ["a", "b", "c"]
     assert caplog.messages == ["looking, part 1 of 3", "looking, part 2 of 3", "looking, part 3 of 3"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_who_holds_on_to_a_mistake_holds_no_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[threading.Thread]] = []
+
+    class Executor(threading.Thread):
+        """Like Ray Data's, which knows the actors of its pipeline, and ends a little later than the pipeline."""
+
+        def run(self) -> None:
+            time.sleep(0.2)
+
+    def failing(*_: Any) -> Any:
+        executor = Executor(name="StreamingExecutor-1")
+        executor.start()
+        alive.append(weakref.ref(executor))
+        raise UserError("the server refuses")
+
+    monkeypatch.setattr(ray_tasks, "_sums", failing)
+    with pytest.raises(UserError, match="the server refuses") as held:
+        ray_tasks.watch(ray.data.from_items([1]), 1, "annotating")
+    assert held.value.__context__ is None
+    assert alive[0]() is None

@@ -184,10 +184,11 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
     (tmp_path / "run.yaml").write_text((output / "config.yaml").read_text())
     command = ["--config", str(tmp_path / "run.yaml"), "--output", str(output), "--space", str(wanted.space)]
     command += ["--num_samples", "3", "--scheduler", "median", "--search", "optuna", "--max_concurrent", "2"]
+    environment = {"RAY_ADDRESS": gcs_address(), "TUNE_GLOBAL_CHECKPOINT_S": "1"}
     with (tmp_path / "said").open("w") as said:
         driver = subprocess.Popen(
             [sys.executable, "jobs/tune.py", *command],
-            cwd=ROOT, stdout=said, stderr=said, env=os.environ | {"RAY_ADDRESS": gcs_address(), "TUNE_GLOBAL_CHECKPOINT_S": "1"},
+            cwd=ROOT, stdout=said, stderr=said, env=os.environ | environment,
         )  # fmt: skip
         deadline = time.monotonic() + 90
         while not any(len(history) > 1 for history in histories(output).values()):
