@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture(folder / f"ü{number % 3}" / f"{number:02d}.png", number)
     (folder / "broken.jpg").write_bytes(b"no image")
     return folder
+
+
+@pytest.fixture
+def unlogged() -> Iterator[None]:
+    """Nothing is logged: pytest would keep Ray Data's records, whose tracebacks hold the pipeline and its actors."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def config(toy: dict[str, Any], images: Path, **changes: Any) -> Config:
@@ -279,6 +289,7 @@ def test_mistakes_are_refused_before_work_starts(toy: dict[str, Any], images: Pa
     assert not output.exists("annotations")
 
 
+@pytest.mark.usefixtures("unlogged")
 def test_a_servers_refusal_comes_back_in_one_line_and_nobody_keeps_a_cpu(
     toy: dict[str, Any], images: Path, tmp_path: Path, free_before: float
 ) -> None:

@@ -204,7 +204,8 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
     search(wanted.model_copy(update={"resume": True}), config)
     rows, after = table(output), histories(output)
     assert len(rows) == 3
-    assert set(after) == {row["run"] for row in rows}  # one that Tune did not know yet begins anew, under another name
+    # One that Tune did not know yet begins anew, under another name, and its folder goes.
+    assert {f"trials/{name}" for name in after} == {row["run"] for row in rows}
     finished, failed = ([row for row in rows if row["status"] == status] for status in ("finished", "failed"))
     assert len(finished) + len(failed) == 3
     for row in finished:
