@@ -108,13 +108,9 @@ class LocalCluster:
 
     def stop(self, name: str) -> str:
         """`ray job stop NAME`; how the job has ended."""
-        JobSubmissionClient(self.dashboard).stop_job(name)
-        return self.end(name)
-
-    def end(self, name: str, within_s: float = 120) -> str:
-        """How a job ends, after waiting for it."""
         client = JobSubmissionClient(self.dashboard)
-        deadline = time.monotonic() + within_s
+        client.stop_job(name)
+        deadline = time.monotonic() + 60
         while not (status := client.get_job_status(name)).is_terminal():
             assert time.monotonic() < deadline, self.said(name)
             time.sleep(0.2)

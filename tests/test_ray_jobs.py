@@ -130,8 +130,8 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
     assert 1 <= done < EPOCHS
 
     # The next submission goes on with fewer workers.
-    cluster.start(*job, "--cluster.num_workers", "1", name="second")
-    assert cluster.end("second") == "SUCCEEDED", cluster.said("second")
+    second = cluster.submit(*job, "--cluster.num_workers", "1", name="second")
+    assert second.returncode == 0, second.stdout
     assert epochs(output) == [str(number) for number in range(EPOCHS)]
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["train/start_epoch"] >= 1
