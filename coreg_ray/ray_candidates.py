@@ -53,7 +53,8 @@ def build_candidates(
     """
     folder = output / "candidates"
     inputs = _Inputs.of(config, annotated or output, "pool", cpus)
-    if (known := _made_from(inputs, folder, MANIFEST)) is not None:
+    known = _made_from(inputs, folder, MANIFEST)
+    if known is not None and known.get("parts") == len(_part_names(folder)):  # else some were deleted, or never copied
         figures = {**known["quality"], "prior": known["prior"]}
         _warn(figures)
         return figures
@@ -71,8 +72,13 @@ def build_candidates(
     mark = fingerprint([card.manifest()["fingerprint"] for card in cards], config.candidates.model_dump())
     manifest = {"num_classes": len(names), "class_names": names, "names": cards[0].names, "fingerprint": mark}
     manifest["prior"] = figures["prior"]
-    folder.write_json(MANIFEST, {**manifest, "quality": kept, "made_from": inputs.mark})
+    manifest |= {"quality": kept, "made_from": inputs.mark, "parts": len(_part_names(folder))}
+    folder.write_json(MANIFEST, manifest)
     return figures
+
+
+def _part_names(folder: Folder) -> list[str]:
+    return [name for name in folder.entries() if name.endswith(".parquet")]
 
 
 def _made_from(inputs: _Inputs, folder: Folder, name: str) -> dict[str, Any] | None:
@@ -88,8 +94,8 @@ def _warn(figures: dict[str, Any]) -> None:
 
 def _check_manual(path: str, words: Vocabulary, candidates: Folder) -> None:
     """Manual labels against the images that have candidate sets; raises UserError, see `check_manual`."""
-    names = [name for name in candidates.entries() if name.endswith(".parquet")]
-    check_manual(path, words, np.sort(np.concatenate([read_table(candidates, n, ["row"])["row"] for n in names])))
+    rows = [read_table(candidates, name, ["row"])["row"] for name in _part_names(candidates)]
+    check_manual(path, words, np.sort(np.concatenate(rows)))
 
 
 def zero_shot(config: Config, output: Folder, annotated: Folder | None = None) -> dict[str, float]:

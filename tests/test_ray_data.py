@@ -108,6 +108,8 @@ def test_candidate_sets_are_made_anew_only_when_something_changed_that_they_are_
     back = made()
     assert back[1] == first[1]
     assert not set(back[2]) & set(first[2])
+    Path((output / "candidates").files(".parquet")[0]).unlink()
+    assert made()[1] == first[1]
 
 
 def test_rows_hold_pixels_and_no_labels(annotated: Folder, toy: dict[str, Any]) -> None:
