@@ -167,6 +167,17 @@ def at_once_here(most: int) -> int:
     return min(room, most or room)
 
 
+def teams_at_once_here(workers: int, each: dict[str, float], most: int, nodes: list[dict[str, float]]) -> int:
+    """How many teams of workers may have some on one node at once: the most there can be on any.
+
+    Args:
+        workers: in a team, as many of them together on one node as fit. each: resources of a worker.
+        most: teams on the whole cluster. nodes: resources of each.
+    """
+    room = max(1, max((copies(node, each) for node in nodes), default=1))
+    return min(most, math.ceil(room / min(room, workers)))
+
+
 def has_labels(labels: dict[str, str], wanted: dict[str, str]) -> bool:
     """Whether a node's labels match a selector of Ray's: `value`, `!value`, `in(a, b)`, `!in(a, b)` for each key."""
 

@@ -29,7 +29,7 @@ from coreg_ray.coreg import NonFiniteLossError
 from coreg_ray.mesh import Mesh
 from coreg_ray.ray_candidates import build_candidates
 from coreg_ray.ray_metrics import show_epoch
-from coreg_ray.ray_resources import at_once_here
+from coreg_ray.ray_resources import at_once_here, nodes_with, scaling_config, teams_at_once_here
 from coreg_ray.ray_tasks import ask
 from coreg_ray.search.objective import WORST
 from coreg_ray.search.space import Space, trial_settings
@@ -120,7 +120,7 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
         UserError: the values contradict each other or do not fit the data.
     """
     run, config, heir_of = _open(values, study, maker)
-    config = _beside_others(config, study)
+    config = _beside_others(config, at_once_here(study.at_once))
     at_once = 1 if config.method.order == "sequential" else 2
     torch.set_num_threads(config.cluster.threads or max(1, int(study.cpus) // at_once))
     device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
@@ -134,15 +134,18 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
             _report(checkpoint.describe(newest)["history"][-1], run)
 
 
-def _beside_others(config: Config, study: Study) -> Config:
-    """Every trial that may run on this machine at the same time gets an equal share of its memory."""
-    share = config.cluster.memory_share / at_once_here(study.at_once)
+def _beside_others(config: Config, trials: int) -> Config:
+    """Every one of the trials that may run on a machine at the same time gets an equal share of its memory."""
+    share = config.cluster.memory_share / trials
     return config.model_copy(update={"cluster": config.cluster.model_copy(update={"memory_share": share})})
 
 
 def train_nested(values: dict[str, Any], study: Study, maker: Any) -> None:
     """A trial in workers of its own (`cluster.num_workers`), driven from this process; raises as `train_trial` does."""
     run, config, _ = _open(values, study, maker)
+    each: dict[str, float] = dict(scaling_config(config.cluster).resources_per_worker or {})  # type: ignore[arg-type]
+    nodes = nodes_with(config.cluster.label_selector or {})
+    config = _beside_others(config, teams_at_once_here(config.cluster.num_workers, each, study.at_once, nodes))
     with _diverging(run, study.objective):
         ray_train.fit(config, [_Forward(run.name)])
 

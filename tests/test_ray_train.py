@@ -295,6 +295,25 @@ def test_what_runs_beside_others_knows_how_many_there_may_be() -> None:
 
 
 @pytest.mark.parametrize(
+    ("workers", "gpus", "most", "teams"),
+    [
+        (2, [8], 9, 4),
+        (2, [8], 3, 3),
+        (2, [2, 2], 2, 1),
+        (4, [2, 2], 1, 1),
+        (2, [1, 1], 1, 1),  # on a node each
+        (2, [3, 3], 3, 2),  # one of them may have one worker on each node
+        (2, [0], 1, 1),
+    ],
+)
+def test_teams_of_workers_know_how_many_may_be_on_a_node(workers: int, gpus: list[int], most: int, teams: int) -> None:
+    from coreg_ray.ray_resources import teams_at_once_here
+
+    nodes: list[dict[str, float]] = [{"GPU": float(count), "CPU": 16.0} for count in gpus]
+    assert teams_at_once_here(workers, {"GPU": 1.0}, most, nodes) == teams
+
+
+@pytest.mark.parametrize(
     ("selector", "fits"),
     [("train", True), ("!train", False), ("spare", False), ("in(spare, train)", True), ("!in(spare,train)", False)],
 )
