@@ -62,7 +62,8 @@ SHOWN = {ray_metrics.ANNOTATED, ray_metrics.SECONDS, *ray_metrics.GAUGES} - {
     *("coreg_clean_fraction", "coreg_label_churn", "coreg_agreement", "coreg_test_accuracy"),
 }
 EPOCHS = 12  # some are left when the first of them has been seen
-IMAGES = 1_280  # with this CLIP enough for one annotator to be busy until another has started
+# With this CLIP enough for one annotator to be busy until another has started, in blocks small enough to be shared.
+BLOCKS, IMAGES = 8, 1_280
 
 
 def epochs(output: Path) -> list[str]:
@@ -75,7 +76,7 @@ def smoke_job(folder: Path, output: Path) -> list[str]:
     toy = write_toy_clip(folder, vision_cfg={**DESIGN["vision_cfg"], "image_size": 96})
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 8 * 8 * 3), dtype=np.uint8)
     images = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels.reshape(IMAGES, 8, 8, 3))
-    pq.write_table(pa.table({"image": images}), folder / "pool.parquet", row_group_size=IMAGES // 2)
+    pq.write_table(pa.table({"image": images}), folder / "pool.parquet", row_group_size=IMAGES // BLOCKS)
     (folder / "classes.txt").write_text("cat\ndog\n")
     settings = {
         "source.kind": "parquet", "source.path": folder / "pool.parquet", "source.classes": folder / "classes.txt",
@@ -101,7 +102,7 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
         deadline = time.monotonic() + 100
         while not happened():
             assert time.monotonic() < deadline, cluster.said("first")
-            time.sleep(0.5)
+            time.sleep(1)  # each look is work for the cluster, too
 
     # Annotators spread onto a node that joins, and leave it when there is nothing left to do. It joins while the job
     # starts, since Ray Data looks for new nodes every 20 seconds alone.
