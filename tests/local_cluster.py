@@ -134,15 +134,12 @@ def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
         patch.setenv("RAY_TMPDIR", str(home))  # its address is written there, for its jobs and no other Ray's
         for name, value in environment.items():
             patch.setenv(name, value)
-        nodes = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": cpus, "object_store_memory": STORE, "temp_dir": str(folder),
-                "include_log_monitor": False, "include_dashboard": True, "dashboard_host": "127.0.0.1",
-                "dashboard_port": port, "dashboard_agent_listen_port": 0,
-            },
-        )  # fmt: skip
+        nodes = Cluster()
         try:
+            nodes.add_node(
+                num_cpus=cpus, object_store_memory=STORE, temp_dir=str(folder), include_log_monitor=False,
+                include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=port, dashboard_agent_listen_port=0,
+            )  # fmt: skip
             cluster = LocalCluster(f"http://127.0.0.1:{port}", folder, nodes, dict(os.environ))
             deadline = time.monotonic() + 60
             while not cluster.ready():
