@@ -23,6 +23,8 @@ os.environ.update(
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     RAY_prestart_worker_first_driver="0",  # most workers are started with an environment of their own
     REPORTER_UPDATE_INTERVAL_MS="60000",  # each node's agent would look at every process much oftener
+    LOG_NAME_UPDATE_INTERVAL_S="60",  # and its log monitor at every log file, ten times a second
+    RAY_LOG_MONITOR_MANY_FILES_THRESHOLD="0",  # else that interval is for a thousand files and more
 )
 
 
