@@ -167,7 +167,7 @@ def at_once_here(most: int) -> int:
     return min(room, most or room)
 
 
-def teams_at_once_here(workers: int, each: dict[str, float], most: int, nodes: list[dict[str, float]]) -> int:
+def teams_on_one_node(workers: int, each: dict[str, float], most: int, nodes: list[dict[str, float]]) -> int:
     """How many teams of workers may have some on one node at once: the most there can be on any.
 
     Args:

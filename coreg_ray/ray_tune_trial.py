@@ -29,7 +29,7 @@ from coreg_ray.coreg import NonFiniteLossError
 from coreg_ray.mesh import Mesh
 from coreg_ray.ray_candidates import build_candidates
 from coreg_ray.ray_metrics import show_epoch
-from coreg_ray.ray_resources import at_once_here, nodes_with, scaling_config, teams_at_once_here
+from coreg_ray.ray_resources import at_once_here, nodes_with, scaling_config, teams_on_one_node
 from coreg_ray.ray_tasks import ask
 from coreg_ray.search.objective import WORST
 from coreg_ray.search.space import Space, trial_settings
@@ -145,7 +145,7 @@ def train_nested(values: dict[str, Any], study: Study, maker: Any) -> None:
     run, config, _ = _open(values, study, maker)
     each: dict[str, float] = dict(scaling_config(config.cluster).resources_per_worker or {})  # type: ignore[arg-type]
     nodes = nodes_with(config.cluster.label_selector or {})
-    config = _beside_others(config, teams_at_once_here(config.cluster.num_workers, each, study.at_once, nodes))
+    config = _beside_others(config, teams_on_one_node(config.cluster.num_workers, each, study.at_once, nodes))
     with _diverging(run, study.objective):
         ray_train.fit(config, [_Forward(run.name)])
 

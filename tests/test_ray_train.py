@@ -307,10 +307,10 @@ def test_what_runs_beside_others_knows_how_many_there_may_be() -> None:
     ],
 )
 def test_teams_of_workers_know_how_many_may_be_on_a_node(workers: int, gpus: list[int], most: int, teams: int) -> None:
-    from coreg_ray.ray_resources import teams_at_once_here
+    from coreg_ray.ray_resources import teams_on_one_node
 
     nodes: list[dict[str, float]] = [{"GPU": float(count), "CPU": 16.0} for count in gpus]
-    assert teams_at_once_here(workers, {"GPU": 1.0}, most, nodes) == teams
+    assert teams_on_one_node(workers, {"GPU": 1.0}, most, nodes) == teams
 
 
 @pytest.mark.parametrize(
