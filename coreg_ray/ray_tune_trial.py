@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from coreg_ray import checkpoint, ray_train
-from coreg_ray.annotations.table import MANIFEST, fingerprint
+from coreg_ray.annotations.table import fingerprint
 from coreg_ray.command_line import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.coreg import NonFiniteLossError
@@ -71,13 +71,16 @@ class CandidateMaker:
 
     def __init__(self, study: Study) -> None:
         self._study = study
+        self._made: set[str] = set()
 
     def folder(self, settings: dict[str, Any]) -> str:
         """Path of the `candidates/` folder for a trial's settings. Raises UserError as `build_candidates` does."""
         config, output = Config.model_validate(settings), self._study.output
-        place = output / "data" / _mark(config)
-        if not (place / "candidates").exists(MANIFEST):
+        mark = _mark(config)
+        place = output / "data" / mark
+        if mark not in self._made:  # a search that is gone on with finds most of them there, whole or not
             build_candidates(config, place, output, cpus=0)
+            self._made.add(mark)
         return (place / "candidates").path
 
 

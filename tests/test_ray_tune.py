@@ -26,6 +26,7 @@ from coreg_ray.config import Config
 from coreg_ray.embedded.digits import CLASS_NAMES, Split, digits
 from coreg_ray.errors import UserError
 from coreg_ray.ray_tune import search
+from coreg_ray.ray_tune_trial import CandidateMaker, Study
 from coreg_ray.search.definition import Search, claim_search
 from coreg_ray.search.space import read_space
 from coreg_ray.search.trials import read_history
@@ -168,6 +169,19 @@ def test_the_best_configuration_is_one_that_the_training_job_takes(config: Confi
     # The same settings, seed, rows and candidate sets: the same training.
     assert metrics["criterion/combined"] == pytest.approx(float(best["criterion/combined"]), abs=1e-6)
     assert metrics["test/accuracy"] == pytest.approx(float(best["test/accuracy"]), abs=1e-6)
+
+
+def test_candidate_sets_that_lost_a_part_are_made_anew_when_a_search_goes_on(images: Path, first: Path) -> None:
+    config = short_trials(images, first)
+    space = read_space(str(first.parent / "space.yaml"), config)
+    study = Study(config, space, "criterion/combined", keep=False, cpus=2, at_once=1)
+    cumulative = Config.model_validate(config.settings() | {"candidates": {"mode": "cumulative"}}).settings()
+    folder = Path(CandidateMaker(study).folder(cumulative))
+    (part,) = folder.glob("*.parquet")
+    sets = pq.read_table(part)
+    part.unlink()
+    assert CandidateMaker(study).folder(cumulative) == str(folder)
+    assert pq.read_table(part) == sets
 
 
 def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fails_its_trial_alone(
