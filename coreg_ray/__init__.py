@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from coreg_ray.model import Model
+    from coreg_ray.deploy.model import Model
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -24,6 +24,6 @@ def load(folder: str | Path, device: str = "cpu") -> Model:
     Raises:
         UserError: the folder holds no model, a damaged one, or one of a newer format.
     """
-    from coreg_ray.model import Model
+    from coreg_ray.deploy.model import Model
 
     return Model.load(folder, device)

@@ -12,10 +12,10 @@ from typing import Any
 
 from pydantic import Field
 
-from coreg_ray.cluster_address import refuse_silent
-from coreg_ray.command_line import Command, load, run
-from coreg_ray.storage import Folder
-from coreg_ray.uris import extended, without_credentials
+from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.commands.base import Command, load, run
+from coreg_ray.run.storage import Folder
+from coreg_ray.run.uris import extended, without_credentials
 
 
 class AnnotateCommand(Command):
@@ -27,9 +27,11 @@ class AnnotateCommand(Command):
 def main(arguments: list[str]) -> None:
     config = load(arguments, AnnotateCommand, __doc__)
     refuse_silent()
-    from coreg_ray import ray_annotate, ray_estimate, ray_pipeline  # late: Ray takes seconds, --help and errors none
+    from coreg_ray.cluster import annotate_pool as ray_annotate
+    from coreg_ray.cluster import estimate as ray_estimate
+    from coreg_ray.cluster import pipeline
 
-    ray_pipeline.connect()
+    pipeline.connect()
     if config.estimate:
         print(ray_estimate.in_words(ray_estimate.estimate(config, Folder.at(config.output)), config))
     else:

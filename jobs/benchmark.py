@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from coreg_ray.benchmark.figures import Figures
-from coreg_ray.benchmark.suite import FULL, GPU, SMOKE, measure, timed
+from coreg_ray.studies.figures import Figures
+from coreg_ray.studies.suite import FULL, GPU, SMOKE, measure, timed
 
 
 def main() -> None:
@@ -44,8 +44,8 @@ def main() -> None:
 def through_ray(figures: Figures, images: int) -> None:
     """The parts that need the whole installation."""
     try:
-        from coreg_ray.benchmark.ray_annotation import measure_annotation
-        from coreg_ray.benchmark.ray_prediction import measure_prediction
+        from coreg_ray.studies.annotation import measure_annotation
+        from coreg_ray.studies.prediction import measure_prediction
     except ModuleNotFoundError as missing:
         for name in ("annotation/ratio_to_bare_loop", "prediction/ratio_to_bare_loop"):
             figures.skipped[name] = f"{missing.name} is not installed"

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from coreg_ray.cluster_address import refuse_silent
-from coreg_ray.command_line import Command, load, run
+from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.commands.base import Command, load, run
 from coreg_ray.errors import UserError
-from coreg_ray.sources.source import open_source
-from coreg_ray.storage import Folder
+from coreg_ray.images.base import open_source
+from coreg_ray.run.storage import Folder
 
 
 class EvaluateCommand(Command):
@@ -33,9 +33,9 @@ class EvaluateCommand(Command):
 def main(arguments: list[str]) -> None:
     config = load(arguments, EvaluateCommand, __doc__ or "")
     refuse_silent()
-    from coreg_ray.model import read_card  # late: torch and Ray take seconds, --help and errors need neither
-    from coreg_ray.ray_pipeline import connect
-    from coreg_ray.ray_predict import Pool, evaluate
+    from coreg_ray.cluster.pipeline import connect
+    from coreg_ray.cluster.predict import Pool, evaluate
+    from coreg_ray.deploy.model import read_card  # late: torch and Ray take seconds, --help and errors need neither
 
     folder = Folder.at(config.model)
     card = read_card(folder)

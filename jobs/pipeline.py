@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from coreg_ray.cluster_address import refuse_silent
-from coreg_ray.command_line import Command, load, run
-from coreg_ray.uris import extended, without_credentials
+from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.commands.base import Command, load, run
+from coreg_ray.run.uris import extended, without_credentials
 
 
 def main(arguments: list[str]) -> None:
     config = load(arguments, Command, __doc__)
     refuse_silent()
-    from coreg_ray.ray_pipeline import run as run_pipeline  # late: Ray takes seconds, --help and errors need none
+    from coreg_ray.cluster.pipeline import run as run_pipeline  # late: Ray takes seconds, --help and errors need none
 
     print(summary(run_pipeline(config), config.output))
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from coreg_ray import load as load_model
-from coreg_ray.cluster_address import refuse_silent
-from coreg_ray.command_line import Command, load, run
-from coreg_ray.storage import Folder
+from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.commands.base import Command, load, run
+from coreg_ray.run.storage import Folder
 
 
 class PredictCommand(Command):
@@ -37,10 +37,10 @@ def main(arguments: list[str]) -> None:
             print(f"{probability:.4f}  {name}")
         return
     refuse_silent()
-    from coreg_ray.ray_pipeline import connect  # a single image needs no Ray
-    from coreg_ray.ray_predict import Pool, predict
-    from coreg_ray.ray_resources import refuse_unreachable
-    from coreg_ray.sources.source import open_source
+    from coreg_ray.cluster.pipeline import connect  # a single image needs no Ray
+    from coreg_ray.cluster.predict import Pool, predict
+    from coreg_ray.cluster.resources import refuse_unreachable
+    from coreg_ray.images.base import open_source
 
     model, output, source = Folder.at(config.model), Folder.at(config.output), open_source(config, "pool")
     connect()

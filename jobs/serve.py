@@ -10,9 +10,9 @@ import time
 
 from pydantic import Field
 
-from coreg_ray.cluster_address import refuse_silent
-from coreg_ray.command_line import Command, load, run
-from coreg_ray.storage import Folder
+from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.commands.base import Command, load, run
+from coreg_ray.run.storage import Folder
 
 
 class ServeCommand(Command):
@@ -29,11 +29,11 @@ class ServeCommand(Command):
 def main(arguments: list[str]) -> None:
     config = load(arguments, ServeCommand, __doc__ or "")
     refuse_silent()
-    from coreg_ray.ray_serve import application, refuse_taken, serve
+    from coreg_ray.cluster.serve import application, refuse_taken, serve
 
     app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus)
     refuse_taken(config.host, config.port)
-    from coreg_ray.ray_pipeline import connect
+    from coreg_ray.cluster.pipeline import connect
 
     connect()
     serve.start(http_options={"host": config.host, "port": config.port})

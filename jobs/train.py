@@ -9,11 +9,11 @@ from argparse import ArgumentParser
 
 from pydantic import Field
 
-from coreg_ray.cluster_address import refuse_silent
-from coreg_ray.command_line import Command, load, run
+from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.commands.base import Command, load, run
 from coreg_ray.errors import UserError
-from coreg_ray.storage import Folder
-from coreg_ray.uris import extended, shortened, without_credentials
+from coreg_ray.run.storage import Folder
+from coreg_ray.run.uris import extended, shortened, without_credentials
 
 
 class TrainCommand(Command):
@@ -25,7 +25,7 @@ class TrainCommand(Command):
 def main(arguments: list[str]) -> None:
     config = load([*settings_of_the_annotated_run(arguments), *arguments], TrainCommand, __doc__)
     refuse_silent()
-    from coreg_ray.ray_pipeline import run as run_pipeline  # late: Ray takes seconds, --help and errors need none
+    from coreg_ray.cluster.pipeline import run as run_pipeline  # late: Ray takes seconds, --help and errors need none
 
     metrics = run_pipeline(config, annotated=shortened(config.annotations, "/annotations"))
     where = without_credentials(config.output)

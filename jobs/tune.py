@@ -10,8 +10,8 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from itertools import zip_longest
 
-from coreg_ray.cluster_address import refuse_silent
-from coreg_ray.command_line import Command, load, run
+from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.commands.base import Command, load, run
 from coreg_ray.search.definition import Search
 
 
@@ -22,7 +22,7 @@ class TuneCommand(Command, Search):
 def main(arguments: list[str]) -> None:
     config = load(with_preset(with_value(arguments)), TuneCommand, __doc__)
     refuse_silent()
-    from coreg_ray.ray_tune import search  # late: Ray takes seconds, --help and errors need none
+    from coreg_ray.cluster.tune import search  # late: Ray takes seconds, --help and errors need none
 
     print(search(config, config))
 

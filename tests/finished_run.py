@@ -11,17 +11,17 @@ import torch
 from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
 
-from coreg_ray.annotations import assembly
-from coreg_ray.annotations.table import MANIFEST, TEXT, Card, Part, annotation_table, lists, write_table
-from coreg_ray.annotators.clip import TextTable
-from coreg_ray.candidates import synthetic_candidates
-from coreg_ray.command_line import resolved_yaml
+from coreg_ray.annotation import writer
+from coreg_ray.annotation.clip import TextTable
+from coreg_ray.annotation.table import MANIFEST, TEXT, Card, Part, annotation_table, lists, write_table
+from coreg_ray.commands.base import resolved_yaml
 from coreg_ray.config import Config
-from coreg_ray.draws import generator
-from coreg_ray.mesh import Mesh
-from coreg_ray.sources.source import row_numbers
-from coreg_ray.storage import Folder
-from coreg_ray.training import train
+from coreg_ray.images.base import row_numbers
+from coreg_ray.pure.candidates import synthetic_candidates
+from coreg_ray.pure.rng import generator
+from coreg_ray.run.storage import Folder
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.worker import train
 
 POOL, TEST = 240, 80
 NAMES = ["<b>bold</b>", "vertical $x$", "dot & co", "cross"]  # nothing of it may be executed or typeset
@@ -90,7 +90,7 @@ def _annotate(table: Folder, ids: list[str], labels: torch.Tensor) -> torch.Tens
     write_table(folder, Part(0, "0" * 16, card.text).name, rows)
     folder.write(TEXT, TextTable(text, torch.zeros(0, 8), 10.0, 0.0).to_bytes())
     folder.write_json(MANIFEST, card.manifest())
-    table.write_json(assembly.USED, [card.folder])
+    table.write_json(writer.USED, [card.folder])
     return said
 
 

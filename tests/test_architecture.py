@@ -215,7 +215,7 @@ def test_importing_the_package_is_light() -> None:
 
 def test_what_reads_decodes_and_writes_loads_no_torch() -> None:
     """A worker process loads the module of the function that it runs; there are many, and torch is half a gigabyte."""
-    assert not loaded_by(["coreg_ray.ray_decode", "coreg_ray.annotations.assembly"]) & {
+    assert not loaded_by(["coreg_ray.cluster.decode", "coreg_ray.annotation.writer"]) & {
         "torch",
         "open_clip",
         "sklearn",

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from coreg_ray.command_line import Command, load
+from coreg_ray.commands.base import Command, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,7 +121,7 @@ def offers(cluster: dict[str, Any], job: dict[str, Any]) -> list[dict[str, dict[
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_both_files_offer_what_their_jobs_ask_for(cluster: dict[str, Any], job: dict[str, Any]) -> None:
-    from coreg_ray.ray_resources import scaling_config
+    from coreg_ray.cluster.resources import scaling_config
 
     entrypoints = (entrypoint_of_cluster_yaml(), job["spec"]["entrypoint"])
     for workers, entrypoint in zip(offers(cluster, job), entrypoints, strict=True):

@@ -12,15 +12,15 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from coreg_ray.candidates import synthetic_candidates
 from coreg_ray.config import Config, MethodConfig, StudentConfig
-from coreg_ray.coreg import fit
-from coreg_ray.draws import generator
-from coreg_ray.evaluate import Scored
-from coreg_ray.mesh import Mesh
-from coreg_ray.rows import Images, Rows, make_rows, share
-from coreg_ray.state import State, build_state
-from coreg_ray.storage import Folder
+from coreg_ray.methods.coreg import fit
+from coreg_ray.pure.candidates import synthetic_candidates
+from coreg_ray.pure.rng import generator
+from coreg_ray.run.storage import Folder
+from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.rows import Images, Rows, make_rows, share
+from coreg_ray.training.state import State, build_state
 
 CLASSES = ["horizontal", "vertical", "dot", "cross"]
 SIDE = 12

@@ -15,17 +15,19 @@ import torch
 import toy
 from torch import Tensor, nn
 
-from coreg_ray import checkpoint, coreg, losses
-from coreg_ray.coreg import NonFiniteLossError
-from coreg_ray.draws import generator
 from coreg_ray.errors import UserError
-from coreg_ray.evaluate import evaluate
-from coreg_ray.mesh import Mesh
-from coreg_ray.networks import pack
-from coreg_ray.opinions import Opinion, assess, swap_opinions
-from coreg_ray.plan import coreg_plan, warmup_plan
-from coreg_ray.storage import Folder
-from coreg_ray.training import train
+from coreg_ray.methods import coreg
+from coreg_ray.methods.coreg import NonFiniteLossError
+from coreg_ray.pure import losses
+from coreg_ray.pure.rng import generator
+from coreg_ray.run.storage import Folder
+from coreg_ray.training import checkpoint
+from coreg_ray.training.assess import Opinion, assess, swap_opinions
+from coreg_ray.training.evaluate import evaluate
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.networks import pack
+from coreg_ray.training.plan import coreg_plan, warmup_plan
+from coreg_ray.training.worker import train
 
 
 def several(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:

@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from coreg_ray.annotations import assembly
-from coreg_ray.annotations.table import contains, matrix, parts, read_table
-from coreg_ray.annotators.clip import TextTable, probabilities
+from coreg_ray.annotation import writer
+from coreg_ray.annotation.clip import TextTable, probabilities
+from coreg_ray.annotation.table import contains, matrix, parts, read_table
 from coreg_ray.config import Config
-from coreg_ray.draws import generator, key, uniform
-from coreg_ray.losses import partial_cross_entropy, soft_cross_entropy
-from coreg_ray.networks import Student, build_student
-from coreg_ray.rows import pixel_statistics, pixel_sums
-from coreg_ray.sample import Sample, read_sample
-from coreg_ray.sources.source import row_numbers
-from coreg_ray.state import working_precision
-from coreg_ray.storage import Folder
-from coreg_ray.views.augment import WEAK_DRAWS, weak
+from coreg_ray.images.base import row_numbers
+from coreg_ray.pure.losses import partial_cross_entropy, soft_cross_entropy
+from coreg_ray.pure.rng import generator, key, uniform
+from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
+from coreg_ray.run.storage import Folder
+from coreg_ray.training.networks import Student, build_student
+from coreg_ray.training.rows import pixel_statistics, pixel_sums
+from coreg_ray.training.sample import Sample, read_sample
+from coreg_ray.training.state import working_precision
 
 log = logging.getLogger(__name__)
 
@@ -137,11 +137,11 @@ def _left_out(name: str, limit: int, classes: int) -> Baseline:
 def read_answers(output: Folder, split: str, sample: Sample) -> Answers | None:
     """Embeddings and mean probabilities of the first annotator that embeds; None where there is none."""
     table = output.part("annotations") / split
-    names = table.read_json(assembly.USED) if table.exists(assembly.USED) else []
+    names = table.read_json(writer.USED) if table.exists(writer.USED) else []
     for folder in (table / name for name in names):
-        card = assembly.read_card(folder)
+        card = writer.read_card(folder)
         if card.dim:
-            return _answers(folder, assembly.read_text(folder, card), sample)
+            return _answers(folder, writer.read_text(folder, card), sample)
     return None
 
 

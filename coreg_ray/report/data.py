@@ -13,15 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreg_ray.annotations.assembly import USED, read_card
-from coreg_ray.annotations.table import read_table
-from coreg_ray.artifact import read_config
+from coreg_ray.annotation.table import read_table
+from coreg_ray.annotation.writer import USED, read_card
 from coreg_ray.config import Config
-from coreg_ray.judgement import Judgement, Pair
-from coreg_ray.model import CARD
+from coreg_ray.deploy.export import read_config
+from coreg_ray.deploy.model import CARD
+from coreg_ray.deploy.predictions import Judgement, Pair
 from coreg_ray.report.baselines import Baseline, read_baselines
-from coreg_ray.sample import Sample, read_sample
-from coreg_ray.storage import Folder
+from coreg_ray.run.storage import Folder
+from coreg_ray.training.sample import Sample, read_sample
 
 LOOK_S = 8.0  # time for looking at one split, so that a report never takes long where there is no GPU
 

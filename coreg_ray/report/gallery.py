@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from coreg_ray.judgement import Judgement
-from coreg_ray.sample import Sample
+from coreg_ray.deploy.predictions import Judgement
+from coreg_ray.training.sample import Sample
 
 THUMBNAIL = 96  # pixels; smaller images are kept as they are and enlarged by the browser
 TYPICAL = 4  # pictures of each class

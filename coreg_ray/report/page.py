@@ -14,8 +14,8 @@ from coreg_ray.report import sections
 from coreg_ray.report.data import Looked, Run, read_run
 from coreg_ray.report.gallery import Gallery, label_gallery, pool_galleries, typical_gallery, without_empty
 from coreg_ray.report.review import review_csv, write_review
-from coreg_ray.storage import Folder
-from coreg_ray.uris import without_credentials
+from coreg_ray.run.storage import Folder
+from coreg_ray.run.uris import without_credentials
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from coreg_ray.storage import Folder
+from coreg_ray.run.storage import Folder
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from coreg_ray.calibration import calibration_error, reliability
+from coreg_ray.deploy.calibration import calibration_error, reliability
 from coreg_ray.report import figures
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.report.data import Run, deployed_logits

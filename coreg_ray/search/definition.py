@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from coreg_ray.command_line import resolved_yaml
+from coreg_ray.commands.base import resolved_yaml
 from coreg_ray.config import Config, Section
 from coreg_ray.errors import UserError
+from coreg_ray.run.storage import Folder
 from coreg_ray.search.objective import DEFAULT, check_objective
 from coreg_ray.search.space import Space
-from coreg_ray.storage import Folder
 
 log = logging.getLogger(__name__)
 

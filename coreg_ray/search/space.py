@@ -22,7 +22,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from coreg_ray.command_line import explain, fields_of, unknown_key
+from coreg_ray.commands.base import explain, fields_of, unknown_key
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from coreg_ray.run.storage import Folder
 from coreg_ray.search.objective import settled
 from coreg_ray.search.space import Space
-from coreg_ray.storage import Folder
 
 FAILURE = "failure.txt"  # in the run folder of a trial whose loss was not finite: what happened
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"

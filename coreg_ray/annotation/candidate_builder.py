@@ -1,0 +1,214 @@
+"""From annotations to candidate sets, a part at a time, counting on the way how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coreg_ray.annotation.clip import TextTable, probabilities
+from coreg_ray.annotation.quality import Score
+from coreg_ray.annotation.table import Card, Labels, Part, lists, matrix, read_table, write_table
+from coreg_ray.config import CandidatesConfig
+from coreg_ray.images.base import row_number, row_numbers
+from coreg_ray.pure import candidates as sets
+from coreg_ray.run.storage import Folder
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the annotators say about n images.
+
+    Attributes:
+        image_ids: (n,) ids.
+        votes: (n, P) int32, all annotators' prompts side by side, -1 for "no vote".
+        mean: (n, K) float32 mean of the prompts' probabilities (chat: shares of the votes).
+        similarity: (n,) float32 best similarity to a class, NaN where the annotator knows none.
+        background: (n,) bool: a background text is closer than any class.
+    """
+
+    image_ids: list[str]
+    votes: Tensor
+    mean: Tensor
+    similarity: Tensor
+    background: Tensor
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return row_numbers(self.image_ids)
+
+
+@dataclass(frozen=True)
+class Making:
+    """How candidate sets are made and where they go.
+
+    Attributes:
+        settings: mode and its numbers.
+        labels: true labels, which only score (and make synthetic sets).
+        manual: manual labels, which are trusted.
+        output: folder of the candidate sets, None to count only.
+        seed: of synthetic sets.
+    """
+
+    settings: CandidatesConfig
+    labels: Labels
+    manual: Labels
+    output: Folder | None
+    seed: int
+
+
+def score_part(
+    part: Part, folder: Folder, card: Card, text: TextTable | None, making: Making, prompts: Sequence[int] | None = None
+) -> Score:
+    """Turn one part of a single annotator's table into candidate sets; arguments as `read_evidence` takes them."""
+    return score(read_evidence(part, folder, card, text, prompts), making, part.images)
+
+
+def read_evidence(
+    part: Part, folder: Folder, card: Card, text: TextTable | None, prompts: Sequence[int] | None = None
+) -> Evidence:
+    """What one annotator says in one part of its table.
+
+    Args:
+        card, text: of the prompts that count.
+        prompts: their places among those that were asked; None where all count.
+    """
+    columns = ["image_id", "votes", *(["embedding"] if card.dim else [])]
+    table = read_table(folder, part.name, columns)
+    ids, votes = table["image_id"].to_pylist(), torch.from_numpy(matrix(table["votes"], np.int32))
+    votes = votes if prompts is None else votes[:, list(prompts)]
+    if text is None:
+        return Evidence(ids, votes, _shares(votes, len(card.names)), torch.full((len(ids),), torch.nan), _no(len(ids)))
+    embedding = torch.from_numpy(matrix(table["embedding"], np.float16))
+    mean = torch.cat([block.mean(dim=1) for block in probabilities(embedding, text)])
+    closeness = (embedding.float() @ text.embeddings.mean(dim=0).T).amax(dim=1)
+    background = _no(len(ids))
+    if len(text.background):
+        background = (embedding.float() @ text.background.T).amax(dim=1) > closeness
+    return Evidence(ids, votes, mean, closeness, background)
+
+
+def choose_prompts(card: Card, text: TextTable, prompts: Sequence[int]) -> tuple[Card, TextTable]:
+    """An annotator as if it had been asked only some of its prompts, given by their places."""
+    asked = replace(card, prompts=tuple(card.prompts[place] for place in prompts))
+    return asked, replace(text, embeddings=text.embeddings[list(prompts)])
+
+
+def _no(rows: int) -> Tensor:
+    return torch.zeros(rows, dtype=torch.bool)
+
+
+def _shares(votes: Tensor, classes: int) -> Tensor:
+    """The share of each class among the votes of a row: (n, P) -> (n, K), uniform where nobody voted."""
+    counts = _counts(votes, classes).float()
+    total = counts.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, counts / total.clamp(min=1), 1 / classes)
+
+
+def _counts(votes: Tensor, classes: int) -> Tensor:
+    """How many prompts voted for each class: (n, P) -> (n, K) int32."""
+    counts = torch.zeros(len(votes), classes + 1, dtype=torch.int32)  # column 0 collects the missing votes
+    return counts.scatter_add_(1, votes.long() + 1, torch.ones_like(votes))[:, 1:]
+
+
+def score(evidence: Evidence, making: Making, name: str) -> Score:
+    """Make the candidate sets of some images, write them as `name` if there is an output, and count."""
+    classes, rows = evidence.mean.shape[1], evidence.rows
+    truth, trusted = making.labels.of(rows), making.manual.of(rows)
+    member = _sets(evidence, making, truth)
+    if (trusted >= 0).any():
+        member = torch.where((trusted >= 0)[:, None], F.one_hot(trusted.clamp(min=0), classes).bool(), member)
+    total = Score.of(evidence.votes, evidence.mean, member, evidence.similarity, evidence.background, truth)
+    if making.output is not None:
+        _write(making.output, name, evidence, rows, member, trusted >= 0)
+    return total
+
+
+def _sets(evidence: Evidence, making: Making, truth: Tensor) -> Tensor:
+    """The candidate sets (n, K) bool that the mode asks for."""
+    settings, classes = making.settings, evidence.mean.shape[1]
+    if settings.mode == "union":
+        return sets.combine_votes(evidence.votes, classes)
+    if settings.mode == "synthetic":
+        return torch.cat([_synthetic(i, t, making, classes) for i, t in zip(evidence.image_ids, truth, strict=True)])
+    numbers = settings.model_dump(include={"k", "threshold", "ratio", "mass"})
+    return sets.candidate_sets(evidence.mean[:, None], settings.mode, **numbers)
+
+
+def _synthetic(image_id: str, truth: Tensor, making: Making, classes: int) -> Tensor:
+    """One row's synthetic set, drawn from its id, so that it does not depend on the part it lies in."""
+    generator = torch.Generator().manual_seed((row_number(image_id) + making.seed) % 2**63)
+    rates = making.settings.partial_rate, making.settings.noise_rate
+    if truth < 0:
+        raise ValueError(f"{image_id} has no label; candidates.mode=synthetic needs a label for every image")
+    return sets.synthetic_candidates(truth[None], classes, *rates, generator)
+
+
+def _write(
+    output: Folder, name: str, evidence: Evidence, rows: NDArray[np.int64], member: Tensor, trusted: Tensor
+) -> None:
+    """One file of candidate sets, ragged; votes and scores belong to the candidates, in their order."""
+    classes, sizes = sets.to_ragged(member)
+    votes = _counts(evidence.votes, member.shape[1])[member]
+    table = pa.table(
+        {
+            "row": rows,
+            "image_id": pa.array(evidence.image_ids, pa.string()),
+            "candidates": lists(sizes.numpy(), classes.numpy()),
+            "votes": lists(sizes.numpy(), votes.numpy()),
+            "scores": lists(sizes.numpy(), evidence.mean[member].half().numpy()),
+            "similarity": evidence.similarity.half().numpy(),
+            "trusted": pa.array(trusted.numpy()),
+        }
+    )
+    write_table(output, f"{name}.parquet", table)
+
+
+def to_table(evidence: Evidence, source: int) -> pa.Table:
+    """Evidence of annotator number `source` as rows that can travel to those of the other annotators."""
+    n, prompts = evidence.votes.shape
+    means = pa.array(evidence.mean.half().reshape(-1).numpy())
+    return pa.table(
+        {
+            "row": evidence.rows,
+            "image_id": pa.array(evidence.image_ids, pa.string()),
+            "source": np.full(n, source, dtype=np.int32),
+            "votes": lists(np.full(n, prompts), evidence.votes.reshape(-1).numpy()),
+            "mean": pa.FixedSizeListArray.from_arrays(means, evidence.mean.shape[1]),
+            "similarity": evidence.similarity.numpy(),
+            "background": evidence.background.numpy(),
+        }
+    )
+
+
+def join(table: pa.Table, prompts: Sequence[int]) -> Evidence:
+    """Put the annotators' evidence side by side; `prompts` holds each one's number of prompts.
+
+    Who has not seen an image has no vote on it and no part in its mean.
+    """
+    rows, first = np.unique(table["row"].to_numpy(), return_index=True)
+    ids = table["image_id"].take(pa.array(first)).to_pylist()
+    votes = torch.full((len(rows), sum(prompts)), sets.NO_VOTE, dtype=torch.int32)
+    seen, mean = torch.zeros(len(rows), 1), torch.zeros(0)
+    similarity, background = torch.full((len(rows),), torch.nan), _no(len(rows))
+    for source, count in enumerate(prompts):
+        part = table.filter(pa.array(table["source"].to_numpy() == source))
+        if not len(part):
+            continue
+        at = torch.from_numpy(np.searchsorted(rows, part["row"].to_numpy()))
+        start = sum(prompts[:source])
+        votes[at, start : start + count] = torch.from_numpy(matrix(part["votes"], np.int32))
+        given = torch.from_numpy(matrix(part["mean"], np.float32))
+        mean = mean if len(mean) else torch.zeros(len(rows), given.shape[1])
+        mean[at] += given
+        seen[at] += 1
+        known = torch.tensor(part["similarity"].to_numpy())
+        similarity[at] = torch.where(similarity[at].isnan(), known, similarity[at])
+        background[at] |= torch.tensor(part["background"].to_numpy(zero_copy_only=False))
+    return Evidence(ids, votes, mean / seen, similarity, background)

@@ -1,0 +1,90 @@
+"""Few manual labels (METHOD section 7): a CSV or Parquet of `image_id,label`, checked against the pool."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from coreg_ray.annotation.table import Labels, contains
+from coreg_ray.annotation.vocabulary import Vocabulary
+from coreg_ray.errors import UserError
+from coreg_ray.images.base import LabelReader, row_numbers
+from coreg_ray.run.storage import Folder
+
+_SHOWN = 3
+
+
+def read_manual(path: str, words: Vocabulary) -> tuple[list[str], Labels]:
+    """The ids in the file, and their labels by row number; rows whose label is empty are passed over.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, gives an image two labels, holds none, or one is no class.
+    """
+    rows = _read(path)
+    reader = LabelReader(words.index())
+    found: dict[str, int] = {}
+    for image_id, label in rows:
+        if label is None or (isinstance(label, str) and not label.strip()):
+            continue  # a review list need not be filled in to its end
+        number = reader.written(label, image_id) if isinstance(label, str) else reader(label, image_id)
+        assert number is not None
+        if found.setdefault(image_id, number) != number:
+            raise UserError(f"{path} gives {image_id} two labels; keep one")
+    if not found:
+        raise UserError(f"{path} holds no label in {len(rows)} rows; write class names into the column `label`")
+    ids = list(found)
+    numbers = row_numbers(ids)
+    order = np.argsort(numbers)
+    return ids, Labels(numbers[order], np.array(list(found.values()), dtype=np.int64)[order])
+
+
+def check_manual(path: str, words: Vocabulary, pool: NDArray[np.int64]) -> int:
+    """The number of manual labels; `pool` (N,) holds the sorted row numbers of all images.
+
+    Raises:
+        UserError: as `read_manual`, or a label is about an image that the pool does not hold.
+    """
+    ids, _ = read_manual(path, words)
+    strange = [image_id for image_id in ids if not contains(pool, row_numbers([image_id]))[0]]
+    if strange:
+        shown = ", ".join(map(repr, strange[:_SHOWN]))
+        raise UserError(f"{path} labels {len(strange)} images that the pool does not hold ({shown}); correct their ids")
+    return len(ids)
+
+
+def _read(path: str) -> list[tuple[str, Any]]:
+    try:
+        folder, name = Folder.of_file(path)
+        content = folder.read(name)
+        if name.endswith(".parquet"):
+            table = pq.read_table(io.BytesIO(content))
+            columns = {column: table[column].to_pylist() for column in table.column_names}
+        else:
+            columns = _columns(path, csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+    except UserError:
+        raise
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"source.manual_labels={path} cannot be read ({error}); give a CSV or Parquet file") from error
+    if not {"image_id", "label"} <= set(columns):
+        raise UserError(f"{path} has the columns {', '.join(map(str, columns))}; it needs image_id and label")
+    return list(zip(map(str, columns["image_id"]), columns["label"], strict=True))
+
+
+def _columns(path: str, lines: csv.DictReader[str]) -> dict[str, list[str | None]]:
+    """The cells of a CSV by column, None where a line ends early. Raises UserError for a line with cells too many."""
+    columns: dict[str, list[str | None]] = {name: [] for name in lines.fieldnames or ()}
+    for line in lines:
+        beyond = line.pop(None, [])  # where DictReader puts what has no column
+        if any(cell.strip() for cell in beyond):
+            raise UserError(
+                f"{path}, line {lines.line_num}, has {len(columns) + len(beyond)} cells for {len(columns)} columns; "
+                'put what holds a comma in quotes ("a,b.png",cat)'
+            )
+        for name, cells in columns.items():
+            cells.append(line[name])
+    return columns

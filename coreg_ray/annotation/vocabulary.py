@@ -1,0 +1,144 @@
+"""Class names and prompts: what the annotator is asked about.
+
+A class may have several names ("automobile", "car"); the first is the one that is shown. A text file holds one class
+a line with names separated by `|`; a YAML file holds a list (under `classes`, or alone) whose entries are such lines or
+lists of names. Prompts likewise, one a line or a YAML list under `templates`; `{}` stands for the class name.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from coreg_ray.errors import UserError
+from coreg_ray.run.storage import Folder
+
+PAPER = "annotation/prompts.yaml"  # the paper's prompts, questions and class names
+
+Names = tuple[tuple[str, ...], ...]  # per class its names, the first one shown
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The K classes and P prompts of an annotation.
+
+    Attributes:
+        names: K tuples of names.
+        prompts: P templates with `{}`.
+    """
+
+    names: Names
+    prompts: tuple[str, ...]
+
+    @property
+    def shown(self) -> list[str]:
+        """(K,) the first name of each class."""
+        return [names[0] for names in self.names]
+
+    def index(self) -> dict[str, int]:
+        """Every name, in lower case, to its class number."""
+        return {name.lower(): number for number, names in enumerate(self.names) for name in names}
+
+
+def vocabulary(
+    kind: str, classes: str | Sequence[str] | None, prompts: str | Sequence[str] | None, known: Sequence[str] = ()
+) -> Vocabulary:
+    """The vocabulary of a source.
+
+    Args:
+        kind: the source's kind; the embedded digits bring both parts along.
+        classes: `source.classes`: a file, a list, or None where the source knows its classes.
+        prompts: `source.prompts`: a file, a list, or None for the packaged templates.
+        known: class names that the source itself brings along.
+
+    Raises:
+        UserError: no class, fewer than two, a name that is no text, empty or repeated, a prompt without or with a
+            broken placeholder.
+    """
+    packaged = _packaged("embedded/digits.yaml" if kind == "digits" else PAPER)
+    found: Any = _listed(classes, "classes") if classes is not None else list(known) or packaged.get("classes")
+    if not found or isinstance(found, dict):
+        raise UserError(f"source.kind={kind} does not name its classes; give source.classes, a file or a list")
+    return Vocabulary(_names(found), templates(prompts if prompts is not None else packaged["templates"]))
+
+
+def questions(words: Vocabulary, given: str | Sequence[str] | None) -> Vocabulary:
+    """The same classes with questions for a chat model: a file, a list, or None for the packaged ones.
+
+    Raises:
+        UserError: no question, or one without the place where the class names go.
+    """
+    asked = _listed(given, "questions") if given is not None else _packaged(PAPER)["questions"]
+    return Vocabulary(words.names, _templates(asked))
+
+
+def paper_classes(data_set: str) -> list[str]:
+    """The class names of the paper's experiments for one of its sets; empty where it took torchvision's own."""
+    return list(_packaged(PAPER)["classes"].get(data_set, []))
+
+
+def _packaged(name: str) -> dict[str, Any]:
+    return yaml.safe_load(resources.files("coreg_ray").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _listed(given: str | Sequence[str], key: str) -> Sequence[Any]:
+    if not isinstance(given, str):
+        if len(given) != 1 or not isinstance(given[0], str) or "{}" in given[0]:
+            return given
+        given = given[0]  # command lines make a list of one file name
+    try:
+        folder, name = Folder.of_file(given.replace("\\", "/"))
+        text = folder.read(name).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key} file {given} cannot be read as text ({error}); give a file or a list") from error
+    if not name.endswith((".yaml", ".yml")):
+        lines = [line.strip() for line in text.splitlines()]
+        return [line for line in lines if line]
+    content = yaml.safe_load(text)
+    content = content.get(key) if isinstance(content, dict) else content
+    if not isinstance(content, list):
+        raise UserError(f"{given} holds no list of {key}; give a YAML list, alone or under `{key}`")
+    return content
+
+
+def _names(classes: Sequence[Any]) -> Names:
+    for number, entry in enumerate(classes):
+        for name in entry if isinstance(entry, (list, tuple)) else [entry]:
+            if not isinstance(name, str):  # YAML reads yes, no, on, off, null, numbers and dates as values
+                raise UserError(f"class {number} is named {name!r}, which is no text; write its name in quotes")
+    entries = [entry.split("|") if isinstance(entry, str) else entry for entry in classes]
+    names = tuple(
+        tuple(name.strip() for name in (entry if isinstance(entry, (list, tuple)) else [entry])) for entry in entries
+    )
+    if len(names) < 2:
+        raise UserError(f"{len(names)} class given; name two or more")
+    for number, entry in enumerate(names):
+        if not entry or not all(entry):
+            raise UserError(f"class {number} has an empty name; give every class a name of one character or more")
+    repeated = [name for name, times in Counter(name.lower() for entry in names for name in entry).items() if times > 1]
+    if repeated:
+        raise UserError(f"class names {', '.join(map(repr, repeated[:5]))} repeat; name each class once")
+    return names
+
+
+def templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
+    """The prompts of `source.prompts`, a file or a list. Raises UserError as `vocabulary` does."""
+    return _templates(_listed(prompts, "templates"))
+
+
+def _templates(prompts: Sequence[Any]) -> tuple[str, ...]:
+    templates = tuple(str(prompt).strip() for prompt in prompts)
+    if not templates:
+        raise UserError("no prompt given; write one or more, such as 'a photo of a {}'")
+    for template in templates:
+        if template.count("{}") != 1 or template.replace("{}", "").count("{"):
+            raise UserError(f"prompt {template!r} needs {{}} exactly once, where the class name goes")
+    repeated = [template for template, times in Counter(templates).items() if times > 1]
+    if repeated:
+        raise UserError(f"prompt {repeated[0]!r} repeats; give each prompt once")
+    return templates

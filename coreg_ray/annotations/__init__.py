@@ -1,1 +1,0 @@
-"""What annotators answered: how it is stored, asked for, counted, and judged."""

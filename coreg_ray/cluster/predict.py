@@ -1,0 +1,279 @@
+"""A trained model over any source: blocks of images are read and decoded, a pool of models answers, parts are written.
+
+Like annotation (annotate.py), a run that was cut short goes on where it stopped: the parts that lie in `predictions/`
+and `rejects/` say which images are done. The driver sees one line of figures a part.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+
+from coreg_ray.annotation import preparation, writer
+from coreg_ray.annotation.table import (
+    Part,
+    drop_outdated,
+    images_hash,
+    known_keys,
+    lists,
+    next_run,
+    parts,
+    write_table,
+)
+from coreg_ray.cluster.tasks import Listing, ask, each, task, watch
+from coreg_ray.deploy.calibration import calibration_error
+from coreg_ray.deploy.model import WEIGHTS, Model, read_card
+from coreg_ray.errors import UserError
+from coreg_ray.images.base import Source, row_numbers
+from coreg_ray.images.decode import Fit
+from coreg_ray.report.confusions import Confusions
+from coreg_ray.run.storage import Folder
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "predictions.json"
+_DECODING_CPUS = 0.99  # not what a predictor asks for, or Ray Data would fuse decoding into the predictors' processes
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How the models run.
+
+    Attributes:
+        batch_size: images a model gets at a time.
+        actors: models at work; each takes an equal share of a machine's cores.
+        num_gpus: GPUs of each, fractions allowed; 0 runs on CPUs.
+    """
+
+    batch_size: int = 256
+    actors: int = 1
+    num_gpus: float = 0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model on labelled images.
+
+    Attributes:
+        confusions: how often which class is taken for which.
+        calibration_error: expected calibration error of the stated probabilities.
+        unreadable: labelled images that could not be decoded; they are not in `confusions`.
+    """
+
+    confusions: Confusions
+    calibration_error: float
+    unreadable: int
+
+    @property
+    def images(self) -> int:
+        return int(self.confusions.images.sum())
+
+    @property
+    def accuracy(self) -> float:
+        return self.confusions.accuracy
+
+    def metrics(self) -> dict[str, float]:
+        """The figures under the names that a run's `metrics.json` uses."""
+        figures = {"accuracy": self.accuracy, "calibration_error": self.calibration_error, "images": self.images}
+        return {f"test/{name}": value for name, value in figures.items()}
+
+    def table(self, classes: list[str]) -> str:
+        """For people: a line for each of the K classes, then accuracy and calibration."""
+        lines = [f"{'class':24} images  recall  precision"]
+        for name, hits, true, said in zip(classes, *self.confusions.by_class(), strict=True):
+            recall, precision = (f"{hits / total:.3f}" if total else "-" for total in (true, said))
+            lines.append(f"{name:24} {true:6}  {recall:>6}  {precision:>9}")
+        counted = f"{self.images} images, {self.unreadable} labelled ones unreadable"
+        summary = f"accuracy {self.accuracy:.4f}, expected calibration error {self.calibration_error:.4f}, {counted}"
+        return "\n".join([*lines, summary])
+
+
+def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool: Pool | None = None) -> dict[str, Any]:
+    """Write `predictions/` (image_id, class, probability, top_classes, top_probabilities) and `rejects/`.
+
+    Images that an earlier call predicted with the same model are left alone; rows of images that changed or left the
+    source are dropped.
+
+    Returns:
+        `images` in the source, `predicted_images` in this run, `rejected_images` in all, `seconds`, `images_per_s`.
+
+    Raises:
+        UserError: the model or the source is none, or the output holds the predictions of another model.
+    """
+    started = time.monotonic()
+    card, weights = _read(model)
+    fingerprint = _claim(output, card, weights, top_k)
+    listing = Listing(source, None)
+    folder, rejects = output / "predictions", output / "rejects"
+    run = next_run(folder, rejects)
+    known = task(known_keys).remote(folder, rejects)
+    settings = {"source": source, "fit": _fit(card), "known": [known], "rejects": rejects, "run": run}
+    answered = _answered(listing, settings, card, weights, pool or Pool())
+    written = answered.map_batches(
+        write_predictions,
+        fn_kwargs={
+            "folder": folder,
+            "run": run,
+            "fingerprint": fingerprint,
+            "classes": card["classes"],
+            "top_k": top_k,
+        },
+        batch_size=None,
+    )
+    figures = watch(written, listing.images, "predicting")
+    ask(task(drop_outdated).remote(listing.rows, folder, rejects))
+    rejected = sum(each(writer.count_rows, parts(rejects), rejects))
+    if rejected:
+        log.warning("%d of %d images cannot be decoded; %s/rejects says why", rejected, listing.images, output.path)
+    seconds = time.monotonic() - started
+    return {
+        "images": listing.images,
+        "predicted_images": figures["images"],
+        "rejected_images": rejected,
+        "seconds": seconds,
+        "images_per_s": figures["images"] / seconds,
+    }
+
+
+def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluation:
+    """How good a model is on a labelled source; images without a label are passed over.
+
+    Raises:
+        UserError: the model or the source is none, no image has a label, or one is beyond the model's classes.
+    """
+    card, weights = _read(model)
+    labels: dict[int, int] = {}
+    for block in source.listing():
+        rows = row_numbers(block["image_id"].to_pylist()).tolist()
+        labels |= {row: label for row, label in zip(rows, block["label"].to_pylist(), strict=True) if label is not None}
+    if not labels:
+        raise UserError("the test images have no labels, so there is nothing to score; use jobs/predict.py instead")
+    classes = len(card["classes"])
+    if max(labels.values()) >= classes:
+        raise UserError(
+            f"the test images have a label number {max(labels.values())}, the model knows {classes} classes (0 to "
+            f"{classes - 1}: {', '.join(card['classes'][:3])}, ...); give images of the model's own classes"
+        )
+    true, predicted, confidence = [], [], []
+    answered = _answered(Listing(source, None), {"source": source, "fit": _fit(card)}, card, weights, pool or Pool())
+    for batch in answered.iter_batches(batch_size=None, batch_format="numpy"):
+        label = np.array([labels.get(row, -1) for row in row_numbers(batch["image_id"].tolist()).tolist()], np.int64)
+        known = label >= 0
+        true.append(label[known])
+        predicted.append(batch["probabilities"].argmax(axis=1)[known])
+        confidence.append(batch["probabilities"].max(axis=1)[known])
+    right, said = (np.concatenate([np.zeros(0, np.int64), *found]) for found in (true, predicted))
+    scored = len(right)
+    error = calibration_error(_tensor(confidence), torch.from_numpy(said == right)) if scored else 0.0
+    return Evaluation(Confusions.of(right, said, classes), error, len(labels) - scored)
+
+
+def write_predictions(
+    batch: dict[str, NDArray[Any]], *, folder: Folder, run: int, fingerprint: str, classes: list[str], top_k: int
+) -> dict[str, Any]:
+    """Write one part of the predictions; answer with its number of images."""
+    ids, contents = batch["image_id"].tolist(), batch["content"].tolist()
+    best = torch.from_numpy(batch["probabilities"]).topk(min(top_k, len(classes)), dim=1)  # (B, k)
+    names = pa.array(classes, pa.string())
+    top_classes = names.take(pa.array(best.indices.reshape(-1).numpy()))
+    each_k = np.full(len(ids), best.values.shape[1])
+    table = pa.table(
+        {
+            "image_id": pa.array(ids, pa.string()),
+            "content": pa.array(contents, pa.string()),
+            "class": names.take(pa.array(best.indices[:, 0].numpy())),
+            "probability": best.values[:, 0].numpy(),
+            "top_classes": lists(each_k, top_classes),
+            "top_probabilities": lists(each_k, best.values.reshape(-1).numpy()),
+        }
+    )
+    write_table(folder, Part(run, images_hash(ids, contents), fingerprint[:8]).name, table)
+    return {"images": [len(ids)]}
+
+
+def _answered(listing: Listing, settings: dict[str, Any], card: dict[str, Any], weights: bytes, pool: Pool) -> Any:
+    """A Ray dataset of `image_id`, `content`, `probabilities` (B, K): all images that can be read and are not known."""
+    prepared: Any = listing.dataset().map_batches(
+        _prepare, fn_kwargs=settings, batch_size=None, batch_format="pyarrow", num_cpus=_DECODING_CPUS
+    )
+    return prepared.map_batches(
+        _Predictor,
+        fn_constructor_kwargs={"card": card, "pool": pool},
+        fn_kwargs={"weights": [ray.put(weights)]},
+        batch_size=pool.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=pool.actors),
+        num_cpus=1,
+        num_gpus=pool.num_gpus or None,
+    )
+
+
+def _prepare(block: pa.Table, known: list[ray.ObjectRef] | None = None, **settings: Any) -> Iterator[dict[str, Any]]:
+    """`preparation.prepare`, with the known keys in the object store."""
+    yield from preparation.prepare(block, known=ray.get(known[0]) if known else None, **settings)
+
+
+class _Predictor:
+    """One member of the pool; the weights come through the object store, so no machine needs the model's folder."""
+
+    def __init__(self, card: dict[str, Any], pool: Pool) -> None:
+        if not pool.num_gpus:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // pool.actors))
+        self._card, self._device = card, "cuda" if pool.num_gpus else "cpu"
+        self._model: Model | None = None
+
+    def __call__(self, batch: dict[str, NDArray[Any]], weights: list[ray.ObjectRef]) -> dict[str, NDArray[Any]]:
+        if self._model is None:
+            self._model = Model.build(self._card, ray.get(weights[0]), self._device)
+        pixels = torch.from_numpy(batch.pop("image")).permute(0, 3, 1, 2)
+        return {**batch, "probabilities": self._model.probabilities(pixels).cpu().numpy()}
+
+
+def _read(model: Folder) -> tuple[dict[str, Any], bytes]:
+    """The content of a model's files, checked by building it once here rather than in every actor."""
+    card = read_card(model)
+    Model.load(model)
+    return card, model.read(WEIGHTS)
+
+
+def _fit(card: dict[str, Any]) -> Fit:
+    return Fit.square(int(card["student"]["resolution"]))
+
+
+def _claim(output: Folder, card: dict[str, Any], weights: bytes, top_k: int) -> str:
+    """Make the output folder this model's, or refuse it; returns 32 hex digits over the model."""
+    fingerprint = blake2b(repr((card["classes"], card["temperature"])).encode() + weights, digest_size=16).hexdigest()
+    wanted = {"model": fingerprint, "classes": card["classes"], "top_k": top_k}
+    try:
+        found = output.entries()
+        if MANIFEST in found:
+            there = output.read_json(MANIFEST)
+            if there != wanted:
+                raise UserError(
+                    f"--output {output.path} holds predictions of another model or top_k (model {there.get('model')}, "
+                    f"top_k {there.get('top_k')}; now {fingerprint}, {top_k}); choose another folder"
+                )
+        elif found:
+            raise UserError(
+                f"--output {output.path} holds {len(found)} entries ({', '.join(found[:3])}) and no predictions; "
+                "choose an empty folder"
+            )
+        output.write_json(MANIFEST, wanted)
+    except OSError as error:
+        raise UserError(f"--output {output.path} cannot be used ({error}); choose another folder") from error
+    return fingerprint
+
+
+def _tensor(parts: list[NDArray[Any]]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts))

@@ -1,0 +1,55 @@
+"""Rows to train on: images at the student's resolution, written where they are decoded, a part at a time.
+
+Annotation writes them on its way; what is missing afterwards (other annotations, another resolution) is made here.
+A part is whole or absent, and a call writes only what no part holds.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from coreg_ray.annotation import preparation, writer
+from coreg_ray.annotation.table import MANIFEST, known_keys, next_run
+from coreg_ray.cluster.decode import only_rows
+from coreg_ray.cluster.pools import Pool, open_pool
+from coreg_ray.cluster.tasks import Listing, ask, task, through, watch
+from coreg_ray.config import Config
+from coreg_ray.images.base import Split
+from coreg_ray.run.storage import Folder
+
+
+def write_rows(config: Config, split: Split, output: Folder) -> dict[str, Any]:
+    """Write what is missing of `rows/<split>/`: every decodable image at the student's resolution, uint8 RGB."""
+    started = time.monotonic()
+    source = open_pool(config, split)[1]
+    pool = Pool(split, source, Listing(source, None), output)
+    settings = row_settings(pool, config.student.resolution)
+    run = next_run(pool.rows)
+    written = through(
+        pool.listing.dataset(),
+        only_rows,
+        settings={"source": source, "fit": None, "run": run, **settings},
+        batch_size=None,
+        batch_format="pyarrow",
+    )
+    watch(written, pool.listing.images, f"writing the {split} rows")
+    return {"rows": settle_rows(pool, config.student.resolution), "seconds": time.monotonic() - started}
+
+
+def row_settings(pool: Pool, side: int, *also: Folder) -> dict[str, Any]:
+    """What `preparation.prepare` needs to write rows; those of another size are removed. `also`: tables of rejects."""
+    stored = [name for name in pool.rows.entries() if name.endswith(".parquet")]
+    if not all(name.endswith(f"-{side}px.parquet") for name in stored):
+        pool.rows.delete()
+    return {
+        "rows": preparation.RowParts(pool.rows, side),
+        "rows_known": [task(known_keys).remote(pool.rows, *also)],
+    }
+
+
+def settle_rows(pool: Pool, side: int, *also: Folder) -> int:
+    """Leave one row for each image, and say in the manifest which images these are; returns how many."""
+    rows, images = ask(task(writer.settle_rows).remote(pool.listing.rows, pool.rows, *also))
+    pool.rows.write_json(MANIFEST, {"side": side, "images": images})
+    return rows

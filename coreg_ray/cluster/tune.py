@@ -1,0 +1,278 @@
+"""Ray Tune searches over configurations: annotation once, then trials that share it, then the best configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ray import tune
+from ray.autoscaler.sdk import request_resources
+
+from coreg_ray.annotation.vocabulary import templates
+from coreg_ray.cluster import annotate, pipeline, train
+from coreg_ray.cluster.resources import copies, nodes_with, refuse_unreachable, scaling_config, wait_for_resources
+from coreg_ray.cluster.tasks import Listing
+from coreg_ray.cluster.tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
+from coreg_ray.cluster.tune_trial import Study, candidate_maker, rows_of, train_nested, train_trial
+from coreg_ray.commands.base import resolved_yaml
+from coreg_ray.config import Config
+from coreg_ray.errors import UserError
+from coreg_ray.run.storage import Folder
+from coreg_ray.run.uris import extended, without_credentials
+from coreg_ray.search.definition import TRIALS, Search, claim_search, is_restorable
+from coreg_ray.search.figure import trials_svg
+from coreg_ray.search.objective import WITH_LABELS
+from coreg_ray.search.space import Space, read_space, trial_settings
+from coreg_ray.search.trials import (
+    FAILED,
+    FAILURE,
+    FINISHED,
+    STOPPED,
+    UNFINISHED,
+    Trial,
+    as_csv,
+    as_table,
+    ranked,
+    read_history,
+)
+
+log = logging.getLogger(__name__)
+
+_DRIVER_CPUS = 0.01  # of a trial whose workers have resources of their own; Ray refuses 0
+_PATHS = ("method.prior", "student.pretrained", "start_from")
+_CPUS = 2.0  # of a trial in one process: its two networks train side by side
+
+
+def search(search: Search, config: Config) -> str:
+    """Try configurations; writes `best.yaml`, `trials.csv` and `trials.svg` into the output folder.
+
+    Returns:
+        A table of the trials and what to do next, for a person.
+
+    Raises:
+        UserError: the search cannot work as it was asked for, said before any work; or all trials failed.
+    """
+    space = read_space(search.space, config)
+    search.check(config, space)
+    output = Folder.at(config.output)
+    claim_search(search, config, space, output)
+    space = _seen_from_anywhere(space)
+    pipeline.connect()
+    refuse_unreachable(output)
+    need, at_once = _fit_into_cluster(config, search.max_concurrent)
+    _refuse_unlabelled(search.objective, config, output)
+    _prepare(config, space, output)
+    results = _run(search, config, space, output, need, at_once)
+    trials = [_as_trial(results[number], config, space, output) for number in range(len(results))]
+    _forget_unknown({trial.name for trial in trials}, output / "trials")
+    return _conclude(trials, search, config, space, output)
+
+
+def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, float], int]:
+    """What one trial takes, and how many may run at once.
+
+    Raises:
+        UserError: a trial is larger than the cluster, or than its largest node, after `cluster.wait_s`.
+    """
+    cluster = config.cluster
+    if cluster.num_workers > 1:
+        scaling = scaling_config(cluster)
+        wait_for_resources(scaling, cluster.wait_s)
+        each: dict[str, float] = dict(scaling.resources_per_worker or {})  # type: ignore[arg-type]
+        whole = _together(nodes_with(cluster.label_selector or {}))
+        trial = {name: amount * cluster.num_workers for name, amount in each.items()}
+        trial["CPU"] = trial.get("CPU", 0.0) + _DRIVER_CPUS
+        room = copies(whole, trial)
+        if not room:
+            raise UserError(
+                f"a trial of cluster.num_workers={cluster.num_workers} needs {_listed(trial)}, its driver's share "
+                f"among it, and the cluster has {_listed(whole, trial)}; lower cluster.num_workers or "
+                "cluster.resources_per_worker"
+            )
+        return {"CPU": _DRIVER_CPUS}, min(room, wanted or room)
+    labels, deadline, asked = cluster.label_selector or {}, time.monotonic() + cluster.wait_s, False
+    try:
+        while True:
+            nodes = nodes_with(labels)
+            need = _trial_resources(config, nodes)
+            if any(copies(node, need) for node in nodes):
+                return need, wanted or 0
+            largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in need}
+            where = f" with {labels}" if labels else ""
+            lacking = f"a trial needs {_listed(need)} on one node{where}, and the largest has {_listed(largest)}"
+            if time.monotonic() >= deadline:
+                raise UserError(
+                    f"{lacking}; lower cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
+                )
+            if not asked:
+                log.info("waiting for the cluster: %s", lacking)
+                request_resources(bundles=[need], bundle_label_selectors=[labels])
+                asked = True
+            time.sleep(min(2.0, max(0.0, deadline - time.monotonic())))
+    finally:
+        if asked:
+            request_resources(bundles=[])  # the trials themselves ask from now on
+
+
+def _trial_resources(config: Config, nodes: list[dict[str, float]]) -> dict[str, float]:
+    use_gpu = config.cluster.use_gpu
+    if config.cluster.resources_per_worker:
+        return {"CPU": 1.0, **({"GPU": 1.0} if use_gpu else {}), **config.cluster.resources_per_worker}
+    if use_gpu is None:
+        use_gpu = any(node.get("GPU", 0) >= 1 for node in nodes)
+    cpus = min(_CPUS, max((node.get("CPU", 0) for node in nodes), default=_CPUS) or _CPUS)
+    return {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
+
+
+def _seen_from_anywhere(space: Space) -> Space:
+    """Relative paths among the values made absolute: every trial runs in a directory of its own."""
+    known = {key: [train.absolute(value) for value in space.values_of(key) or ()] for key in _PATHS}
+    return Space(tuple(replace(d, values=tuple(known[d.key])) if d.key in known else d for d in space.dimensions))
+
+
+def _together(nodes: list[dict[str, float]]) -> dict[str, float]:
+    """Resources of all nodes."""
+    return {name: sum(node.get(name, 0.0) for node in nodes) for name in {name for node in nodes for name in node}}
+
+
+def _listed(resources: dict[str, float], names: Iterable[str] = ()) -> str:
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names or resources)
+
+
+def _prepare(config: Config, space: Space, output: Folder) -> None:
+    """Annotate once, for all prompts that any trial may use; rows at every resolution that any trial may see."""
+    prompts = space.values_of("source.prompts")
+    if prompts is not None:
+        asked = dict.fromkeys(prompt for some in prompts for prompt in templates(some))
+        source = config.source.model_copy(update={"prompts": list(asked)})
+        config = config.model_copy(update={"source": source})
+    pipeline.prepare(config, output)
+    for side in space.values_of("student.resolution") or ():
+        place = rows_of(output, config, side)
+        if place != output:
+            student = config.student.model_copy(update={"resolution": side})
+            pipeline.write_rows(config.model_copy(update={"student": student}), place, output)
+
+
+def _refuse_unlabelled(objective: str, config: Config, output: Folder) -> None:
+    """Look for labels before any image is annotated. Raises UserError where the objective needs them."""
+    if objective not in WITH_LABELS:
+        return
+    labels = output / "labels" / "test"
+    log.debug("%d test images", Listing(annotate.open_pool(config, "test")[1], labels).images)
+    if not labels.files(".parquet"):
+        raise UserError(
+            f"objective={objective} needs labels, and the test images have none; give labelled ones with --test.path, "
+            "or use an objective without labels"
+        )
+
+
+def _run(
+    search: Search, config: Config, space: Space, output: Folder, need: dict[str, float], at_once: int
+) -> tune.ResultGrid:
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the search as it ends every job
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner cannot be silenced
+    for chatty in ("ray.tune", "ray.train", "ray.tune.execution.tune_controller"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)  # TrialLog says it in a line
+    whole, keep = train.seen_from_anywhere(config), search.scheduler == "pbt"
+    study = Study(whole, space, search.objective, keep, need["CPU"], at_once)
+    nested = config.cluster.num_workers > 1
+    labels = {} if nested else config.cluster.label_selector or {}
+    place = tune.PlacementGroupFactory([need], bundle_label_selector=[labels]) if labels else need
+    trainable = tune.with_resources(
+        tune.with_parameters(train_nested if nested else train_trial, study=study, maker=candidate_maker(study)), place
+    )
+    root = study.output
+    filesystem = None if root.local else root.filesystem
+    if search.resume and is_restorable(root / TRIALS):
+        log.info("going on with the search in %s", config.output)
+        path = f"{root.path}/{TRIALS}"
+        return tune.Tuner.restore(
+            path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
+        ).fit()
+    longest = max(space.probes_of("method.epochs") or [config.method.epochs])
+    random = search.search == "random"
+    tuner = tune.Tuner(
+        trainable,
+        param_space=param_space(space),
+        tune_config=tune.TuneConfig(
+            metric=search.objective,
+            mode="max",
+            num_samples=search.num_samples,
+            scheduler=scheduler(search, space, longest),
+            search_alg=searcher(search, config.seed, at_once),
+            max_concurrent_trials=None if random else at_once or None,
+            reuse_actors=config.cluster.num_workers == 1,
+            trial_name_creator=trial_name,
+            trial_dirname_creator=trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=TRIALS,
+            storage_path=root.path,
+            storage_filesystem=filesystem,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
+            callbacks=[
+                TrialLog(space, search.objective, search.num_samples * space.grid_points),
+                Tidy(),
+                *loggers(search, root.name),
+            ],
+        ),
+    )
+    return tuner.fit()
+
+
+def _forget_unknown(known: set[str], runs: Folder) -> None:
+    """A trial that began after Tune's last snapshot before a kill has begun anew, under another name."""
+    for name in runs.entries():
+        if name.split("-from-")[0] not in known:
+            (runs / name).delete()
+
+
+def _as_trial(result: Any, config: Config, space: Space, output: Folder) -> Trial:
+    name = result.path.rstrip("/").rsplit("/", 1)[-1]
+    run = (result.metrics or {}).get("run", name)
+    folder = output / "trials" / run
+    history = read_history(folder)
+    status, error = UNFINISHED, ""
+    if result.error is not None:
+        status, error = FAILED, _last_line(result.error)
+    elif folder.exists(FAILURE):
+        status, error = FAILED, folder.read(FAILURE).decode()
+    elif history:
+        whole = trial_settings(config, space, result.config).method.epochs
+        status = FINISHED if int(history[-1]["epoch"]) + 1 >= whole else STOPPED
+    return Trial(name, run, status, dict(result.config), history, error)
+
+
+def _last_line(error: Exception) -> str:
+    """What a remote traceback comes to."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _conclude(trials: list[Trial], search: Search, config: Config, space: Space, output: Folder) -> str:
+    output.write("trials.csv", as_csv(trials, space, search.objective))
+    output.write("trials.svg", trials_svg(trials, space, search.objective))
+    best = ranked(trials, search.objective)[0]
+    if best.status == FAILED or not best.history:
+        raise UserError(f"no trial came to an end, see {config.output}/trials.csv; the first failed with: {best.error}")
+    winner = trial_settings(config, space, best.values).model_copy(update={"output": extended(config.output, "-best")})
+    title = f"# {search.objective} {best.score(search.objective):.4f}: trial {best.name} of {config.output}\n"
+    output.write("best.yaml", title + resolved_yaml(winner))
+    table, tune_logs, annotations, yaml = (
+        without_credentials(extended(config.output, f"/{name}"))
+        for name in ("trials.csv", TRIALS, "annotations", "best.yaml")
+    )
+    return "\n".join(
+        [
+            as_table(trials, space, search.objective),
+            f"Best by {search.objective}: trial {best.name}. See {table} and trials.svg; "
+            f"tensorboard --logdir {tune_logs}",
+            f"Next: python jobs/train.py --annotations {annotations} --config {yaml}",
+        ]
+    )

@@ -1,0 +1,276 @@
+"""From a command line to a checked configuration: preset < `--config` file < command-line overrides."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import sys
+from argparse import ArgumentError, ArgumentParser, HelpFormatter
+from collections.abc import Callable, Collection, Iterator
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from shutil import get_terminal_size
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+
+from coreg_ray.config import AnnotatorConfig, Config
+from coreg_ray.errors import UserError
+from coreg_ray.run.uris import without_credentials
+
+C = TypeVar("C", bound=Config)
+
+
+class Command(Config):
+    """What every job understands besides the configuration itself."""
+
+    config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
+    preset: str | None = Field(None, description="settings under it: digits (the embedded default), search, smoke")
+
+
+def load(arguments: list[str], command: type[C], description: str | None = None) -> C:
+    """The checked configuration of a job.
+
+    Args:
+        arguments: the command line without the program's name, e.g. ["--method.epochs", "40"].
+        command: `Command` or a subclass with the job's own fields.
+        description: what the job does, for `--help`.
+
+    Raises:
+        UserError: an unknown key (the valid ones are listed), a value out of range, or contradictory settings.
+    """
+    given = _parse(arguments, command, description)
+    file = given.pop("config", None)
+    whole = {name for name, _ in fields_of(command) if _is_mapping(name, command)}
+    values = _merge(_read_yaml(file), given, whole) if file else given
+    _refuse_unknown(values, command)
+    preset = values.pop("preset", None)
+    if preset is None and values.get("source", {}).get("kind", "digits") == "digits":
+        preset = "digits"
+    if preset is not None:
+        values = _merge(_preset(preset), values, whole)
+    try:
+        return command.model_validate(values | {"config": file, "preset": preset})
+    except ValidationError as error:
+        raise UserError("\n".join(explain(problem, command) for problem in error.errors())) from error
+
+
+def run(main: Callable[[list[str]], None], stopped: str = "stopped; the same command continues this run") -> None:
+    """Call a job's `main` with the command line; a person's own mistakes end in one line and exit code 2.
+
+    Args:
+        stopped: what Ctrl-C is answered with.
+    """
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Discreet("%(message)s"))
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"error: {without_credentials(str(error))}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\n{stopped}\n")
+        sys.exit(130)
+
+
+def resolved_yaml(config: Config) -> str:
+    """The whole configuration as YAML that `--config` takes back."""
+    return yaml.safe_dump(config.settings(), sort_keys=False, allow_unicode=True)
+
+
+def _parse(arguments: list[str], command: type[Config], description: str | None) -> dict[str, Any]:
+    """Only what was given, as a tree; pydantic-settings builds the parser and the help from the fields."""
+    parser = ArgumentParser(
+        prog=Path(sys.argv[0]).name,
+        usage="%(prog)s [--config FILE] [--section.key VALUE ...]",
+        description=description,
+        epilog="The embedded digits have other defaults: those of the preset `digits`, unless --preset names another.",
+        formatter_class=_HelpLayout,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    source = CliSettingsSource[ArgumentParser](
+        _settings(command), root_parser=parser, add_argument_method=_add_argument, formatter_class=_HelpLayout
+    )
+    try:
+        given, unknown = parser.parse_known_args(arguments)
+    except ArgumentError as error:
+        name = error.argument_name
+        raise UserError(
+            f"{name} has no value; write {name} VALUE, or {name}=VALUE for one that begins with a dash"
+        ) from error
+    if unknown:
+        raise UserError(_unknown_word(unknown[0], command))
+    lists = {name: values for name, values in vars(given).items() if isinstance(values, list)}
+    for name, values in lists.items():
+        if not any(value.lstrip().startswith(("[", '{"')) for value in values) and not _is_mapping(name, command):
+            # Each value is one element, commas and all.
+            setattr(given, name, "null" if values == ["null"] else json.dumps(values))
+    try:
+        tree: dict[str, Any] = source(parsed_args=given)()
+    except SettingsError as error:
+        raise UserError(f"{error}; see --help") from error
+    for name, value in tree.items():
+        if value == {}:  # `--method` alone
+            raise UserError(unknown_key(name, command))
+    return tree
+
+
+class _Discreet(logging.Formatter):
+    """Leaves users and passwords out of URIs: logs of jobs are kept, and read by others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(without_credentials(super().format(record)))
+
+
+class _HelpLayout(HelpFormatter):
+    """Names and descriptions side by side, never wider than a person reads; texts of several lines stay as they are."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=36, width=min(get_terminal_size().columns - 2, 118))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return "".join(f"{indent}{line}" for line in text.splitlines(keepends=True))
+        return super()._fill_text(text, width, indent)
+
+
+def _add_argument(place: Any, *names: str, **options: Any) -> None:
+    """Hand an option to argparse; "default: None" says nothing that its description does not."""
+    for nothing in (" (default: None)", " (default: null)"):
+        options["help"] = options["help"].removesuffix(nothing)
+    place.add_argument(*names, **options)
+
+
+@cache
+def _settings(command: type[Config]) -> type[BaseSettings]:
+    """`command` in the form that pydantic-settings parses; environment variables and files play no part."""
+    return type(
+        command.__name__,
+        (BaseSettings, command),
+        {
+            "model_config": SettingsConfigDict(
+                extra="forbid",
+                cli_kebab_case=False,
+                cli_avoid_json=True,
+                cli_hide_none_type=True,
+                cli_parse_none_str="null",
+                cli_use_class_docs_for_groups=True,
+                protected_namespaces=(),
+            ),
+            "__module__": __name__,
+        },
+    )
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any], whole: Collection[str] = (), above: str = "") -> dict[str, Any]:
+    """Settings of `under`, replaced where `over` has them; a mapping that is one of `whole` is one setting."""
+    merged = dict(under)
+    for name, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict) and f"{above}{name}" not in whole
+        merged[name] = _merge(merged[name], value, whole, f"{above}{name}.") if both else value
+    return merged
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    from coreg_ray.run.storage import Folder  # late: --help needs no pyarrow
+
+    try:
+        folder, name = Folder.of_file(path)
+        content = yaml.safe_load(folder.read(name).decode()) or {}
+    except (OSError, UnicodeDecodeError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise UserError(f"--config {path} cannot be read ({reason}); give an existing YAML file") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} holds a {type(content).__name__}; it must hold keys like `method:`")
+    tree: dict[str, Any] = {}
+    for name, value in content.items():
+        if value is None and "." not in str(name):
+            continue  # a section in which nothing is written
+        branch: Any = value
+        for part in reversed(str(name).split(".")):
+            branch = {part: branch}
+        tree = _merge(tree, branch)
+    return tree
+
+
+def _preset(name: str) -> dict[str, Any]:
+    folder = resources.files("coreg_ray") / "presets"
+    known = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    if name not in known:
+        raise UserError(f"preset={name} is unknown; the presets are {', '.join(known)}")
+    return dict(yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:
+    valid = {name for name, _ in fields_of(command)}
+    for name in _leaves(tree, ""):
+        prefixes = {name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)}
+        if not prefixes & valid:
+            raise UserError(unknown_key(name, command))
+
+
+def _leaves(tree: dict[str, Any], above: str) -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
+
+
+def fields_of(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and type of every setting."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields_of(field.annotation, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", field.annotation
+
+
+def _is_mapping(name: str, command: type[Config]) -> bool:
+    annotation = dict(fields_of(command))[name]
+    return any(get_origin(part) is dict for part in (annotation, *get_args(annotation)))
+
+
+def _unknown_word(word: str, command: type[Config]) -> str:
+    if word.startswith("--"):
+        return unknown_key(word.removeprefix("--").split("=")[0], command)
+    return f"{word!r} belongs to no setting; write --section.key VALUE, and quote values with spaces"
+
+
+def unknown_key(name: str, command: type[Config]) -> str:
+    """What to say of a key that is none: the nearest one, and those of its section."""
+    keys = [key for key, _ in fields_of(command)]
+    below = [key for key in keys if key.startswith(f"{name}.")]
+    if below:
+        return f"{name} is a section of settings; give one of them: {', '.join(below)}"
+    section = name.split(".")[0] + "."
+    near = [key for key in keys if key.startswith(section)] or [key for key in keys if "." not in key] + sorted(
+        {key.split(".")[0] + ".*" for key in keys if "." in key}
+    )
+    close = difflib.get_close_matches(name, keys, n=1)
+    hint = f" did you mean {close[0]}?" if close else ""
+    return f"unknown setting {name};{hint} valid ones: {', '.join(near)}"
+
+
+def explain(problem: Any, command: type[Config]) -> str:
+    """One line for one of pydantic's findings: name, value, limit."""
+    name = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{name}: {message}" if name else message
+    if problem["type"] == "missing":
+        field = command.model_fields.get(name)
+        meaning = f", {field.description}" if field else ""
+        return f"{name} is missing; give --{name} VALUE{meaning}"
+    if problem["type"] == "extra_forbidden":  # only in lists: all else was looked through before
+        return f"unknown setting {name}; valid ones: {', '.join(AnnotatorConfig.model_fields)}"
+    return f"{name}={problem['input']}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,199 @@
+"""The trained model as a user holds it: read from its folder, it classifies images of any kind.
+
+model/
+    model.json          format, classes, resolution, normalisation, architecture, temperature, provenance
+    model.safetensors   weights of one or both networks, keys `a.*` and `b.*`; the projection head is left behind
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from coreg_ray.config import StudentConfig
+from coreg_ray.errors import UserError
+from coreg_ray.images.coerce import pixel_batches
+from coreg_ray.run.storage import Folder
+from coreg_ray.training.networks import Student, build_student
+
+FORMAT = 1
+CARD, WEIGHTS = "model.json", "model.safetensors"
+
+
+class Prediction(NamedTuple):
+    """What a model says about N images.
+
+    Attributes:
+        classes: N class names, the most probable one of each image.
+        probabilities: (N, K) float32, in the order of `Model.classes`.
+    """
+
+    classes: list[str]
+    probabilities: NDArray[np.float32]
+
+
+@dataclass
+class Model:
+    """One network, or both as an ensemble, ready to predict.
+
+    Attributes:
+        classes: K class names.
+        student: architecture and resolution.
+        networks: by name (`a`, `b`), in evaluation mode.
+        temperature: logits are divided by it before the softmax.
+        provenance: where the model comes from, for people; nothing reads it back.
+    """
+
+    classes: list[str]
+    student: StudentConfig
+    networks: nn.ModuleDict
+    temperature: float = 1.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, folder: str | Path | Folder, device: str = "cpu") -> Model:
+        """The model in `folder`, a path or a URI. Nothing in it is executed.
+
+        Raises:
+            UserError: the folder holds no model, a damaged one, or one of a newer format.
+        """
+        place = folder if isinstance(folder, Folder) else Folder.at(folder)
+        card = read_card(place)
+        try:
+            weights = place.read(WEIGHTS)
+        except FileNotFoundError as error:
+            raise UserError(f"{place.path} lacks {WEIGHTS}; copy the whole folder") from error
+        try:
+            return cls.build(card, weights, device)
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{place.path} holds a damaged model ({_short(error)}); export it again") from error
+
+    @classmethod
+    def build(cls, card: dict[str, Any], weights: bytes, device: str = "cpu") -> Model:
+        """From the content of `model.json` and `model.safetensors`, as another machine may have sent it."""
+        student = StudentConfig.model_validate(card["student"])
+        classes, tensors = list(card["classes"]), load_tensors(weights)
+        networks = nn.ModuleDict({name: _network(student, len(classes), tensors, name) for name in card["networks"]})
+        provenance = card.get("provenance", {})
+        return cls(classes, student, networks.to(device).eval(), float(card["temperature"]), provenance)
+
+    def save(self, folder: Folder) -> None:
+        """Write the model; the card comes last, so that a folder with it is whole."""
+        weights = {
+            f"{name}.{key}": tensor.detach().cpu().contiguous()
+            for name, network in self.networks.items()
+            for key, tensor in network.state_dict().items()
+            if not key.startswith("projector.")
+        }
+        folder.write(WEIGHTS, save_tensors(weights))
+        folder.write_json(CARD, self.card())
+
+    def card(self) -> dict[str, Any]:
+        """What `model.json` says: all that another program needs to use the weights, and the provenance."""
+        first: Student = next(iter(self.networks.values()))  # type: ignore[assignment]
+        return {
+            "format": FORMAT,
+            "classes": self.classes,
+            "resolution": self.resolution,
+            "mean": (first.pixel_mean / 255).tolist(),
+            "std": (first.pixel_std / 255).tolist(),
+            "student": {name: getattr(self.student, name) for name in ("name", "width", "resolution")},
+            "networks": list(self.networks),
+            "temperature": self.temperature,
+            "provenance": self.provenance,
+        }
+
+    @property
+    def resolution(self) -> int:
+        """S: images are brought to S x S pixels."""
+        return self.student.resolution
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.networks.parameters()).device
+
+    def predict(self, images: Any, batch_size: int = 256) -> Prediction:
+        """Classify one image or many.
+
+        Args:
+            images: a path, a Pillow image, encoded bytes, an array (H, W), (H, W, C) or (N, H, W, C), a tensor
+                (C, H, W) or (N, C, H, W), or any iterable of these. Integers are 0..255, floats 0..1. Any size: the
+                shorter side is brought to the model's resolution and the centre is taken.
+            batch_size: images that pass through the network at a time.
+
+        Raises:
+            ValueError: an image cannot be read; the message names it.
+        """
+        parts = [self.probabilities(pixels) for pixels in pixel_batches(images, self.resolution, batch_size)]
+        probabilities = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(self.classes)), np.float32)
+        return Prediction([self.classes[number] for number in probabilities.argmax(axis=1)], probabilities)
+
+    def top(self, path: str | Path, count: int) -> list[tuple[str, float]]:
+        """The most probable classes of one image file, best first. Raises UserError: it cannot be read."""
+        try:
+            probabilities = self.predict(path).probabilities[0]
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return [
+            (self.classes[number], float(probabilities[number])) for number in probabilities.argsort()[::-1][:count]
+        ]
+
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 or float in 0..255 -> (B, K) calibrated probabilities on the model's device."""
+        return torch.softmax(self.logits(pixels) / self.temperature, dim=1)
+
+    @torch.inference_mode()
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 or float in 0..255 -> (B, K), the mean over the networks (METHOD: section 3, step 6)."""
+        pixels = pixels.to(self.device, memory_format=torch.channels_last)
+        logits = [network.classify(pixels) for network in self.networks.values()]  # type: ignore[operator]
+        return torch.stack(logits).mean(dim=0)
+
+
+def read_card(folder: Folder) -> dict[str, Any]:
+    """The content of `model.json`. Raises UserError: there is none, it is damaged, or of a newer format."""
+    try:
+        card = folder.read_json(CARD)
+    except FileNotFoundError as error:
+        inside = f"; did you mean {folder.path}/model?" if folder.exists(f"model/{CARD}") else ""
+        raise UserError(f"{folder.path} holds no {CARD}, so it is no model{inside or '; give RUN/model'}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(
+            f"{folder.path}/{CARD} cannot be read ({_short(error)}); give the model/ folder of a run"
+        ) from error
+    if not isinstance(card, dict) or not isinstance(card.get("format"), int):
+        raise UserError(f"{folder.path}/{CARD} names no format, so it is none of ours; give the model/ folder of a run")
+    if card["format"] > FORMAT:
+        raise UserError(
+            f"{folder.path} has format {card['format']}, this version reads up to {FORMAT}; upgrade coreg-ray"
+        )
+    return card
+
+
+def new_network(student: StudentConfig, num_classes: int) -> Student:
+    """A network without its projection head, which only training needs; leaves torch's generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        network = build_student(student.model_copy(update={"pretrained": None}), num_classes)
+    network.projector = nn.Sequential()
+    return network
+
+
+def _network(student: StudentConfig, num_classes: int, weights: dict[str, Tensor], name: str) -> Student:
+    network = new_network(student, num_classes)
+    own = {key.removeprefix(f"{name}."): tensor for key, tensor in weights.items() if key.startswith(f"{name}.")}
+    network.load_state_dict(own)
+    return network
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200]

@@ -1,0 +1,84 @@
+"""The model card: what a person should know before trusting the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from coreg_ray.deploy.model import Model
+
+_MOST_CLASSES = 200
+
+
+def model_card(model: Model, extra_files: list[str]) -> str:
+    """`README.md` of an artifact, in Markdown.
+
+    Args:
+        extra_files: names of the files besides model.json and model.safetensors.
+    """
+    came_from = model.provenance
+    settings, metrics = came_from.get("configuration", {}), came_from.get("metrics", {})
+    source, annotator = settings.get("source", {}), settings.get("annotator", {})
+    shown = [f"`{_plain(name)}`" for name in model.classes[:_MOST_CLASSES]]
+    more = f" and {len(model.classes) - len(shown)} more" if len(model.classes) > len(shown) else ""
+    width = f", width {model.student.width}" if model.student.name == "preact_resnet18" else ""
+    networks = f"network {next(iter(model.networks))}" if len(model.networks) == 1 else "both networks, averaged"
+    lines = [
+        "# Image classifier trained without manual labels",
+        "",
+        f"{len(model.classes)} classes: {', '.join(shown)}{more}.",
+        "",
+        f"A {model.student.name}{width} for {model.resolution} px images ({networks}), trained with Co-Reg "
+        "(arXiv 2406.18550) on candidate labels that a vision-language model gave "
+        f"({_plain(annotator.get('model', 'unknown'))}, {_plain(annotator.get('pretrained') or 'its own weights')}) "
+        f"to images of kind `{_plain(source.get('kind', 'unknown'))}`.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import coreg_ray",
+        'classes, probabilities = coreg_ray.load("this/folder").predict(["image.jpg"])',
+        "```",
+        "",
+        "`model.json` says how to use `model.safetensors` without this package: bring the shorter side of an RGB "
+        f"image to {model.resolution} px (bicubic, antialiased), take the centre, divide by 255, subtract `mean`, "
+        "divide by `std`.",
+        *(_portable(name) for name in extra_files),
+        "",
+        "## How far to trust it",
+        "",
+        *_figures(metrics),
+        f"- Probabilities are softmax(logits / {model.temperature:.3g}); the temperature was fitted without labels.",
+        "- The classes are all the model knows: an image of anything else gets one of them too.",
+        "- What the annotator confuses consistently, the model may have learned: look at the run's report.html.",
+        "",
+        "## Where it comes from",
+        "",
+        f"- run fingerprint `{came_from.get('fingerprint')}`, annotation `{came_from.get('annotation_fingerprint')}`, "
+        f"epoch {came_from.get('epoch')}, seed {settings.get('seed')}",
+        "- " + ", ".join(f"{name} {version}" for name, version in came_from.get("versions", {}).items()),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _portable(name: str) -> str:
+    how = "onnxruntime" if name.endswith(".onnx") else "`torch.export.load`"
+    return f"`{name}` ({how}) takes `images`, float32 (B, 3, S, S) in 0..1, and gives `probabilities`."
+
+
+def _figures(metrics: dict[str, Any]) -> list[str]:
+    known = (
+        ("test/accuracy", "accuracy on the labelled test images, both networks"),
+        ("test/accuracy_a", "network a alone"),
+        ("test/accuracy_b", "network b alone"),
+        ("test/zero_shot_accuracy", "the annotator alone on the same images"),
+        ("criterion/label_free", "agreement of both networks on held-out images"),
+    )
+    lines = [f"- {metrics[name]:.3f} {meaning}" for name, meaning in known if metrics.get(name) is not None]
+    return lines or ["- Not measured: the run had no labelled test images."]
+
+
+def _plain(text: Any) -> str:
+    """Text that cannot end a code span, start HTML or break a line."""
+    return " ".join(str(text).replace("`", "'").replace("<", "&lt;").split())

@@ -1,0 +1,167 @@
+"""Where images come from: one listing of what there is, and a reader for a part of it.
+
+Every kind of source answers two questions without Ray: `listing()` yields tables (schema LISTING) of a few hundred
+images each, cheaply, without reading a pixel; `fetch(block)` reads the images of one such table. So ids are checked,
+counted and labelled before work starts, and a worker can read any block alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from coreg_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from coreg_ray.config import Config
+
+Split = Literal["pool", "test"]
+Content = bytes | NDArray[np.uint8] | Exception  # encoded, (H, W, 3), or why it could not be read
+
+BLOCK_IMAGES = 512  # images in a block of a listing, unless the source is cut otherwise (Parquet row groups)
+LISTING = pa.schema(
+    {
+        "image_id": pa.string(),  # path relative to the source, or the row's key; unique
+        "label": pa.int32(),  # class number, null where unknown
+        "file": pa.string(),  # where it lies: a file,
+        "group": pa.int32(),  # a row group of the file,
+        "start": pa.int64(),  # a row, index or offset,
+        "size": pa.int64(),  # and a length in bytes
+    }
+)
+
+
+class Source(Protocol):
+    """What every kind of source can do. Instances are small and can be sent to other machines."""
+
+    def listing(self) -> Iterator[pa.Table]:
+        """All images in a fixed order, a block at a time. Raises UserError where there are none."""
+
+    def fetch(self, block: pa.Table) -> Iterator[Content]:
+        """The images of one block of the listing, in its order; a failure to read one is yielded, not raised."""
+
+    @property
+    def known_classes(self) -> tuple[str, ...]:
+        """Class names that the source brings along, else empty."""
+
+
+def row_number(image_id: str) -> int:
+    """The number of an image everywhere after annotation: a 63-bit hash of its id, the same on every machine.
+
+    It decides which replica holds a row, whether it is held out, and its random views, and needs no global order.
+    """
+    return int.from_bytes(blake2b(image_id.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def row_numbers(image_ids: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) int64 `row_number` of each id."""
+    return np.fromiter(map(row_number, image_ids), np.int64, len(image_ids))
+
+
+def held_out(rows: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    """Which rows (N,) are annotated but not trained on: those whose number lies in the first `share` of all numbers."""
+    return rows < share * 2.0**63
+
+
+def open_source(config: Config, split: Split, names: dict[str, int] | None = None) -> Source:
+    """The images of one split: the unlabelled pool (`config.source`) or the labelled test images (`config.test`).
+
+    Args:
+        names: class name in lower case -> class number, where labels are names (sub-folders, text columns). None: no
+            label is looked at, unless the set has numbered its own.
+
+    Raises:
+        UserError: the split is not configured, or what it names does not exist.
+    """
+    section = config.source if split == "pool" else config.test
+    part: Literal["train", "test"] = "train" if split == "pool" else "test"
+    columns = (config.source.image_column, config.source.id_column, config.source.label_column)
+    path = section.path or ""
+    match section.kind:
+        case None:
+            raise UserError("test.kind is empty, so there are no labelled images; give test.kind and test.path")
+        case "digits":
+            from coreg_ray.images.sets import Digits
+
+            return Digits(part)
+        case "folder":
+            from coreg_ray.images.folder import ImageFolder
+
+            return ImageFolder.at(path, names if split == "test" or config.source.folder_labels else None)
+        case "parquet":
+            from coreg_ray.images.parquet import ParquetImages
+
+            return ParquetImages.at(path, names, columns)
+        case "webdataset":
+            from coreg_ray.images.webdataset import TarShards
+
+            return TarShards.at(path, names)
+        case "torchvision":
+            from coreg_ray.images.sets import TorchvisionSet
+
+            return TorchvisionSet.at(section.name, path, part)
+        case "huggingface":
+            from coreg_ray.images.sets import HuggingFaceSet
+
+            return HuggingFaceSet.at(path, section.name or part, columns, names)
+
+
+def block(
+    image_ids: Sequence[str],
+    *,
+    labels: Sequence[int | None] | None = None,
+    files: Sequence[str] | str | None = None,
+    groups: int | None = None,
+    starts: Sequence[int] | None = None,
+    sizes: Sequence[int] | None = None,
+) -> pa.Table:
+    """A block of a listing from its columns; a single value stands for all rows."""
+    rows = len(image_ids)
+
+    def column(values: object, name: str) -> pa.Array:
+        spread = [values] * rows if values is None or isinstance(values, (str, int)) else values
+        return pa.array(spread, LISTING.field(name).type)
+
+    columns = (image_ids, labels, files, groups, starts, sizes)
+    return pa.table([column(values, name) for values, name in zip(columns, LISTING.names, strict=True)], LISTING)
+
+
+@dataclass(frozen=True)
+class LabelReader:
+    """Labels as a source writes them -> class numbers.
+
+    Attributes:
+        names: class name in lower case -> class number; empty: labels must be numbers; None: there are none.
+    """
+
+    names: dict[str, int] | None
+
+    def __call__(self, label: object, image_id: str) -> int | None:
+        """The class number of one label; None stays None. Raises UserError for a label outside the class list."""
+        if label is None or self.names is None:
+            return None
+        count = len(set(self.names.values()))
+        if isinstance(label, str):
+            number = self.names.get(label.strip().lower(), -1)
+        else:
+            number = int(label) if int(label) < count or not count else -1  # type: ignore[call-overload]
+        if number < 0:
+            raise UserError(
+                f"label {label!r} of {image_id} is not among the {count} classes; correct it or add the class"
+            )
+        return number
+
+    def written(self, text: str, image_id: str) -> int | None:
+        """The class number of a label in a text file: a class's name, which may be a number too, else its number.
+
+        Raises UserError for a label outside the class list.
+        """
+        text = text.strip()
+        is_number = text.removeprefix("-").isdecimal() and text.lower() not in (self.names or {})
+        return self(int(text) if is_number else text, image_id)

@@ -1,0 +1,142 @@
+"""Folders of image files, on local disks and object stores."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs
+
+from coreg_ray.errors import UserError
+from coreg_ray.images.base import BLOCK_IMAGES, Content, LabelReader, block
+from coreg_ray.images.decode import extensions
+from coreg_ray.run.storage import Folder
+from coreg_ray.run.uris import split_options
+
+log = logging.getLogger(__name__)
+_WILDCARDS = "*?["
+_READERS = 8  # files read at once; an object store answers slowly but many at a time
+_AHEAD = 2 * _READERS  # encoded files that wait in memory for the one that is looked at
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Every file with the name of an image below a folder.
+
+    Attributes:
+        folder: where it lies; image ids are paths relative to it.
+        pattern: a glob over those relative paths, or None for all.
+        labels: reads the name of the first sub-folder as the label, or None to leave images unlabelled.
+    """
+
+    folder: Folder
+    pattern: str | None = None
+    labels: LabelReader | None = None
+    known_classes: tuple[str, ...] = ()
+
+    @classmethod
+    def at(cls, path: str, names: dict[str, int] | None = None) -> ImageFolder:
+        """The folder at a path, URI or glob; `names` (lower case -> class number) turns sub-folders into labels.
+
+        Raises:
+            UserError: there is no such folder.
+        """
+        base, pattern = split_glob(path)
+        folder = Folder.at(base)
+        if not folder.exists():
+            raise UserError(f"{base} does not exist; give a folder of images, or a glob")
+        return cls(folder, pattern, LabelReader(names) if names is not None else None)
+
+    def listing(self) -> Iterator[pa.Table]:
+        ids, ignored = [], 0
+        for path in self.folder.files():
+            image_id = path[len(self.folder.path) :].lstrip("/")
+            if is_image_name(image_id) and (self.pattern is None or fnmatch(image_id, self.pattern)):
+                ids.append(image_id)
+            else:
+                ignored += 1
+        if ignored:
+            log.info("%d files in %s do not have the name of an image and are left out", ignored, self.folder.path)
+        if not ids:
+            raise UserError(f"{self.folder.path} holds no image ({ignored} other files); give a folder that holds some")
+        for start in range(0, len(ids), BLOCK_IMAGES):
+            part = ids[start : start + BLOCK_IMAGES]
+            labels = [self._label(image_id) for image_id in part] if self.labels else None
+            yield block(part, labels=labels, files=part)
+
+    def fetch(self, block: pa.Table) -> Iterator[Content]:
+        names = iter(block["file"].to_pylist())
+        if self.folder.local:
+            yield from map(self._read, names)
+            return
+        with ThreadPoolExecutor(_READERS) as pool:
+            # A few files ahead: `pool.map` would read the whole block into memory while its first image is decoded.
+            ahead = deque(pool.submit(self._read, name) for name in islice(names, _AHEAD))
+            while ahead:
+                content = ahead.popleft().result()
+                ahead.extend(pool.submit(self._read, name) for name in islice(names, 1))
+                yield content
+
+    def _read(self, name: str) -> bytes | Exception:
+        try:
+            return self.folder.read(name)
+        except OSError as error:
+            return OSError(f"cannot be read: {type(error).__name__}")
+
+    def _label(self, image_id: str) -> int | None:
+        top, _, rest = image_id.partition("/")
+        if not rest:
+            raise UserError(f"{image_id} lies in no sub-folder, so it has no label; move it into its class's folder")
+        assert self.labels is not None
+        return self.labels(top, image_id)
+
+
+def split_glob(path: str) -> tuple[str, str | None]:
+    """A path or URI -> the part before its first wildcard, and the glob below it (None without wildcards).
+
+    A local file or folder whose very name holds such a sign ("birds [2020]") is meant as it stands.
+    What follows a URI's `?name=` are options for its object store, such as an endpoint of one's own; they stay with the
+    first part.
+    """
+    path, query = split_options(path)
+    parts = path.rstrip("/").split("/")
+    signs = (number for number, part in enumerate(parts) if any(sign in part for sign in _WILDCARDS))
+    wild = next((number for number in signs if not _is_there("/".join(parts[: number + 1]))), None)
+    if wild is None:
+        return path + query, None
+    return ("/".join(parts[:wild]) or ("/" if path.startswith("/") else ".")) + query, "/".join(parts[wild:])
+
+
+def _is_there(path: str) -> bool:
+    return "://" not in path and Path(path).expanduser().exists()
+
+
+def is_image_name(path: str) -> bool:
+    """Whether a file's name says "image"; hidden files do not."""
+    name = PurePosixPath(path)
+    return name.suffix.lower() in extensions() and not name.name.startswith(".")
+
+
+def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Folder, list[str]]:
+    """A file, folder, glob or URI -> the folder it starts from and the relative names of its files, sorted.
+
+    Raises:
+        UserError: nothing there ends in one of `suffixes`.
+    """
+    base, pattern = split_glob(path)
+    folder = Folder.at(base)
+    if folder.filesystem.get_file_info(folder.path).type == fs.FileType.File:
+        parent, _, name = folder.path.rpartition("/")
+        return Folder(folder.filesystem, parent), [name]
+    names = [found[len(folder.path) :].lstrip("/") for found in folder.files()]
+    names = [name for name in names if name.endswith(suffixes) and (pattern is None or fnmatch(name, pattern))]
+    if not names:
+        raise UserError(f"{path} holds no {what}; give a file, a folder or a glob of files ending in {suffixes[0]}")
+    return folder, names

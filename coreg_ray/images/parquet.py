@@ -1,0 +1,156 @@
+"""Images in Parquet files: encoded bytes, or arrays of uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coreg_ray.errors import UserError
+from coreg_ray.images.base import Content, LabelReader, block
+from coreg_ray.images.folder import matching_files
+from coreg_ray.run.storage import Folder
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """Parquet files with a column of images.
+
+    The column holds encoded bytes, the {bytes, path} pairs that Hugging Face writes, or uint8 arrays (H, W) or
+    (H, W, 3), as nested lists or tensors. Without a column of ids, file and row make the id.
+    """
+
+    folder: Folder
+    files: tuple[str, ...]
+    labels: LabelReader
+    image_column: str = "image"
+    id_column: str = "image_id"
+    label_column: str = "label"
+    known_classes: tuple[str, ...] = ()
+
+    @classmethod
+    def at(
+        cls, path: str, names: dict[str, int] | None, columns: tuple[str, str, str] = ("image", "image_id", "label")
+    ) -> ParquetImages:
+        """The files at a path, folder, glob or URI; `names` (lower case -> class number) reads labels given as text.
+
+        Args:
+            columns: of the image, the id and the label; the last two need not exist.
+
+        Raises:
+            UserError: there is none, or one is not Parquet or lacks the column of images, or it holds something else.
+        """
+        folder, files = matching_files(path, (".parquet",), "Parquet file")
+        source = cls(folder, tuple(files), LabelReader(names), *columns)
+        with source._open(files[0]) as parquet:
+            present = parquet.schema_arrow.names
+            if source.image_column not in present:
+                raise UserError(
+                    f"{files[0]} has no column {source.image_column!r}; "
+                    f"set source.image_column to one of {', '.join(present)}"
+                )
+            kind = parquet.schema_arrow.field(source.image_column).type
+            if not _can_hold_images(kind):
+                raise UserError(
+                    f"{files[0]} holds {kind} in {source.image_column!r}; images are encoded bytes, {{bytes, path}} "
+                    "pairs or arrays of whole numbers from 0 to 255: convert it, or set source.image_column"
+                )
+        return source
+
+    def listing(self) -> Iterator[pa.Table]:
+        rows = 0
+        for file in self.files:
+            with self._open(file) as parquet:
+                for group in range(parquet.num_row_groups):
+                    listed = self._list_group(parquet, file, group)
+                    rows += len(listed)
+                    yield listed
+        if not rows:
+            raise UserError(f"{self.folder.path} holds no row in {len(self.files)} Parquet files; give some images")
+
+    def _list_group(self, parquet: pq.ParquetFile, file: str, group: int) -> pa.Table:
+        columns = [name for name in (self.id_column, self.label_column) if name in parquet.schema_arrow.names]
+        table = parquet.read_row_group(group, columns=columns)
+        rows = parquet.metadata.row_group(group).num_rows
+        if self.id_column in columns:
+            given = table[self.id_column]
+            if given.null_count:
+                raise UserError(f"{file} has a row without {self.id_column}; give every row one, or drop the column")
+            ids = [str(value) for value in given.to_pylist()]
+        else:
+            before = sum(parquet.metadata.row_group(number).num_rows for number in range(group))
+            ids = [f"{file}:{before + row}" for row in range(rows)]
+        labels = None
+        if self.label_column in columns:
+            given = table[self.label_column].to_pylist()
+            labels = [self.labels(label, image_id) for label, image_id in zip(given, ids, strict=True)]
+        return block(ids, labels=labels, files=file, groups=group, starts=range(rows))
+
+    def fetch(self, block: pa.Table) -> Iterator[Content]:
+        if not len(block):
+            return
+        file, group = block["file"][0].as_py(), block["group"][0].as_py()
+        with self._open(file) as parquet:
+            wanted = iter(block["start"].to_pylist())
+            following, row = next(wanted, None), 0
+            for batch in parquet.iter_batches(256, row_groups=[group], columns=[self.image_column]):
+                for value in _values(batch.column(0)):
+                    if row == following:
+                        yield value
+                        following = next(wanted, None)
+                        if following is None:
+                            return  # a few rows of a large group need not cost all of it
+                    row += 1
+
+    def _open(self, file: str) -> pq.ParquetFile:
+        path = f"{self.folder.path}/{file}"
+        try:
+            return pq.ParquetFile(path, filesystem=self.folder.filesystem)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path} cannot be read as Parquet ({error}); give Parquet files") from error
+
+
+def _can_hold_images(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return any(kind.field(number).name == "bytes" for number in range(kind.num_fields))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return True
+    depth = 0
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind, depth = kind.value_type, depth + 1
+    return depth > 0 and pa.types.is_integer(kind)
+
+
+def _values(column: pa.Array) -> Iterator[Content]:
+    """The images of one Arrow column, whatever form they have."""
+    if isinstance(column, pa.FixedShapeTensorArray):
+        yield from map(_pixels, column.to_numpy_ndarray())
+        return
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    for scalar in column:
+        value = scalar.as_py()
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if value is None:
+            yield ValueError("no image in this row")
+        else:
+            yield value if isinstance(value, bytes) else _pixels(value)
+
+
+def _pixels(value: Any) -> Content:
+    """An array of uint8, or why it is none: not the same length everywhere, or beyond 0 to 255."""
+    try:
+        pixels = np.asarray(value)
+        if pixels.size and not 0 <= pixels.min() <= pixels.max() <= 255:
+            return ValueError(f"pixels from {pixels.min()} to {pixels.max()}; they must lie in 0 to 255")
+        return pixels.astype(np.uint8, copy=False)
+    except (ValueError, TypeError) as error:
+        return error

@@ -1,0 +1,1 @@
+"""The algorithms, one file each, to be read against its paper."""

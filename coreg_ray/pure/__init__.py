@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: one function an equation. Imports torch and NumPy, nothing else of the package."""

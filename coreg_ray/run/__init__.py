@@ -1,0 +1,1 @@
+"""The run folder, on local disks and object stores alike."""

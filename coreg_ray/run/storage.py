@@ -1,0 +1,133 @@
+"""Run folders on local disks and object stores alike, through pyarrow's file systems.
+
+A file is either whole or absent: locally by writing beside it and renaming, on object stores because they never show
+a half-written object.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from coreg_ray.errors import UserError
+from coreg_ray.run.uris import split_options
+
+BORROWED = "borrowed.json"  # in a run folder: what lies in another one, name -> path
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any file system; `/` descends into it.
+
+    Attributes:
+        filesystem: pyarrow file system that holds it.
+        path: path inside that file system, without a trailing slash.
+    """
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, uri: str | Path) -> Folder:
+        """The folder at a local path or at a URI (s3://, gs://, file://).
+
+        Raises:
+            UserError: the scheme is unknown or its file system cannot be reached.
+        """
+        try:
+            if "://" not in str(uri):
+                return cls(fs.LocalFileSystem(), str(Path(uri).expanduser().resolve()))
+            filesystem, path = fs.FileSystem.from_uri(str(uri))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{uri} is not a folder that can be reached ({error}); give a path or a URI") from error
+        return cls(filesystem, path.rstrip("/"))
+
+    @classmethod
+    def of_file(cls, uri: str) -> tuple[Folder, str]:
+        """The folder that the file at a path or URI lies in, and the file's name. Raises UserError as `at` does."""
+        path, options = split_options(uri)
+        above, slash, name = path.rpartition("/")
+        return cls.at((above or slash or ".") + options), name
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self.filesystem, f"{self.path}/{name}")
+
+    def part(self, name: str) -> Folder:
+        """A folder of this run folder: its own, or the one that `lend` named; trials of a search share their data."""
+        lent = self.read_json(BORROWED) if self.exists(BORROWED) else {}
+        return Folder(self.filesystem, lent[name]) if name in lent else self / name
+
+    def lend(self, **parts: Folder) -> None:
+        """Let `part` find these folders, which lie elsewhere on the same file system."""
+        self.write_json(BORROWED, {name: folder.path for name, folder in parts.items()})
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    def exists(self, name: str = "") -> bool:
+        return self._info(name).type != fs.FileType.NotFound
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, -1 where there is none."""
+        info = self._info(name)
+        return info.size if info.type == fs.FileType.File else -1
+
+    def entries(self) -> list[str]:
+        """Names of what lies directly in this folder, sorted; empty where it does not exist."""
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def files(self, suffix: str = "") -> list[str]:
+        """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted.
+
+        Raises:
+            UserError: the name of one is not UTF-8.
+        """
+        found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
+        try:
+            return sorted(info.path for info in found if info.type == fs.FileType.File and info.path.endswith(suffix))
+        except UnicodeDecodeError as error:
+            raise UserError(f"the file name {error.object!r} is not UTF-8; rename that file") from error
+
+    def read(self, name: str = "") -> bytes:
+        """A file's content; without a name, of the file that this path itself is. Raises FileNotFoundError."""
+        with self.filesystem.open_input_stream(f"{self.path}/{name}".rstrip("/")) as stream:
+            return stream.read()
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def write(self, name: str, content: bytes | str) -> None:
+        """Write a file, whole or not at all; folders above it are made."""
+        data = content.encode() if isinstance(content, str) else content
+        path = f"{self.path}/{name}"
+        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        target = f"{path}.partial" if self.local else path
+        with self.filesystem.open_output_stream(target) as stream:
+            stream.write(data)
+        if self.local:
+            Path(target).replace(path)
+
+    def write_json(self, name: str, content: Any) -> None:
+        self.write(name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    def delete(self, name: str = "") -> None:
+        """Remove a file or a folder with all that it holds; nothing happens where there is none."""
+        kind = self._info(name).type
+        path = f"{self.path}/{name}".rstrip("/")
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(path)
+
+    def _info(self, name: str) -> fs.FileInfo:
+        return self.filesystem.get_file_info(f"{self.path}/{name}".rstrip("/"))

@@ -1,0 +1,244 @@
+"""The method's state on disk: written by every process, read at any world size, without unpickling anything.
+
+checkpoints/epoch-000012/
+    network_a.safetensors   student, key encoder, momentum, prototypes, alignment mean   (replica 0 of network a)
+    rows_a_0.safetensors    losses by row number, this replica's queue                   (every replica)
+    state.json              epoch, fingerprint, classes, architecture, history           (rank 0)
+    manifest.json           the size of every file; written last, so that a folder with it is whole
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from coreg_ray.errors import UserError
+from coreg_ray.run.storage import Folder
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.networks import Queue, frozen_copy
+from coreg_ray.training.state import NAMES, Learner, State
+
+log = logging.getLogger(__name__)
+
+CRITERION = "criterion/combined"
+QUEUE = ("keys", "classes", "confident", "valid")
+
+
+def save(state: State, folder: Folder, fingerprint: str, mesh: Mesh) -> Folder:
+    """Write the state after epoch `state.epoch - 1` below `folder`; every process calls this. Returns its folder."""
+    target = folder / f"epoch-{state.epoch - 1:06d}"
+    if mesh.rank == 0:
+        target.delete()
+    mesh.barrier()
+    for learner in state.learners:
+        if mesh.replica == 0:
+            target.write(f"network_{learner.name}.safetensors", save_tensors(_network_tensors(learner)))
+        target.write(f"rows_{learner.name}_{mesh.replica}.safetensors", save_tensors(_row_tensors(learner, state)))
+    mesh.barrier()
+    if mesh.rank == 0:
+        target.write_json("state.json", _description(state, fingerprint, mesh))
+        target.write_json("manifest.json", {name: target.size(name) for name in target.entries()})
+    mesh.barrier()
+    return target
+
+
+def newest(folder: Folder) -> Folder | None:
+    """The newest whole checkpoint below `folder`; says which newer ones are cut short and passed over."""
+    for name in reversed([name for name in folder.entries() if name.startswith("epoch-")]):
+        fault = _fault(folder / name)
+        if fault is None:
+            return folder / name
+        log.warning("checkpoint %s is not whole (%s); taking the one before it", (folder / name).path, fault)
+    return None
+
+
+def prune(folder: Folder, keep: int) -> None:
+    """Keep the `keep` newest whole checkpoints and the best by CRITERION, without labels; the manifest goes first."""
+    names = [name for name in folder.entries() if name.startswith("epoch-") and _fault(folder / name) is None]
+    kept = set(names[-keep:])
+    if names:
+        history = (folder / names[-1]).read_json("state.json")["history"]
+        scores = {f"epoch-{metrics['epoch']:06d}": metrics.get(CRITERION, -1.0) for metrics in history}
+        kept.add(max(names, key=lambda name: (scores.get(name, -1.0), name)))
+    for name in names:
+        if name not in kept:
+            (folder / name).delete("manifest.json")
+            (folder / name).delete()
+
+
+def describe(checkpoint: Folder) -> dict[str, Any]:
+    """What `state.json` says: epoch, fingerprint, classes, student, replicas, history.
+
+    Raises:
+        UserError: the folder is no whole checkpoint.
+    """
+    fault = _fault(checkpoint)
+    if fault is not None:
+        raise UserError(
+            f"{checkpoint.path} is no whole checkpoint ({fault}); give a folder like checkpoints/epoch-000012"
+        )
+    return checkpoint.read_json("state.json")
+
+
+def resume(state: State, checkpoint: Folder, mesh: Mesh) -> None:
+    """Continue exactly where `checkpoint` was written, at this or any other world size. Changes `state` in place.
+
+    Raises:
+        UserError: it holds other classes or another architecture.
+    """
+    said, weights = _read_networks(state, checkpoint)
+    for learner in state.learners:
+        _restore_network(learner, weights[learner.name], weights[NAMES[1 - learner.network]])
+        parts = [
+            load_tensors(checkpoint.read(f"rows_{learner.name}_{replica}.safetensors"))
+            for replica in range(said["replicas"])
+        ]
+        learner.losses = _of_rows(state.numbers, parts, "losses", torch.nan)[-state.method.loss_history :]
+        learner.choices = _of_rows(state.numbers, parts, "choices", -1)
+        _restore_queue(learner.queue, parts, mesh)
+    state.epoch = said["epoch"] + 1
+    state.history = said["history"]
+
+
+def _read_networks(state: State, checkpoint: Folder) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
+    """What the checkpoint says of itself, and the tensors of both networks by name; other networks are refused."""
+    said = describe(checkpoint)
+    _refuse_other_network(state, said, checkpoint)
+    return said, {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NAMES}
+
+
+def start_from(state: State, checkpoint: Folder) -> None:
+    """Take both networks' weights and nothing else: schedules begin anew. Changes `state` in place.
+
+    Args:
+        checkpoint: its folder, or a run folder, whose newest whole checkpoint is taken.
+
+    Raises:
+        UserError: it holds other classes or another architecture.
+    """
+    if checkpoint.exists("checkpoints"):
+        checkpoint = newest(checkpoint / "checkpoints") or checkpoint
+    _, weights = _read_networks(state, checkpoint)
+    for learner in state.learners:
+        for student, name in ((learner.student, learner.name), (learner.peer, NAMES[1 - learner.network])):
+            student.load_state_dict(_below(weights[name], "student."))
+
+
+def _fault(checkpoint: Folder) -> str | None:
+    """Why a checkpoint is not whole, or None."""
+    try:
+        manifest = checkpoint.read_json("manifest.json")
+        checkpoint.read_json("state.json")
+    except FileNotFoundError:
+        return "it has no manifest"
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return "its manifest or state.json cannot be read"
+    for name, size in manifest.items():
+        if checkpoint.size(name) != size:
+            return f"{name} has {checkpoint.size(name)} of {size} bytes"
+    return None
+
+
+def _description(state: State, fingerprint: str, mesh: Mesh) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "epoch": state.epoch - 1,
+        "fingerprint": fingerprint,
+        "seed": state.seed,
+        "classes": state.classes,
+        "student": _architecture(state),
+        "replicas": mesh.replicas,
+        "history": state.history,
+    }
+
+
+def _architecture(state: State) -> dict[str, Any]:
+    return {name: getattr(state.student, name) for name in ("name", "width", "resolution", "projection")}
+
+
+def _refuse_other_network(state: State, said: dict[str, Any], checkpoint: Folder) -> None:
+    if said["classes"] != state.classes:
+        raise UserError(
+            f"{checkpoint.path} knows {len(said['classes'])} classes ({', '.join(said['classes'][:3])}, ...), this run "
+            f"has {len(state.classes)} ({', '.join(state.classes[:3])}, ...); give the same names in the same order"
+        )
+    if said["student"] != _architecture(state):
+        raise UserError(
+            f"{checkpoint.path} holds the network {said['student']}, this run asks for {_architecture(state)}; "
+            "set the student section alike or choose another checkpoint"
+        )
+
+
+def _network_tensors(learner: Learner) -> dict[str, Tensor]:
+    tensors = {f"student.{name}": tensor for name, tensor in learner.student.state_dict().items()}
+    if learner.keys is not None:
+        tensors |= {f"keys.{name}": tensor for name, tensor in learner.keys.state_dict().items()}
+    if learner.mean is not None:
+        tensors["mean"] = learner.mean
+    tensors["prototypes"] = learner.prototypes
+    for name, parameter in learner.student.named_parameters():
+        momentum = learner.optimizer.momenta.get(parameter)
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _row_tensors(learner: Learner, state: State) -> dict[str, Tensor]:
+    queue = learner.queue
+    tensors = {f"queue.{name}": getattr(queue, name).roll(-queue.position, 0).cpu() for name in QUEUE}  # oldest first
+    tensors["queue.position"] = torch.tensor(queue.position)
+    return tensors | {"numbers": state.numbers.clone(), "losses": learner.losses, "choices": learner.choices}
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _restore_network(learner: Learner, own: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    device = learner.prototypes.device
+    learner.student.load_state_dict(_below(own, "student."))
+    learner.peer.load_state_dict(_below(other, "student."))
+    learner.keys = None
+    if keys := _below(own, "keys."):
+        learner.keys = frozen_copy(learner.student)
+        learner.keys.load_state_dict(keys)
+    learner.prototypes = own["prototypes"].to(device)
+    learner.mean = own["mean"].to(device) if "mean" in own else None
+    momentum = _below(own, "momentum.")
+    for name, parameter in learner.student.named_parameters():
+        if name in momentum:
+            learner.optimizer.momenta[parameter] = torch.empty_like(parameter).copy_(momentum[name])
+
+
+def _of_rows(numbers: Tensor, parts: list[dict[str, Tensor]], name: str, unknown: float) -> Tensor:
+    """A tensor (..., N) of rows `numbers`, found in all replicas' files; `unknown` for rows that none knows."""
+    known = torch.cat([part["numbers"] for part in parts])
+    values = torch.cat([part[name] for part in parts], dim=-1)
+    order = torch.argsort(known)
+    place = torch.searchsorted(known[order], numbers).clamp(max=len(known) - 1)
+    found = order[place]
+    return torch.where(known[found] == numbers, values[..., found], torch.tensor(unknown, dtype=values.dtype))
+
+
+def _restore_queue(queue: Queue, parts: list[dict[str, Tensor]], mesh: Mesh) -> None:
+    """This replica's queue: slot by slot where the team is as large as it was, else its share of all valid entries.
+
+    The slots matter, because sums over them are rounded in their order.
+    """
+    if len(parts) == mesh.replicas:
+        mine = parts[mesh.replica]
+        queue.position = int(mine["queue.position"])
+        for name in QUEUE:
+            getattr(queue, name).copy_(mine[f"queue.{name}"].roll(queue.position, 0))
+        return
+    valid = torch.cat([part["queue.valid"] for part in parts]).nonzero()[mesh.replica :: mesh.replicas, 0]
+    entries = (torch.cat([part[f"queue.{name}"] for part in parts])[valid] for name in QUEUE[:3])
+    queue.valid.zero_()
+    queue.position = 0
+    queue.push(*(entry.to(queue.keys.device) for entry in entries))

@@ -1,0 +1,97 @@
+"""Scoring both networks: by criteria on images without labels, and by accuracy on test images with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coreg_ray.pure.label_free import VIEWS, count, criteria, no_counts
+from coreg_ray.pure.rng import key, uniform
+from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.networks import Student
+from coreg_ray.training.rows import Images, Rows
+from coreg_ray.training.state import State
+
+EVALUATE_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Images that networks are scored on after every epoch; any may be empty.
+
+    Attributes:
+        held_out: annotated images that are not trained on, for the criteria; as `Rows` they have their candidate sets.
+        test: labelled images, which are not trained on either.
+        shown: images that are trained on, for the criteria where few are held out.
+    """
+
+    held_out: Images | None = None
+    test: Images | None = None
+    shown: Images | None = None
+
+
+@torch.no_grad()
+def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
+    """Accuracy of the sum of both networks' logits and of each alone, and the criteria.
+
+    Every process scores its share of the images with both networks (its own and the peer, which are equal to the other
+    process's right after an exchange), so only a handful of counts travels (METHOD: section 3, step 6).
+    """
+    learner = state.learners[0]
+    pair = (learner.student, learner.peer) if learner.network == 0 else (learner.peer, learner.student)
+    learner.student.eval()
+    hits = torch.zeros(4, dtype=torch.float64, device=mesh.device)  # ensemble, a, b, scored
+    for images, index in _share(scored.test, mesh):
+        labels = torch.full((len(index),), -1) if images.labels is None else images.labels[index]
+        labels = labels.to(mesh.device)
+        logits_a, logits_b = _logits(state, pair, images.take(index, mesh.device))
+        for slot, logits in enumerate((logits_a + logits_b, logits_a, logits_b)):
+            hits[slot] += (logits.argmax(1) == labels).sum()
+        hits[3] += (labels >= 0).sum()
+    counts = [no_counts(len(state.classes), mesh.device) for _ in range(2)]
+    for mine, looked_at in zip(counts, (scored.held_out, scored.shown), strict=True):
+        for images, index in _share(looked_at, mesh):
+            predicted = _predicted(state, pair, images, index, mesh)
+            candidates = images.candidates(index, mesh.device) if isinstance(images, Rows) else None
+            mine += count(predicted, candidates, len(state.classes))
+    learner.student.train()
+    sums = mesh.world_sum(torch.cat([hits, *counts])).cpu()
+    both, a, b, tested = sums[:4].tolist()
+    metrics: dict[str, float] = {}
+    if tested:
+        metrics |= {"test/accuracy": both / tested, "test/accuracy_a": a / tested, "test/accuracy_b": b / tested}
+    return metrics | criteria(*sums[4:].chunk(2))
+
+
+def _share(images: Images | None, mesh: Mesh) -> Iterator[tuple[Images, Tensor]]:
+    """This process's share of the images, in batches of row positions (B,)."""
+    if images is None:
+        return
+    for index in torch.arange(len(images))[mesh.rank :: mesh.world].split(EVALUATE_BATCH):
+        if len(index):
+            yield images, index
+
+
+def _predicted(state: State, pair: tuple[Student, Student], images: Images, index: Tensor, mesh: Mesh) -> Tensor:
+    """Both networks' classes (2, 1 + VIEWS, B) of images and weak views of them.
+
+    The views depend on the image alone, so that runs are compared by the same ones.
+    """
+    pixels, numbers = images.take(index, mesh.device), images.numbers[index]
+    classes = []
+    for view in range(1 + VIEWS):
+        shown = pixels
+        if view:
+            shown = weak(pixels, uniform(key(0, "stability", view), numbers, WEAK_DRAWS), flip=state.flip)
+        classes.append(torch.stack([logits.argmax(1) for logits in _logits(state, pair, shown)]))
+    return torch.stack(classes, dim=1)
+
+
+def _logits(state: State, pair: tuple[Student, Student], pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both networks' logits (B, K)."""
+    with state.autocast():
+        return pair[0].classify(pixels), pair[1].classify(pixels)

@@ -1,0 +1,254 @@
+"""The student network, its key encoder, the queue of keys and the prototypes.
+
+Sources: pre-activation ResNet (He et al., arXiv 1603.05027) as the paper's authors size it for 32 px; momentum encoder
+and queue after MoCo (arXiv 1911.05722); METHOD: sections 4 and 5.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from coreg_ray.errors import UserError
+from coreg_ray.pure.prototypes import update_prototypes
+
+if TYPE_CHECKING:
+    from coreg_ray.config import StudentConfig
+
+__all__ = ["PreActResNet18", "Queue", "Student", "build_student", "follow", "pack", "unpack", "update_prototypes"]
+
+log = logging.getLogger(__name__)
+
+
+class PreActBlock(nn.Module):
+    """Two 3x3 convolutions, each after batch norm and ReLU; the shortcut starts after the first activation."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, padding=1, bias=False)
+        changes_shape = stride != 1 or inputs != outputs
+        self.stride = stride
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False) if changes_shape else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.norm1(x), inplace=True)  # what batch norm returns is nobody else's
+        shortcut = x
+        if self.shortcut is not None:
+            # Every stride-th pixel and then a dense 1x1 convolution: the same as a strided one, whose backward pass
+            # crashes oneDNN with few channels, an odd batch and several threads (torch 2.15).
+            shortcut = self.shortcut(activated[:, :, :: self.stride, :: self.stride])
+        return self.conv2(F.relu(self.norm2(self.conv1(activated)), inplace=True)).add_(shortcut)
+
+
+class PreActResNet18(nn.Module):
+    """(B, 3, S, S) -> (B, 8 * width) features; the first stage halves the resolution from 64 px on."""
+
+    def __init__(self, width: int = 64, resolution: int = 32) -> None:
+        super().__init__()
+        self.num_features = 8 * width
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        blocks = []
+        inputs = width
+        for stage, stride in enumerate((2 if resolution >= 64 else 1, 2, 2, 2)):
+            outputs = width * 2**stage
+            blocks += [PreActBlock(inputs, outputs, stride), PreActBlock(outputs, outputs, 1)]
+            inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.stem(x)).mean(dim=(2, 3))
+
+
+class Student(nn.Module):
+    """Encoder, linear classifier and projection head; takes raw pixels, so normalisation belongs to the model.
+
+    Attributes:
+        pixel_mean, pixel_std: (3,) mean and standard deviation of the training images, in 0..255.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, encoder: nn.Module, features: int, num_classes: int, projection: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.classifier = nn.Linear(features, num_classes)
+        self.projector = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
+        self.register_buffer("pixel_mean", torch.full((3,), 127.5))
+        self.register_buffer("pixel_std", torch.full((3,), 64.0))
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) uint8 or float in 0..255 -> logits (B, K) and unit features z (B, D), both float32."""
+        rows = len(pixels)
+        if self.training and rows == 1:  # batch norm refuses a single value per channel, so the row is seen twice
+            pixels = pixels.expand(2, -1, -1, -1)
+        images = (pixels.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1)
+        features = self.encoder(images)
+        logits = self.classifier(features).float()
+        return logits[:rows], F.normalize(self.projector(features).float(), dim=1)[:rows]
+
+    def classify(self, pixels: Tensor) -> Tensor:
+        """Logits alone: (B, 3, S, S) in 0..255 -> (B, K), the deployed half of the network."""
+        return self.classifier(self.encode(pixels)).float()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) in 0..255 -> what the classifier sees of them, (B, F)."""
+        return self.encoder((pixels.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1))
+
+
+def build_student(config: StudentConfig, num_classes: int) -> Student:
+    """A freshly initialised student; seed torch's generator first (`torch.random.fork_rng`).
+
+    Raises:
+        UserError: timm knows no model of that name, or its weights cannot be had.
+    """
+    if config.name == "preact_resnet18":
+        if config.pretrained:
+            raise UserError(
+                f"student.pretrained={config.pretrained} needs a timm model; preact_resnet18 has no published weights"
+            )
+        encoder: nn.Module = PreActResNet18(config.width, config.resolution)
+        features = 8 * config.width
+    else:
+        encoder, features = _timm_encoder(config)
+    student = Student(encoder, features, num_classes, config.projection)
+    return student.to(memory_format=torch.channels_last)
+
+
+def _timm_encoder(config: StudentConfig) -> tuple[nn.Module, int]:
+    """A timm model without its classifier, and the number of its features."""
+    import timm
+
+    if not timm.is_model(config.name):
+        close = get_close_matches(config.name, ["preact_resnet18", *timm.list_models()], n=5)
+        raise UserError(
+            f"student.name={config.name} is neither preact_resnet18 nor a timm model; "
+            + (f"close names: {', '.join(close)}" if close else "see timm.list_models()")
+        )
+    settings: dict = {"num_classes": 0, "pretrained": config.pretrained == "hub"}
+    try:
+        try:
+            encoder = timm.create_model(config.name, img_size=config.resolution, **settings)  # transformers need it
+        except TypeError:
+            encoder = timm.create_model(config.name, **settings)
+    except Exception as error:  # timm and the hub's client fail in many ways
+        if config.pretrained != "hub":
+            raise
+        raise UserError(
+            f"student.pretrained=hub: the weights of {config.name} cannot be had ({error}); "
+            "give a local .safetensors or .pt file, or leave it empty"
+        ) from error
+    if config.pretrained not in (None, "hub"):
+        _load_weights(encoder, Path(config.pretrained))
+    with torch.no_grad():
+        was_training = encoder.training
+        probe = encoder.eval()(torch.zeros(1, 3, config.resolution, config.resolution))
+        encoder.train(was_training)
+    return encoder, probe.shape[1]
+
+
+def _load_weights(encoder: nn.Module, path: Path) -> None:
+    """Local weights into an encoder without unpickling code; the file's classifier is left aside."""
+    if not path.is_file():
+        raise UserError(f"student.pretrained={path} is no file; give `hub` or a .safetensors or .pt file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        missing, extra = encoder.load_state_dict(weights, strict=False)
+    except Exception as error:  # either reader has its own words for a file that holds no weights, or others
+        raise UserError(
+            f"student.pretrained={path} cannot be loaded ({error}); give weights alone, "
+            "of the same architecture at the same student.resolution"
+        ) from error
+    if missing:
+        raise UserError(
+            f"student.pretrained={path} lacks {len(missing)} tensors of the model ({missing[0]}, ...); "
+            "give weights of the same architecture"
+        )
+    log.info("weights from %s; not used: %s", path, ", ".join(extra) or "none")
+
+
+class Queue:
+    """The newest `size` keys with their pseudo-class and confidence; slots not yet filled are marked invalid.
+
+    Attributes:
+        keys: (Q, D) unit features. classes: (Q,) int64. confident, valid: (Q,) bool.
+        position: the slot that is written next.
+    """
+
+    def __init__(self, size: int, dimension: int, device: torch.device | str = "cpu") -> None:
+        self.keys = torch.zeros(size, dimension, device=device)
+        self.classes = torch.zeros(size, dtype=torch.int64, device=device)
+        self.confident = torch.zeros(size, dtype=torch.bool, device=device)
+        self.valid = torch.zeros(size, dtype=torch.bool, device=device)
+        self.position = 0
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def push(self, keys: Tensor, classes: Tensor, confident: Tensor) -> None:
+        """Write A entries over the oldest ones: keys (A, D), classes (A,), confident (A,)."""
+        size, entries = len(self), len(keys)
+        if size == 0 or entries == 0:
+            return
+        kept = min(size, entries)
+        slots = (torch.arange(kept, device=keys.device) + self.position) % size
+        self.keys[slots] = keys[-kept:]
+        self.classes[slots] = classes[-kept:]
+        self.confident[slots] = confident[-kept:]
+        self.valid[slots] = True
+        self.position = (self.position + kept) % size
+
+
+@torch.no_grad()
+def follow(key: nn.Module, query: nn.Module, momentum: float) -> None:
+    """key <- momentum * key + (1 - momentum) * query, for weights and batch-norm buffers alike (METHOD: section 4)."""
+    torch._foreach_lerp_(_floats(key), _floats(query), 1 - momentum)
+
+
+def compiled(network: Student) -> Student:
+    """The same network, its encoder run by `torch.compile`: once for every shape and mode that it meets, in place."""
+    network.encoder.compile()
+    return network
+
+
+def frozen_copy(network: Student) -> Student:
+    """A copy in evaluation mode whose weights take no gradient; compiled if the network is."""
+    frozen = copy.deepcopy(network).eval().requires_grad_(False)
+    is_compiled = network.encoder._compiled_call_impl is not None  # which a copy leaves behind
+    return compiled(frozen) if is_compiled else frozen
+
+
+@torch.no_grad()
+def pack(network: nn.Module) -> Tensor:
+    """All floating-point weights and buffers as one flat float32 tensor: what travels at an exchange."""
+    return torch.cat([tensor.reshape(-1).float() for tensor in _floats(network)])
+
+
+@torch.no_grad()
+def unpack(flat: Tensor, network: nn.Module) -> None:
+    """The inverse of `pack`, in place."""
+    tensors = _floats(network)
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def _floats(network: nn.Module) -> list[Tensor]:
+    return [t for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()]

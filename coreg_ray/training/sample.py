@@ -1,0 +1,149 @@
+"""A sample of a run's own images with all that is known about them: what the report and calibration look at.
+
+A part of the tables holds images that stand side by side in the source, often of a single class. So a sample takes
+single images from all parts, drawn by a hash of their row numbers. The numbers alone would not do: the smallest are
+held out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coreg_ray.annotation.table import read_table
+from coreg_ray.images.base import held_out
+from coreg_ray.pure.rng import key, uniform
+from coreg_ray.run.storage import Folder
+
+MOST_READ = 4_000_000_000  # bytes of pixels, so that a report on a very large pool does not read all of it
+
+
+@dataclass(frozen=True)
+class Sample:
+    """M images of a split, in random order: its first images are a sample too, for whoever cannot look at all.
+
+    Attributes:
+        numbers: (M,) int64 row numbers.
+        pixels: (M, 3, S, S) uint8, channels last in memory.
+        ids: M image ids.
+        labels: (M,) int64 true labels, -1 where unknown; only of test images.
+        candidates: (M, K) bool candidate sets of pool images; no row set where unknown.
+        annotated: (M,) int64 the annotator's first choice, -1 where unknown.
+        trusted: (M,) bool, whether a person has given the label.
+        total: images of the whole split.
+    """
+
+    numbers: NDArray[np.int64]
+    pixels: Tensor
+    ids: list[str]
+    labels: Tensor
+    candidates: Tensor
+    annotated: Tensor
+    trusted: Tensor
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def where(self, mask: NDArray[np.bool_]) -> Sample:
+        """The rows of the sample where mask (M,) is true."""
+        index = torch.from_numpy(np.flatnonzero(mask))
+        return Sample(
+            self.numbers[mask],
+            self.pixels[index],
+            [self.ids[i] for i in index.tolist()],
+            self.labels[index],
+            self.candidates[index],
+            self.annotated[index],
+            self.trusted[index],
+            self.total,
+        )
+
+    def held_out(self, share: float) -> NDArray[np.bool_]:
+        """(M,) which images were annotated but not trained on."""
+        return held_out(self.numbers, share)
+
+
+def read_sample(output: Folder, split: str, side: int, num_classes: int, most: int) -> Sample | None:
+    """At most `most` images of `rows/<split>` with labels or candidate sets; None where there are none.
+
+    The same images whatever the order of the source and its parts are. The row numbers of all images are read, 8 bytes
+    each, and the pixels of a part as a whole, one part at a time. Where all pixels are more than MOST_READ, parts are
+    drawn before images are.
+    """
+    folder = output / "rows" / split
+    names = [name for name in folder.entries() if name.endswith(".parquet")]
+    if not names or most < 1:
+        return None
+    held = {name: read_table(folder, name, ["row"])["row"].to_numpy() for name in names}
+    total = sum(map(len, held.values()))
+    held = _parts_to_read(held, MOST_READ // (3 * side**2))
+    drawn = _drawn(np.concatenate(list(held.values())), most)
+    count = len(drawn)
+    if not count:
+        return None
+    numbers, pixels = _images(folder, held, side, drawn)
+    ids = [f"row {number}" for number in numbers]
+    labels, annotated = torch.full((count,), -1), torch.full((count,), -1)
+    candidates, trusted = torch.zeros(count, num_classes, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
+    facts = output / ("labels/test" if split == "test" else "candidates")
+    known = ["label"] if split == "test" else ["candidates", "votes", "scores", "trusted"]
+    for place, row in _facts(facts, ["row", "image_id", *known], numbers):
+        ids[place] = row["image_id"]
+        if split == "test":
+            labels[place] = row["label"]
+        elif row["candidates"]:
+            candidates[place, torch.tensor(row["candidates"], dtype=torch.int64)] = True
+            annotated[place] = max(zip(row["votes"], row["scores"], row["candidates"], strict=True))[2]
+            trusted[place] = row["trusted"]
+    return Sample(numbers, pixels, ids, labels, candidates, annotated, trusted, total)
+
+
+def _parts_to_read(held: dict[str, NDArray[np.int64]], most: int) -> dict[str, NDArray[np.int64]]:
+    """Parts in the order of a hash of their row numbers, as long as they have at most `most` rows together."""
+    ordered = sorted(held, key=lambda name: blake2b(held[name].tobytes(), digest_size=8).digest())
+    before = np.cumsum([0, *(len(held[name]) for name in ordered)])
+    return {
+        name: held[name] for name, rows in zip(ordered, before[1:], strict=True) if rows <= most or name == ordered[0]
+    }
+
+
+def _drawn(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """The places (M,) of the images that are in the sample, in its order, among all row numbers (N,)."""
+    draws = uniform(key(0, "sample"), torch.from_numpy(numbers), 1)[:, 0].numpy()
+    return np.lexsort((numbers, draws))[:most]
+
+
+def _images(
+    folder: Folder, held: dict[str, NDArray[np.int64]], side: int, drawn: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Row numbers (M,) and pixels (M, 3, S, S) of the images at `drawn` (M,) among those that all parts hold."""
+    pixels, start = np.empty((len(drawn), side, side, 3), np.uint8), 0
+    for name, rows in held.items():
+        mine = np.flatnonzero((start <= drawn) & (drawn < start + len(rows)))
+        if len(mine):
+            content = read_table(folder, name, ["image"])["image"].take(pa.array(drawn[mine] - start)).to_pylist()
+            pixels[mine] = np.frombuffer(b"".join(content), np.uint8).reshape(-1, side, side, 3)
+        start += len(rows)
+    return np.concatenate(list(held.values()))[drawn], torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def _facts(folder: Folder, columns: list[str], numbers: NDArray[np.int64]) -> Any:
+    """(place in the sample, row of the table) for every row of the tables that is in the sample."""
+    order = np.argsort(numbers)
+    wanted = pa.array(numbers)
+    for name in folder.entries():
+        if not name.endswith(".parquet"):
+            continue
+        table = read_table(folder, name, columns)
+        table = table.filter(pc.is_in(table["row"], wanted))
+        places = order[np.searchsorted(numbers[order], table["row"].to_numpy())]
+        yield from zip(places.tolist(), table.to_pylist(), strict=True)

@@ -1,0 +1,169 @@
+"""All that Co-Reg remembers from one epoch to the next, and how it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from coreg_ray.pure.rng import key
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.networks import Queue, Student, build_student, compiled, frozen_copy
+from coreg_ray.training.optimizer import SGD
+from coreg_ray.training.rows import Rows, pixel_statistics, pixel_sums
+
+if TYPE_CHECKING:
+    from coreg_ray.config import MethodConfig, StudentConfig
+
+NAMES = ("a", "b")
+
+
+@dataclass
+class Learner:
+    """One of the two networks, with all that is its own.
+
+    Attributes:
+        network: 0 (a) or 1 (b).
+        student: the network in training.
+        peer: the other network as of the last exchange; takes no gradient.
+        prototypes: (K, D) unit or zero; common to both networks after every exchange.
+        keys: momentum encoder, from the first epoch with contrast on.
+        queue: this replica's share of the newest keys.
+        mean: (K,) mean unaligned prediction of the previous assessment, over the team.
+        losses: (loss_history, N) float16, normalised losses of the last assessments, newest last, NaN where none was.
+        choices: (N,) int32, where in its candidate set each row's label of the last assessment lies, -1 where none was.
+    """
+
+    network: int
+    student: Student
+    peer: Student
+    prototypes: Tensor
+    optimizer: SGD
+    queue: Queue
+    losses: Tensor
+    choices: Tensor
+    keys: Student | None = None
+    mean: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        return NAMES[self.network]
+
+
+@dataclass
+class State:
+    """What a process holds of the method's state.
+
+    Attributes:
+        learners: both networks in a world of one, else this process's one.
+        prior: (K,) class prior of distribution alignment.
+        numbers: (N,) int64, the row numbers that the per-row state belongs to.
+        epoch: the next epoch to train.
+        history: one dictionary of metrics per finished epoch.
+    """
+
+    method: MethodConfig
+    student: StudentConfig
+    seed: int
+    classes: list[str]
+    learners: list[Learner]
+    prior: Tensor
+    numbers: Tensor
+    epoch: int = 0
+    history: list[dict] = field(default_factory=list)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What networks compute in."""
+        return working_precision(self.student, self.prior.device)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that every pass through a network runs in.
+
+        Its cache of converted weights is common to all threads and emptied by whichever is done first, and no pass uses
+        a weight twice, so it stays off.
+        """
+        enabled = self.precision == torch.bfloat16
+        return torch.autocast(self.prior.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    @property
+    def flip(self) -> bool:
+        return self.student.flip is not False
+
+    @property
+    def policy(self) -> Literal["randaugment", "hole"]:
+        return "hole" if self.student.views == "hole" else "randaugment"
+
+
+def working_precision(student: StudentConfig, device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it, unless the configuration decides."""
+    wanted = student.precision
+    if wanted == "auto":
+        wanted = "bf16" if device.type == "cuda" or _cpu_multiplies_bf16() else "float32"
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+@cache
+def _cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for it; elsewhere bf16 is emulated and slower than float32."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def build_state(
+    method: MethodConfig,
+    student: StudentConfig,
+    seed: int,
+    classes: list[str],
+    rows: Rows,
+    mesh: Mesh,
+    prior: Tensor | None = None,
+) -> State:
+    """The state before the first epoch: two networks that differ by their random initialisation only.
+
+    Args:
+        classes: the K class names. rows: this replica's rows. prior: (K,), None for uniform.
+
+    Pixel statistics are those of the whole team's images.
+    """
+    num_classes = len(classes)
+    pixel_mean, pixel_std = pixel_statistics(mesh.team_sum(pixel_sums(rows.pixels)))
+    networks = []
+    for network in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(seed, "initialise", network))
+            fresh = build_student(student, num_classes)
+        fresh.pixel_mean.copy_(pixel_mean)
+        fresh.pixel_std.copy_(pixel_std)
+        fresh = fresh.to(mesh.device)
+        networks.append(compiled(fresh) if student.compile else fresh)
+    if prior is None:
+        prior = torch.full((num_classes,), 1 / num_classes)
+    return State(
+        method=method,
+        student=student,
+        seed=seed,
+        classes=classes,
+        learners=[_learner(m, networks, method, student, rows, mesh) for m in mesh.networks],
+        prior=(prior / prior.sum()).float().to(mesh.device),
+        numbers=rows.numbers,
+    )
+
+
+def _learner(
+    network: int, networks: list[Student], method: MethodConfig, student: StudentConfig, rows: Rows, mesh: Mesh
+) -> Learner:
+    own = networks[network]
+    return Learner(
+        network=network,
+        student=own,
+        peer=frozen_copy(networks[1 - network]),
+        prototypes=torch.zeros(rows.num_classes, student.projection, device=mesh.device),
+        optimizer=SGD(own.parameters(), method.learning_rate, method.momentum, method.weight_decay),
+        queue=Queue(method.queue_size // mesh.replicas, student.projection, mesh.device),
+        losses=torch.full((method.loss_history, len(rows)), torch.nan, dtype=torch.float16),
+        choices=torch.full((len(rows),), -1, dtype=torch.int32),
+    )

@@ -1,0 +1,201 @@
+"""One training run on one process of the mesh, from the tables in the run folder to the last checkpoint. Ray-free."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreg_ray.config import Config
+from coreg_ray.errors import UserError
+from coreg_ray.methods.coreg import Epoch, fit
+from coreg_ray.pure.label_free import ENOUGH
+from coreg_ray.run.storage import Folder
+from coreg_ray.training import checkpoint
+from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.history import History
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.rows import Images, Rows, Share, load_images, load_rows
+from coreg_ray.training.state import State, build_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a training run learns: made by annotation, read by every process.
+
+    Attributes:
+        classes: K class names.
+        images: how many the pool has.
+        prior: (K,) or None for uniform.
+        fingerprint: of configuration and annotation together, wherever files lie: drivers and workers see them at
+            different paths.
+    """
+
+    classes: list[str]
+    images: int
+    prior: Tensor | None
+    fingerprint: str
+
+    @classmethod
+    def read(cls, config: Config, output: Folder) -> Task:
+        """From `candidates/manifest.json` of the run folder.
+
+        Raises:
+            UserError: nothing was annotated there, or the prior is none for these classes.
+        """
+        candidates, rows = output.part("candidates"), output.part("rows") / "pool"
+        if not candidates.exists("manifest.json"):
+            raise UserError(f"{output.path} has no candidates/; annotate first (jobs/annotate.py or jobs/pipeline.py)")
+        manifest = candidates.read_json("manifest.json")
+        classes = list(manifest["class_names"])
+        images = rows.read_json("manifest.json")["images"] if rows.exists("manifest.json") else ""
+        prior = _prior(config.method.prior, manifest, len(classes))
+        settings = config.decisive()
+        del settings["start_from"], settings["student"]["pretrained"]  # where a run begins; a checkpoint lies behind it
+        if prior is not None and config.method.prior != "annotator":
+            settings["method"]["prior"] = prior.tolist()
+        content = json.dumps([settings, manifest.get("fingerprint"), classes, images], sort_keys=True)
+        fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        return cls(classes, manifest["quality"]["rows"], prior, fingerprint)
+
+
+def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | None:
+    """The class prior (K,) that `method.prior` names; classes that the annotator never expects keep a trace of it."""
+    if wanted == "uniform":
+        return None
+    if wanted == "annotator":
+        return torch.tensor(manifest["prior"], dtype=torch.float32).clamp(min=1e-6)
+    try:
+        folder, name = Folder.of_file(wanted)
+        prior = torch.tensor(folder.read_json(name), dtype=torch.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"method.prior={wanted} is no JSON list of numbers ({error}); give uniform, annotator or such a file"
+        ) from error
+    if prior.shape != (num_classes,) or not bool((prior >= 0).all()) or not float(prior.sum()) > 0:
+        raise UserError(
+            f"method.prior={wanted} holds {prior.numel()} numbers; it needs one for each of the {num_classes} classes, "
+            "none negative and not all zero"
+        )
+    return prior
+
+
+def train(config: Config, mesh: Mesh, heir_of: Folder | None = None) -> Iterator[Epoch]:
+    """Train this process's part of a run; yields after every epoch, once its checkpoint and history are written.
+
+    Continues from the newest whole checkpoint of the same fingerprint in the run folder, else from `heir_of`, else from
+    `start_from`, else from the beginning.
+
+    Args:
+        heir_of: checkpoint of a run with other settings of the method, whose whole state this one takes over at the
+            epoch where it stood (population based training).
+
+    Raises:
+        UserError: the folder's checkpoints belong to another run, or to other classes or networks.
+        NonFiniteLossError: on every process alike; the last good checkpoint stays.
+    """
+    output = Folder.at(config.output)
+    with _refused_together(mesh):
+        task = Task.read(config, output)
+        rows, scored = load_data(config, output, task, mesh)
+    with _refused_together(mesh):  # the weights to start from may lie on some nodes only
+        state = build_state(config.method, config.explicit_student(), config.seed, task.classes, rows, mesh, task.prior)
+    with _refused_together(mesh):
+        begin(state, config, output, task, mesh, heir_of)
+    with History(output, enabled=mesh.rank == 0, settings=config.settings()) as history:
+        for epoch in fit(state, rows, scored, mesh):
+            last = epoch.number + 1 == config.method.epochs
+            if last or (epoch.number + 1) % config.checkpoint.every == 0:
+                checkpoint.save(state, output / "checkpoints", task.fingerprint, mesh)
+                if mesh.rank == 0:
+                    checkpoint.prune(output / "checkpoints", config.checkpoint.keep)
+            history.write(state.history)
+            yield epoch
+
+
+@contextmanager
+def _refused_together(mesh: Mesh) -> Iterator[None]:
+    """What one process cannot do, for example read a folder that its node does not share, none goes on to do."""
+    refusal = None
+    try:
+        yield
+    except UserError as error:
+        refusal = str(error)
+        if mesh.world > 1:
+            refusal += f" (said by worker {mesh.rank} of {mesh.world} on {socket.gethostname()})"
+    refusal = mesh.first_text(refusal)
+    if refusal is not None:
+        raise UserError(refusal)
+
+
+def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh, heir_of: Folder | None = None) -> None:
+    """Put `state` where the run stands: at its newest checkpoint, at `heir_of` or `start_from`, or at the beginning."""
+    newest = checkpoint.newest(output / "checkpoints")
+    if newest is not None:
+        found = checkpoint.describe(newest)["fingerprint"]
+        if found != task.fingerprint:
+            raise UserError(
+                f"{output.path} holds checkpoints of another run (fingerprint {found}, this is {task.fingerprint}); "
+                "choose another --output, or pass the old checkpoint with --start_from"
+            )
+        checkpoint.resume(state, newest, mesh)
+        log.info("continuing after epoch %d of %s", state.epoch - 1, newest.path)
+    elif heir_of is not None:
+        checkpoint.resume(state, heir_of, mesh)
+        log.info("taking over after epoch %d of %s", state.epoch - 1, heir_of.path)
+    elif config.start_from:
+        checkpoint.start_from(state, Folder.at(config.start_from))
+        log.info("starting from the networks of %s", config.start_from)
+
+
+def load_data(config: Config, output: Folder, task: Task, mesh: Mesh) -> tuple[Rows, Scored]:
+    """This replica's training rows, and the images that every process scores."""
+    side, holdout = config.student.resolution, config.source.holdout
+    # Ray Train says how many of its workers share this machine; each holds images of its own.
+    limit = config.cluster.memory_share * physical_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    enough = min(1.0, ENOUGH / max(1, task.images))
+
+    def share(wanted: Share) -> Rows:
+        return load_rows(output, len(task.classes), side, wanted, limit)
+
+    rows = share(Share(mesh.replica, mesh.replicas, start=holdout))
+    held_out = share(Share(end=holdout)) if holdout else None
+    shown = share(Share(start=holdout, end=enough)) if 0 < holdout < enough else None
+    test = load_images(output, "test", side, Share(), limit) if config.test.kind else None
+    _to_device([rows, *(images for images in (held_out, shown, test) if images is not None)], mesh)
+    return rows, Scored(held_out, test, shown)
+
+
+def _to_device(parts: list[Images], mesh: Mesh) -> None:
+    """Images live on the GPU when all of them fit into half of its free memory."""
+    if mesh.device.type != "cuda":
+        return
+    free, _ = torch.cuda.mem_get_info(mesh.device)
+    size = sum(part.pixels.numel() for part in parts)
+    if size < free / 2:
+        for part in parts:
+            part.pixels = part.pixels.to(mesh.device)
+    log.info("%.2f GB of images %s the GPU", size / 1e9, "on" if size < free / 2 else "stay off")
+
+
+def physical_memory() -> int:
+    """Bytes of memory this process may use: the machine's, or its container's limit."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(limit) as file:  # noqa: PTH123 (a kernel file, not a path of ours)
+                total = min(total, int(file.read()))
+        except (OSError, ValueError):
+            continue
+    return total

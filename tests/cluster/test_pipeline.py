@@ -1,0 +1,119 @@
+"""The main job as a user runs it: everything through Ray, on the embedded digits, at the size of its smoke twin."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pytest
+
+from coreg_ray.cluster.pipeline import claim, run
+from coreg_ray.commands.base import Command, load
+from coreg_ray.errors import UserError
+from coreg_ray.run.storage import Folder
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+def command(output: Path, *more: str) -> Command:
+    return load(["--preset", "smoke", "--output", str(output), *more], Command)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, _ray_session: None) -> tuple[Path, dict[str, Any]]:
+    output = tmp_path_factory.mktemp("runs") / "smoke"
+    return output, run(command(output))
+
+
+@pytest.mark.timeout(300)
+def test_one_command_makes_the_whole_run_folder(finished: tuple[Path, dict[str, Any]]) -> None:
+    output, metrics = finished
+    assert json.loads((output / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    assert metrics["annotation/encoded_images"] == 1437
+    assert metrics["annotation/rejected_images"] == 0
+    assert 0.55 <= metrics["test/zero_shot_accuracy"] <= 0.85
+    assert metrics["annotation/coverage"] >= 0.8
+    assert metrics["train/world_size"] == 1
+    assert metrics["train/start_epoch"] == 0
+    for name in ("test/accuracy", "test/accuracy_a", "test/accuracy_b", "criterion/label_free"):
+        assert 0 <= metrics[name] <= 1
+    rows = list(csv.DictReader((output / "history.csv").open()))
+    assert [row["phase"] for row in rows] == ["warmup", "warmup", "coreg", "coreg"]
+    assert float(rows[-1]["contrast/a"]) > 0
+    for name in ("config.yaml", "report.html", "model/model.json", "model/model.safetensors"):
+        assert (output / name).stat().st_size > 0
+    assert list((output / "tensorboard").glob("events.*"))
+
+
+def test_annotations_hold_one_vote_per_prompt_and_no_label(finished: tuple[Path, dict[str, Any]]) -> None:
+    table = ds.dataset(sorted((finished[0] / "annotations").rglob("*.parquet"))).to_table()
+    assert table.num_rows == 1797
+    assert {len(votes) for votes in table["votes"].to_pylist()} == {12}
+    for folder in ("annotations", "candidates", "rows"):
+        names = ds.dataset(sorted((finished[0] / folder).rglob("*.parquet"))).schema.names
+        assert "label" not in names
+
+
+@pytest.mark.timeout(120)
+def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
+    output, metrics = finished
+    history = (output / "history.csv").read_text()
+    again = run(command(output))
+    assert again["annotation/encoded_images"] == 0
+    assert again["train/start_epoch"] == 4
+    assert again["test/accuracy"] == metrics["test/accuracy"]
+    assert (output / "history.csv").read_text() == history
+
+
+@pytest.mark.timeout(200)
+def test_training_from_an_annotation_made_before(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
+    output = finished[0].parent / "second"
+    plain = command(output, "--method.epochs", "2", "--seed", "5", "--report.baselines", "true")
+    metrics = run(plain, annotated=str(finished[0]))
+    assert metrics["test/zero_shot_accuracy"] == finished[1]["test/zero_shot_accuracy"]
+    assert metrics["annotation/coverage"] == finished[1]["annotation/coverage"]
+    assert len((output / "history.csv").read_text().splitlines()) == 3
+    compared = json.loads((output / "baselines.json").read_text())["baselines"]
+    assert len(compared) == 2  # both learn from the other run's embeddings
+    assert compared[0]["accuracy"] > 0.5
+
+
+def test_other_settings_on_the_same_folder_are_refused(tmp_path: Path) -> None:
+    output = Folder.at(tmp_path)
+    claim(command(tmp_path), output)
+    claim(command(tmp_path, "--cluster.num_workers", "2", "--checkpoint.keep", "5"), output)
+    with pytest.raises(UserError, match=r"method\.epochs 4 -> 9.*choose another --output"):
+        claim(command(tmp_path, "--method.epochs", "9"), output)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match=r"thesis\.tex.*choose an empty folder"):
+        claim(command(tmp_path), Folder.at(tmp_path))
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="choose another folder"):
+        claim(command(tmp_path / "file"), Folder.at(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method.epochs", "0"], "method.epochs=0"),
+        (["--method.epoch", "9"], "did you mean method.epochs"),
+        (["--cluster.num_workers", "3"], "use 1 or an even number"),
+    ],
+)
+def test_a_mistake_on_the_command_line_ends_in_one_line(arguments: list[str], message: str) -> None:
+    done = subprocess.run([sys.executable, JOBS / "pipeline.py", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,121 @@
+"""The model behind HTTP, asked by a real client."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from finished_run import finished_run
+from PIL import Image
+from toy import CLASSES, images
+
+from coreg_ray.deploy.export import export
+from coreg_ray.deploy.model import Model
+from coreg_ray.errors import UserError
+from coreg_ray.run.storage import Folder
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+pytestmark = pytest.mark.timeout(180)
+LIMIT = 50_000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    run = finished_run(Folder.at(tmp_path_factory.mktemp("run")), CLASSES)
+    export(run)
+    return run / "model"
+
+
+@pytest.fixture(scope="module")
+def address(model: Folder, _ray_session: None) -> Iterator[str]:
+    from coreg_ray.cluster.serve import application, serve
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(application(model, max_bytes=LIMIT), name="test")
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()
+
+
+def ask(address: str, body: Any = None, method: str | None = None) -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(address, data=body, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def png(pixels: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_health_names_the_classes(address: str) -> None:
+    assert ask(f"{address}/health") == (200, {"status": "ok", "classes": CLASSES})
+
+
+def test_images_asked_together_get_the_models_own_answers(address: str, model: Folder) -> None:
+    pixels = images(24, seed=5)[0].numpy()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda image: ask(address, png(image)), pixels))
+    classes, probabilities = Model.load(model).predict(pixels)
+    assert [status for status, _ in answers] == [200] * 24
+    assert [answer["class"] for _, answer in answers] == classes
+    np.testing.assert_allclose([answer["probability"] for _, answer in answers], probabilities.max(1), atol=1e-4)
+    assert [entry["class"] for entry in answers[0][1]["top"]] == [CLASSES[k] for k in probabilities[0].argsort()[::-1]]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method", "status", "said"),
+    [
+        ("/", b"no image", "POST", 400, "not an image"),
+        ("/", b"", "POST", 400, "empty"),
+        ("/", b"x" * (LIMIT + 1), "POST", 413, str(LIMIT)),
+        ("/", None, "GET", 405, "POST"),
+        ("/", b"x", "DELETE", 405, "POST"),
+        ("/etc/passwd", None, "GET", 404, "does not exist"),
+    ],
+)
+def test_what_a_client_does_wrong_is_said(
+    address: str, path: str, body: bytes | None, method: str, status: int, said: str
+) -> None:
+    found, answer = ask(address + path, body, method)
+    assert found == status
+    assert said in answer["error"]
+
+
+def test_a_body_of_unknown_length_is_cut_off_at_the_limit(address: str) -> None:
+    found, answer = ask(address, (b"x" * 10_000 for _ in range(20)), "POST")
+    assert (found, str(LIMIT) in answer["error"]) == (413, True)
+
+
+def test_after_all_that_it_still_answers(address: str) -> None:
+    assert ask(address, png(np.zeros((5, 90), np.uint8)))[0] == 200
+
+
+def test_a_port_that_is_taken_is_refused(address: str) -> None:
+    from coreg_ray.cluster.serve import refuse_taken
+
+    with pytest.raises(UserError, match="choose another --port"):
+        refuse_taken("127.0.0.1", int(address.rsplit(":", 1)[1]))
+    with pytest.raises(UserError, match="cannot be listened on"):
+        refuse_taken("no.such.host.invalid", 8000)
+
+
+def test_a_folder_that_is_no_model_is_refused_before_anything_starts(model: Folder) -> None:
+    from coreg_ray.cluster.serve import application
+
+    with pytest.raises(UserError, match=r"model\.json"):
+        application(model / "nothing")

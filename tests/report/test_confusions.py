@@ -1,0 +1,129 @@
+"""Confusions by the pairs that occur: equal to the dense matrix, and small where that would be gigabytes."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from coreg_ray.cluster import predict
+from coreg_ray.deploy.calibration import calibration_error
+from coreg_ray.deploy.predictions import Judgement
+from coreg_ray.images.base import block, row_numbers
+from coreg_ray.report import sections
+from coreg_ray.report.confusions import Confusions
+from coreg_ray.report.data import Looked, Run
+from coreg_ray.run.storage import Folder
+from coreg_ray.training.sample import Sample
+
+MANY = 3000  # classes; a matrix of int64 has 72 MB
+ROWS = 300
+
+
+def said_of(classes: int, rows: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """True classes, and predicted ones of which half are true."""
+    random = np.random.default_rng(seed)
+    true = random.integers(classes, size=rows)
+    return true, np.where(random.random(rows) < 0.5, true, random.integers(classes, size=rows))
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes that numpy and Python held at most meanwhile."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_they_are_those_of_the_dense_matrix() -> None:
+    true, predicted = said_of(7, 200)
+    dense = np.zeros((7, 7), np.int64)
+    np.add.at(dense, (true, predicted), 1)
+    found = Confusions.of(true, predicted, 7)
+    assert (found.matrix() == dense).all()
+    assert found.accuracy == dense.trace() / 200
+    for one, other in zip(found.by_class(), (dense.diagonal(), dense.sum(1), dense.sum(0)), strict=True):
+        assert one.tolist() == other.tolist()
+    wrong = dense - np.diag(dense.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:10]
+    assert found.worst(10) == [(cell // 7, cell % 7, wrong.flat[cell]) for cell in order.tolist() if wrong.flat[cell]]
+
+
+def test_of_no_image_and_of_no_mistake() -> None:
+    nothing = np.zeros(0, np.int64)
+    empty = Confusions.of(nothing, nothing, 3)
+    assert (empty.accuracy, empty.worst(10), empty.matrix().sum()) == (0, [], 0)
+    assert Confusions.of(np.arange(3), np.arange(3), 3).worst(10) == []
+
+
+def test_the_report_needs_no_matrix_of_very_many_classes() -> None:
+    true, predicted = said_of(MANY, ROWS)
+    nothing = np.zeros((3, ROWS), np.float32)
+    judged = Judgement(np.stack([predicted] * 3), nothing, true, nothing, nothing[0])
+    unknown = torch.full((ROWS,), -1)
+    sample = Sample(np.arange(ROWS), unknown, [""] * ROWS, torch.from_numpy(true), unknown, unknown, unknown > 0, ROWS)
+    looked = Looked(sample, torch.zeros(2, ROWS, 1), torch.zeros(ROWS, 1), judged)
+    run = Run(classes=[f"class {number}" for number in range(MANY)], test=looked)
+    tables: list[Any] = []
+    assert peak(lambda: tables.append(sections.test_tables(run))) < 10_000_000
+    (found,) = tables
+    assert found["accuracy"] == (true == predicted).mean()
+    assert (found["confusion"], len(found["per_class"]), len(found["confusions"])) == ("", MANY, 10)
+    few = sections.test_tables(replace(run, classes=run.classes[:100], test=replace(looked, judged=of_few(judged))))
+    assert few is not None
+    assert "<svg" in few["confusion"]
+
+
+def of_few(judged: Judgement) -> Judgement:
+    return replace(judged, best=judged.best % 100, given=judged.given % 100)
+
+
+class Answered:
+    """What Ray Data would answer: batches of ids and of probabilities in which the predicted class has a half."""
+
+    def __init__(self, ids: list[str], predicted: NDArray[np.int64]) -> None:
+        self.ids, self.predicted = ids, predicted
+
+    def iter_batches(self, **_: Any) -> Iterator[dict[str, NDArray[Any]]]:
+        for start in range(0, len(self.ids), 50):
+            said = self.predicted[start : start + 50]
+            probabilities = np.full((len(said), MANY), 0.5 / (MANY - 1), np.float32)
+            probabilities[np.arange(len(said)), said] = 0.5
+            yield {"image_id": np.array(self.ids[start : start + 50]), "probabilities": probabilities}
+
+
+def test_evaluation_needs_none_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    true, predicted = said_of(MANY, ROWS)
+    ids = [str(number) for number in range(ROWS)]
+    labels = [None if number % 10 == 0 else label for number, label in enumerate(true.tolist())]
+    listing = block([*ids, "unreadable"], labels=[*labels, 5])
+    source: Any = SimpleNamespace(listing=lambda: iter([listing]))
+    card = {"classes": [f"class {number}" for number in range(MANY)], "student": {"resolution": 8}}
+    monkeypatch.setattr(predict, "_read", lambda model: (card, b""))
+    monkeypatch.setattr(predict, "Listing", lambda *_: None)
+    monkeypatch.setattr(predict, "_answered", lambda *_: Answered(ids, predicted))
+    evaluations: list[predict.Evaluation] = []
+    assert len(set(row_numbers(ids))) == ROWS
+    assert peak(lambda: evaluations.append(predict.evaluate(Folder.at(tmp_path), source))) < 10_000_000
+    (found,) = evaluations
+    known = np.arange(ROWS) % 10 > 0
+    right = torch.from_numpy((true == predicted)[known])
+    assert (found.images, found.unreadable) == (known.sum(), 1)
+    assert found.accuracy == pytest.approx(float(right.double().mean()))
+    assert found.calibration_error == pytest.approx(calibration_error(torch.full((len(right),), 0.5), right))
+    lines = found.table(card["classes"]).splitlines()
+    assert len(lines) == MANY + 2
+    label = int(true[1])
+    of_it = true[known] == label
+    hits = (predicted[known] == label) & of_it
+    assert lines[1 + label].split()[2:4] == [str(of_it.sum()), f"{hits.sum() / of_it.sum():.3f}"]

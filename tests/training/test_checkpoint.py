@@ -1,0 +1,209 @@
+"""Checkpoints: the whole state, whole or not at all, and only for the run that they belong to."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toy
+from safetensors.torch import load_file
+
+from coreg_ray.errors import UserError
+from coreg_ray.methods.coreg import fit
+from coreg_ray.run.storage import Folder
+from coreg_ray.training import checkpoint
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.networks import pack
+from coreg_ray.training.state import State, build_state
+
+# Contrast is on in the last two epochs; the queue is of a size that the steps do not fill evenly.
+SETTINGS: dict[str, Any] = {"epochs": 5, "warmup_epochs": 1, "queue_size": 50, "learning_rate": 0.05}
+DATA: dict[str, Any] = {"count": 100}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, Folder]:
+    """A finished run and its checkpoints, one of each epoch."""
+    folder = Folder.at(tmp_path_factory.mktemp("run") / "checkpoints")
+    data = toy.toy(**DATA)
+    state, rows = toy.start(data, Mesh(), **SETTINGS)
+    for _ in fit(state, rows, data.scored, Mesh()):
+        checkpoint.save(state, folder, "mark", Mesh())
+    return state, folder
+
+
+@pytest.fixture
+def copied(whole: tuple[State, Folder], tmp_path: Path) -> Path:
+    """A copy of the checkpoints that a test may spoil."""
+    return Path(shutil.copytree(whole[1].path, tmp_path / "checkpoints"))
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+def test_resuming_equals_not_stopping(whole: tuple[State, Folder], epoch: int) -> None:
+    finished, folder = whole
+    data = toy.toy(**DATA)
+    state, rows = toy.start(data, Mesh(), seed=0, **SETTINGS)
+    checkpoint.resume(state, folder / f"epoch-{epoch:06d}", Mesh())
+    assert state.epoch == epoch + 1
+    list(fit(state, rows, data.scored, Mesh()))
+    toy.same(state.history, finished.history)
+    for one, other in zip(state.learners, finished.learners, strict=True):
+        assert torch.equal(pack(one.student), pack(other.student))
+        assert one.keys is not None
+        assert other.keys is not None
+        assert torch.equal(pack(one.keys), pack(other.keys))
+        assert torch.equal(one.prototypes, other.prototypes)
+        torch.testing.assert_close(one.losses, other.losses, atol=0, rtol=0, equal_nan=True)
+        assert torch.equal(one.choices, other.choices)
+        assert torch.equal(one.queue.keys[one.queue.valid], other.queue.keys[other.queue.valid])
+
+
+def test_a_checkpoint_holds_nothing_that_unpickling_is_needed_for(whole: tuple[State, Folder]) -> None:
+    files = sorted(Path((whole[1] / "epoch-000004").path).iterdir())
+    assert [file.name for file in files] == [
+        "manifest.json", "network_a.safetensors", "network_b.safetensors", "rows_a_0.safetensors",
+        "rows_b_0.safetensors", "state.json",
+    ]  # fmt: skip
+    for file in files:
+        if file.suffix == ".json":
+            json.loads(file.read_text())
+        else:
+            assert load_file(file)
+
+
+def _truncate(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("rows_b_0.safetensors", "rows_b_0.safetensors has"),
+        ("network_a.safetensors", "network_a.safetensors has"),
+        ("state.json", "cannot be read"),
+        ("manifest.json", "cannot be read"),
+        (None, "it has no manifest"),
+    ],
+)
+def test_a_checkpoint_cut_short_gives_way_to_the_one_before(
+    copied: Path, name: str | None, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest = copied / "epoch-000004"
+    if name is None:
+        (newest / "manifest.json").unlink()
+    else:
+        _truncate(newest, name)
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.newest(Folder.at(copied))
+    assert found is not None
+    assert found.name == "epoch-000003"
+    assert "epoch-000004 is not whole" in caplog.text
+    assert fault in caplog.text
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.describe(Folder.at(newest))
+
+
+def test_a_missing_file_is_noticed(copied: Path) -> None:
+    (copied / "epoch-000004/rows_a_0.safetensors").unlink()
+    found = checkpoint.newest(Folder.at(copied))
+    assert found is not None
+    assert found.name == "epoch-000003"
+
+
+def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+    assert checkpoint.newest(Folder.at(tmp_path / "none")) is None
+
+
+def _with_scores(folder: Path, label_free: list[float], test: list[float]) -> None:
+    """Rewrite what the newest checkpoint remembers of each epoch's scores."""
+    file = folder / "epoch-000004/state.json"
+    said = json.loads(file.read_text())
+    for metrics, criterion, accuracy in zip(said["history"], label_free, test, strict=True):
+        metrics |= {"criterion/combined": criterion, "test/accuracy": accuracy}
+    file.write_text(json.dumps(said))
+    manifest = json.loads((folder / "epoch-000004/manifest.json").read_text())
+    manifest["state.json"] = file.stat().st_size
+    (folder / "epoch-000004/manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("keep", "label_free", "kept"),
+    [(2, [0.1, 0.9, 0.2, 0.3, 0.4], [1, 3, 4]), (1, [0.5, 0.1, 0.1, 0.1, 0.6], [4]), (3, [0.9] * 5, [2, 3, 4])],
+)
+def test_the_last_ones_and_the_best_without_labels_are_kept(
+    copied: Path, keep: int, label_free: list[float], kept: list[int]
+) -> None:
+    _with_scores(copied, label_free, test=[1.0, 0.0, 0.0, 0.0, 0.0])
+    checkpoint.prune(Folder.at(copied), keep)
+    assert sorted(folder.name for folder in copied.iterdir()) == [f"epoch-{epoch:06d}" for epoch in kept]
+
+
+def test_pruning_counts_whole_checkpoints_only(copied: Path) -> None:
+    """Two later ones cut short must neither stop the run nor count as the newest."""
+    _truncate(copied / "epoch-000004", "state.json")
+    _truncate(copied / "epoch-000003", "state.json")
+    checkpoint.prune(Folder.at(copied), keep=1)
+    found = checkpoint.newest(Folder.at(copied))
+    assert found is not None
+    assert found.name == "epoch-000002"
+
+
+def _other(**changes: Any) -> State:
+    data = toy.toy(**DATA)
+    student = toy.STUDENT.model_copy(update=changes.pop("student", {}))
+    classes = changes.pop("classes", toy.CLASSES)
+    return build_state(toy.method(**SETTINGS), student, 0, classes, data.rows, Mesh())
+
+
+def test_other_classes_are_refused(whole: tuple[State, Folder]) -> None:
+    other, newest = _other(classes=["horizontal", "vertical", "cross", "dot"]), whole[1] / "epoch-000004"
+    message = r"knows 4 classes \(horizontal, .*this run has 4 .*same names"
+    with pytest.raises(UserError, match=message):
+        checkpoint.resume(other, newest, Mesh())
+    with pytest.raises(UserError, match=message):
+        checkpoint.start_from(other, newest)
+
+
+@pytest.mark.parametrize("changes", [{"width": 8}, {"resolution": 16}, {"projection": 16}])
+def test_another_architecture_is_refused(whole: tuple[State, Folder], changes: dict[str, int]) -> None:
+    other = _other(student=changes)
+    ((name, value),) = changes.items()
+    with pytest.raises(UserError, match=rf"'{name}': .*'{name}': {value}.*choose another checkpoint"):
+        checkpoint.resume(other, whole[1] / "epoch-000004", Mesh())
+    with pytest.raises(UserError, match="choose another checkpoint"):
+        checkpoint.start_from(other, whole[1] / "epoch-000004")
+
+
+def test_starting_from_takes_the_networks_and_nothing_else(whole: tuple[State, Folder]) -> None:
+    finished, folder = whole
+    state = _other()
+    checkpoint.start_from(state, folder / "epoch-000004")
+    assert state.epoch == 0
+    assert state.history == []
+    for learner, other in zip(state.learners, finished.learners, strict=True):
+        assert torch.equal(pack(learner.student), pack(other.student))
+        assert torch.equal(pack(learner.peer), pack(other.peer))
+        assert learner.keys is None
+        assert learner.mean is None
+        assert not learner.prototypes.any()
+        assert not learner.queue.valid.any()
+        assert learner.losses.isnan().all()
+        assert not learner.optimizer.momenta
+
+
+def test_what_belongs_to_a_row_is_found_by_its_number() -> None:
+    parts = [
+        {"numbers": torch.tensor([7, 3]), "losses": torch.tensor([[0.7, 0.3]]).half(), "choices": torch.tensor([1, 0])},
+        {"numbers": torch.tensor([5]), "losses": torch.tensor([[0.5]]).half(), "choices": torch.tensor([2])},
+    ]
+    wanted = torch.tensor([3, 4, 5, 9])
+    losses = checkpoint._of_rows(wanted, parts, "losses", torch.nan)
+    expected = torch.tensor([[0.3, torch.nan, 0.5, torch.nan]]).half()
+    torch.testing.assert_close(losses, expected, equal_nan=True, atol=0, rtol=0)
+    assert checkpoint._of_rows(wanted, parts, "choices", -1).tolist() == [0, -1, 2, -1]
