@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
 
 from coreg_ray.annotation import writer
+from coreg_ray.annotation.arrow import lists, write_table
+from coreg_ray.annotation.card import MANIFEST, TEXT, Card
 from coreg_ray.annotation.clip import TextTable
-from coreg_ray.annotation.table import MANIFEST, TEXT, Card, Part, annotation_table, lists, write_table
+from coreg_ray.annotation.parts import Part, annotation_table
 from coreg_ray.commands.base import resolved_yaml
 from coreg_ray.config import Config
-from coreg_ray.images.base import row_numbers
+from coreg_ray.ids import row_numbers
 from coreg_ray.pure.candidates import synthetic_candidates
 from coreg_ray.pure.rng import generator
 from coreg_ray.run.storage import Folder

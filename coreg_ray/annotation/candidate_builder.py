@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coreg_ray.annotation.arrow import lists, matrix, read_table, write_table
+from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.clip import TextTable, probabilities
+from coreg_ray.annotation.labels import Labels
+from coreg_ray.annotation.parts import Part
 from coreg_ray.annotation.quality import Score
-from coreg_ray.annotation.table import Card, Labels, Part, lists, matrix, read_table, write_table
 from coreg_ray.config import CandidatesConfig
-from coreg_ray.images.base import row_number, row_numbers
+from coreg_ray.ids import row_number, row_numbers
 from coreg_ray.pure import candidates as sets
 from coreg_ray.run.storage import Folder
 

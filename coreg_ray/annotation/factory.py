@@ -7,8 +7,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from coreg_ray.annotation.table import Card, fingerprint
+from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.vocabulary import Vocabulary, questions
+from coreg_ray.ids import fingerprint
 from coreg_ray.images.decode import Fit
 
 if TYPE_CHECKING:

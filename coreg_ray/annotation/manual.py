@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from coreg_ray.annotation.table import Labels, contains
+from coreg_ray.annotation.labels import Labels
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import LabelReader, row_numbers
+from coreg_ray.ids import contains, row_numbers
+from coreg_ray.images.base import LabelReader
 from coreg_ray.run.storage import Folder
 
 _SHOWN = 3

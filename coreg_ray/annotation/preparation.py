@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from coreg_ray.annotation.table import REJECTS, Part, contains, content_hash, images_hash, keys, keys_hash, write_table
+from coreg_ray.annotation.arrow import write_table
+from coreg_ray.annotation.parts import REJECTS, Part
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Content, Source, row_numbers
+from coreg_ray.ids import contains, content_hash, images_hash, keys, keys_hash, row_numbers
+from coreg_ray.images.base import Content, Source
 from coreg_ray.images.decode import Fit, Undecodable, decode, from_array
 from coreg_ray.run.storage import Folder
 

@@ -9,22 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from coreg_ray.annotation.table import (
-    MANIFEST,
-    TEXT,
-    Card,
-    Part,
-    annotation_table,
-    drop_outdated,
-    images_hash,
-    keys_of,
-    known_keys,
-    matrix,
-    parts,
-    read_table,
-    write_table,
-)
+from coreg_ray.annotation.arrow import matrix, read_table, write_table
+from coreg_ray.annotation.card import MANIFEST, TEXT, Card
+from coreg_ray.annotation.parts import Part, annotation_table, drop_outdated, keys_of, known_keys, parts
 from coreg_ray.annotation.vocabulary import Vocabulary
+from coreg_ray.ids import images_hash
 from coreg_ray.run.storage import Folder
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ import ray.data
 from numpy.typing import NDArray
 
 from coreg_ray.annotation import factory, writer
+from coreg_ray.annotation.card import MANIFEST, Card
 from coreg_ray.annotation.manual import check_manual
-from coreg_ray.annotation.table import MANIFEST, Card, drop_outdated, drop_replaced, known_keys, next_run, parts
+from coreg_ray.annotation.parts import drop_outdated, drop_replaced, known_keys, next_run, parts
 from coreg_ray.cluster import metrics
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.decode import decode, size, unknown

@@ -16,14 +16,18 @@ import ray.data
 
 from coreg_ray import __version__
 from coreg_ray.annotation import candidate_builder, quality, writer
+from coreg_ray.annotation.arrow import read_table
+from coreg_ray.annotation.card import MANIFEST, Card
 from coreg_ray.annotation.clip import TextTable, look_alike
+from coreg_ray.annotation.labels import Labels, read_labels
 from coreg_ray.annotation.manual import check_manual, read_manual
+from coreg_ray.annotation.parts import Part, parts
 from coreg_ray.annotation.quality import Score
-from coreg_ray.annotation.table import MANIFEST, Card, Labels, Part, fingerprint, parts, read_labels, read_table
 from coreg_ray.annotation.vocabulary import Vocabulary, templates
 from coreg_ray.cluster.tasks import added_up, ask, each, task, through
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.ids import fingerprint
 from coreg_ray.images.base import Split
 from coreg_ray.run.storage import Folder
 

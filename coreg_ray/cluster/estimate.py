@@ -11,12 +11,14 @@ import pyarrow as pa
 import ray
 
 from coreg_ray.annotation import factory, preparation, writer
-from coreg_ray.annotation.table import Card, Part, images_hash, next_run
+from coreg_ray.annotation.card import Card
+from coreg_ray.annotation.parts import Part, next_run
 from coreg_ray.cluster.pools import announce, find_card, open_pool
 from coreg_ray.cluster.tasks import Listing, ask, task
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Source, row_numbers
+from coreg_ray.ids import images_hash, row_numbers
+from coreg_ray.images.base import Source
 from coreg_ray.images.decode import Fit
 from coreg_ray.run.storage import Folder
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreg_ray.annotation import factory, writer
-from coreg_ray.annotation.table import MANIFEST, TEXT, Card
+from coreg_ray.annotation.card import MANIFEST, TEXT, Card
 from coreg_ray.annotation.vocabulary import Vocabulary, vocabulary
 from coreg_ray.cluster.tasks import Listing, ask, task
 from coreg_ray.config import KNOWS_CLASSES, AnnotatorConfig, Config

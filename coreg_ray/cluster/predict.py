@@ -22,21 +22,14 @@ import torch
 from numpy.typing import NDArray
 
 from coreg_ray.annotation import preparation, writer
-from coreg_ray.annotation.table import (
-    Part,
-    drop_outdated,
-    images_hash,
-    known_keys,
-    lists,
-    next_run,
-    parts,
-    write_table,
-)
+from coreg_ray.annotation.arrow import lists, write_table
+from coreg_ray.annotation.parts import Part, drop_outdated, known_keys, next_run, parts
 from coreg_ray.cluster.tasks import Listing, ask, each, task, watch
 from coreg_ray.deploy.calibration import calibration_error
 from coreg_ray.deploy.model import WEIGHTS, Model, read_card
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Source, row_numbers
+from coreg_ray.ids import images_hash, row_numbers
+from coreg_ray.images.base import Source
 from coreg_ray.images.decode import Fit
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.run.storage import Folder

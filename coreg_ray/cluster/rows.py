@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 from coreg_ray.annotation import preparation, writer
-from coreg_ray.annotation.table import MANIFEST, known_keys, next_run
+from coreg_ray.annotation.card import MANIFEST
+from coreg_ray.annotation.parts import known_keys, next_run
 from coreg_ray.cluster.decode import only_rows
 from coreg_ray.cluster.pools import Pool, open_pool
 from coreg_ray.cluster.tasks import Listing, ask, task, through, watch

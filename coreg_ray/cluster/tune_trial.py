@@ -21,7 +21,6 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from coreg_ray.annotation.table import fingerprint
 from coreg_ray.cluster import train as ray_train
 from coreg_ray.cluster.candidates import build_candidates
 from coreg_ray.cluster.metrics import show_epoch
@@ -29,6 +28,7 @@ from coreg_ray.cluster.resources import at_once_here, nodes_with, scaling_config
 from coreg_ray.cluster.tasks import ask
 from coreg_ray.commands.base import resolved_yaml
 from coreg_ray.config import Config
+from coreg_ray.ids import fingerprint
 from coreg_ray.methods.coreg import NonFiniteLossError
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended

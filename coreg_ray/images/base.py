@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -49,24 +48,6 @@ class Source(Protocol):
     @property
     def known_classes(self) -> tuple[str, ...]:
         """Class names that the source brings along, else empty."""
-
-
-def row_number(image_id: str) -> int:
-    """The number of an image everywhere after annotation: a 63-bit hash of its id, the same on every machine.
-
-    It decides which replica holds a row, whether it is held out, and its random views, and needs no global order.
-    """
-    return int.from_bytes(blake2b(image_id.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def row_numbers(image_ids: Sequence[str]) -> NDArray[np.int64]:
-    """(N,) int64 `row_number` of each id."""
-    return np.fromiter(map(row_number, image_ids), np.int64, len(image_ids))
-
-
-def held_out(rows: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
-    """Which rows (N,) are annotated but not trained on: those whose number lies in the first `share` of all numbers."""
-    return rows < share * 2.0**63
 
 
 def open_source(config: Config, split: Split, names: dict[str, int] | None = None) -> Source:

@@ -22,10 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from coreg_ray.annotation import writer
+from coreg_ray.annotation.arrow import matrix, read_table
 from coreg_ray.annotation.clip import TextTable, probabilities
-from coreg_ray.annotation.table import contains, matrix, parts, read_table
+from coreg_ray.annotation.parts import parts
 from coreg_ray.config import Config
-from coreg_ray.images.base import row_numbers
+from coreg_ray.ids import contains, row_numbers
 from coreg_ray.pure.losses import partial_cross_entropy, soft_cross_entropy
 from coreg_ray.pure.rng import generator, key, uniform
 from coreg_ray.pure.views.augment import WEAK_DRAWS, weak

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreg_ray.annotation.table import read_table
+from coreg_ray.annotation.arrow import read_table
 from coreg_ray.annotation.writer import USED, read_card
 from coreg_ray.config import Config
 from coreg_ray.deploy.export import read_config

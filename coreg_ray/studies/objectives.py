@@ -25,7 +25,7 @@ from coreg_ray.annotation.clip import ClipAnnotator, embed_text, load_model, vot
 from coreg_ray.annotation.vocabulary import vocabulary
 from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.embedded.digits import CLASS_NAMES, digits
-from coreg_ray.images.base import held_out, row_numbers
+from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.methods.coreg import fit
 from coreg_ray.pure.candidates import combine_votes, synthetic_candidates
 from coreg_ray.pure.label_free import ENOUGH

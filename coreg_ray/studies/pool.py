@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from coreg_ray.annotation import factory
-from coreg_ray.annotation.table import parts
+from coreg_ray.annotation.parts import parts
 from coreg_ray.annotation.writer import USED, read_card
 from coreg_ray.cluster import annotate as ray_data
 from coreg_ray.cluster.pipeline import connect

@@ -30,7 +30,7 @@ from coreg_ray.config import ExportConfig, MethodConfig, StudentConfig
 from coreg_ray.deploy.export import choose
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.embedded.digits import CLASS_NAMES, PROMPTS, digits
-from coreg_ray.images.base import held_out, row_numbers
+from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.methods.coreg import fit
 from coreg_ray.pure.candidates import combine_votes
 from coreg_ray.pure.rng import generator, key

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreg_ray.annotation.table import read_table
-from coreg_ray.images.base import held_out
+from coreg_ray.annotation.arrow import read_table
+from coreg_ray.ids import held_out
 from coreg_ray.pure.rng import key, uniform
 from coreg_ray.run.storage import Folder
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from coreg_ray.annotation.arrow import read_table
 from coreg_ray.annotation.candidate_builder import Evidence, Making, join, score, to_table
+from coreg_ray.annotation.labels import Labels
 from coreg_ray.annotation.quality import Score, _pairs, warnings
-from coreg_ray.annotation.table import Labels, read_table
 from coreg_ray.config import CandidatesConfig
-from coreg_ray.images.base import row_numbers
+from coreg_ray.ids import row_numbers
 from coreg_ray.pure.candidates import combine_votes
 from coreg_ray.run.storage import Folder
 

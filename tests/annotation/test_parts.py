@@ -9,28 +9,16 @@ import pyarrow as pa
 import pytest
 import torch
 
+from coreg_ray.annotation.arrow import read_table, write_table
+from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.clip import TextTable, votes
+from coreg_ray.annotation.labels import Labels, read_labels
 from coreg_ray.annotation.manual import check_manual, read_manual
-from coreg_ray.annotation.table import (
-    Card,
-    Labels,
-    Part,
-    annotation_table,
-    content_hash,
-    drop_outdated,
-    drop_replaced,
-    images_hash,
-    known_keys,
-    next_run,
-    parts,
-    read_labels,
-    read_table,
-    write_table,
-)
+from coreg_ray.annotation.parts import Part, annotation_table, drop_outdated, drop_replaced, known_keys, next_run, parts
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.annotation.writer import vote_again
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import row_numbers
+from coreg_ray.ids import content_hash, images_hash, row_numbers
 from coreg_ray.run.storage import Folder
 
 WORDS = Vocabulary((("cat", "kitty"), ("dog",)), ("a {}", "the {}"))

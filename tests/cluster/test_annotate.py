@@ -22,7 +22,7 @@ from coreg_ray.cluster import tasks
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import CLASS_NAMES, digits
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import row_number
+from coreg_ray.ids import row_number
 from coreg_ray.run.storage import Folder
 
 pytestmark = pytest.mark.timeout(120)

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import nn
 from toy import CLASSES, SIDE, STUDENT, images
 
-from coreg_ray.annotation.table import Part, parts, read_table, write_table
+from coreg_ray.annotation.arrow import read_table, write_table
+from coreg_ray.annotation.parts import Part, parts
 from coreg_ray.cluster import predict as ray_predict
 from coreg_ray.cluster.predict import evaluate, predict
 from coreg_ray.config import ExportConfig

@@ -21,7 +21,8 @@ from coreg_ray.annotation.preparation import take_inventory
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import digits
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Source, held_out, open_source, row_number, row_numbers
+from coreg_ray.ids import held_out, row_number, row_numbers
+from coreg_ray.images.base import Source, open_source
 from coreg_ray.images.folder import ImageFolder
 from coreg_ray.images.sets import HuggingFaceSet, in_test
 from coreg_ray.images.webdataset import TarShards

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from coreg_ray.cluster import predict
 from coreg_ray.deploy.calibration import calibration_error
 from coreg_ray.deploy.predictions import Judgement
-from coreg_ray.images.base import block, row_numbers
+from coreg_ray.ids import row_numbers
+from coreg_ray.images.base import block
 from coreg_ray.report import sections
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.report.data import Looked, Run

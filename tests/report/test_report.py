@@ -20,12 +20,12 @@ from finished_run import NAMES, POOL, TEST, finished_run, run_config
 from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
 
-from coreg_ray.annotation.table import write_table
+from coreg_ray.annotation.arrow import write_table
 from coreg_ray.commands.base import resolved_yaml
 from coreg_ray.config import Config
 from coreg_ray.deploy.export import export, read_config
 from coreg_ray.deploy.predictions import Judgement
-from coreg_ray.images.base import held_out, row_numbers
+from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.pure.rng import generator
 from coreg_ray.report import baselines
 from coreg_ray.report.baselines import Baseline, compare, distil, fit_probe

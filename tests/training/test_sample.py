@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from coreg_ray.annotation.table import lists, write_table
-from coreg_ray.images.base import held_out, row_numbers
+from coreg_ray.annotation.arrow import lists, write_table
+from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import sample as sampling
 from coreg_ray.training.sample import Sample, read_sample
