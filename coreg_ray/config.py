@@ -40,10 +40,6 @@ SourceKind = Literal["digits", "folder", "parquet", "webdataset", "huggingface",
 KNOWS_CLASSES = ("digits", "huggingface", "torchvision")  # sources that bring their class names along
 
 
-MIRROR_CHANGES_CLASS = ("svhn", "gtsrb")  # and the embedded digits
-HOLE_VIEWS = ("fashion_mnist", "fer2013")  # crop, flip and one hole instead of colour and shape operations
-
-
 class SourceConfig(Section):
     """Where the unlabelled images come from, and what may be in them."""
 
@@ -263,15 +259,6 @@ class Config(Section):
                 f"source.kind={self.source.kind} needs source.classes, a file with one class name a line or a list"
             )
         return self
-
-    def explicit_student(self) -> StudentConfig:
-        """The student section with `flip` and `views` filled in as the source demands (METHOD: section 5)."""
-        mirrored = self.source.kind == "digits" or self.source.name in MIRROR_CHANGES_CLASS
-        flip = not mirrored if self.student.flip is None else self.student.flip
-        views = self.student.views
-        if views == "auto":
-            views = "hole" if self.source.name in HOLE_VIEWS else "randaugment"
-        return self.student.model_copy(update={"flip": flip, "views": views})
 
     def settings(self) -> dict[str, Any]:
         """The tree as plain values that JSON, YAML and `model_validate` take; a job's own fields are left out."""

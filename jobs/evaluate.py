@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from coreg_ray.cluster.address import refuse_silent
 from coreg_ray.commands.base import Command, load, run
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import open_source
+from coreg_ray.images import open_source
 from coreg_ray.run.storage import Folder
 
 

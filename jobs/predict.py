@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.pipeline import connect  # a single image needs no Ray
     from coreg_ray.cluster.predict import Pool, predict
     from coreg_ray.cluster.resources import refuse_unreachable
-    from coreg_ray.images.base import open_source
+    from coreg_ray.images import open_source
 
     model, output, source = Folder.at(config.model), Folder.at(config.output), open_source(config, "pool")
     connect()

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from coreg_ray.config import Config
+from coreg_ray.images.paper_sets import explicit_student
 
 CHAT = {"kind": "chat", "endpoint": "http://localhost:8000/v1"}
 
@@ -154,10 +155,10 @@ def test_a_configuration_does_not_change() -> None:
     ],
 )
 def test_views_follow_the_source_unless_told(source: dict[str, Any], flip: bool, views: str) -> None:
-    student = Config.model_validate({"source": source}).explicit_student()
+    student = explicit_student(Config.model_validate({"source": source}))
     assert (student.flip, student.views) == (flip, views)
     told = {"flip": not flip, "views": "hole"}
-    student = Config.model_validate({"source": source, "student": told}).explicit_student()
+    student = explicit_student(Config.model_validate({"source": source, "student": told}))
     assert (student.flip, student.views) == (not flip, "hole")
 
 

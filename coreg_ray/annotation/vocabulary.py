@@ -18,7 +18,7 @@ import yaml
 from coreg_ray.errors import UserError
 from coreg_ray.run.storage import Folder
 
-PAPER = "annotation/prompts.yaml"  # the paper's prompts, questions and class names
+PAPER = "annotation/prompts.yaml"  # the paper's prompts, and questions for chat models
 
 Names = tuple[tuple[str, ...], ...]  # per class its names, the first one shown
 
@@ -62,7 +62,7 @@ def vocabulary(
     """
     packaged = _packaged("embedded/digits.yaml" if kind == "digits" else PAPER)
     found: Any = _listed(classes, "classes") if classes is not None else list(known) or packaged.get("classes")
-    if not found or isinstance(found, dict):
+    if not found:
         raise UserError(f"source.kind={kind} does not name its classes; give source.classes, a file or a list")
     return Vocabulary(_names(found), templates(prompts if prompts is not None else packaged["templates"]))
 
@@ -75,11 +75,6 @@ def questions(words: Vocabulary, given: str | Sequence[str] | None) -> Vocabular
     """
     asked = _listed(given, "questions") if given is not None else _packaged(PAPER)["questions"]
     return Vocabulary(words.names, _templates(asked))
-
-
-def paper_classes(data_set: str) -> list[str]:
-    """The class names of the paper's experiments for one of its sets; empty where it took torchvision's own."""
-    return list(_packaged(PAPER)["classes"].get(data_set, []))
 
 
 def _packaged(name: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from coreg_ray.annotation.card import MANIFEST, TEXT, Card
 from coreg_ray.annotation.vocabulary import Vocabulary, vocabulary
 from coreg_ray.cluster.tasks import Listing, ask, task
 from coreg_ray.config import KNOWS_CLASSES, AnnotatorConfig, Config
-from coreg_ray.images.base import Source, Split, open_source
+from coreg_ray.images import open_source
+from coreg_ray.images.base import Source, Split
 from coreg_ray.run.storage import Folder
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from coreg_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from coreg_ray.config import Config
+    from coreg_ray.config import Config, SourceConfig, TestConfig
 
 Split = Literal["pool", "test"]
 Content = bytes | NDArray[np.uint8] | Exception  # encoded, (H, W, 3), or why it could not be read
@@ -50,47 +50,19 @@ class Source(Protocol):
         """Class names that the source brings along, else empty."""
 
 
-def open_source(config: Config, split: Split, names: dict[str, int] | None = None) -> Source:
-    """The images of one split: the unlabelled pool (`config.source`) or the labelled test images (`config.test`).
+def section_of(config: Config, split: Split) -> SourceConfig | TestConfig:
+    """What the configuration says about where a split lies."""
+    return config.source if split == "pool" else config.test
 
-    Args:
-        names: class name in lower case -> class number, where labels are names (sub-folders, text columns). None: no
-            label is looked at, unless the set has numbered its own.
 
-    Raises:
-        UserError: the split is not configured, or what it names does not exist.
-    """
-    section = config.source if split == "pool" else config.test
-    part: Literal["train", "test"] = "train" if split == "pool" else "test"
-    columns = (config.source.image_column, config.source.id_column, config.source.label_column)
-    path = section.path or ""
-    match section.kind:
-        case None:
-            raise UserError("test.kind is empty, so there are no labelled images; give test.kind and test.path")
-        case "digits":
-            from coreg_ray.images.sets import Digits
+def part_of(split: Split) -> Literal["train", "test"]:
+    """The part of a set with a split of its own that serves as this one."""
+    return "train" if split == "pool" else "test"
 
-            return Digits(part)
-        case "folder":
-            from coreg_ray.images.folder import ImageFolder
 
-            return ImageFolder.at(path, names if split == "test" or config.source.folder_labels else None)
-        case "parquet":
-            from coreg_ray.images.parquet import ParquetImages
-
-            return ParquetImages.at(path, names, columns)
-        case "webdataset":
-            from coreg_ray.images.webdataset import TarShards
-
-            return TarShards.at(path, names)
-        case "torchvision":
-            from coreg_ray.images.sets import TorchvisionSet
-
-            return TorchvisionSet.at(section.name, path, part)
-        case "huggingface":
-            from coreg_ray.images.sets import HuggingFaceSet
-
-            return HuggingFaceSet.at(path, section.name or part, columns, names)
+def columns_of(config: Config) -> tuple[str, str, str]:
+    """Names of the columns that hold the image, its id and its label, in tables of either split."""
+    return config.source.image_column, config.source.id_column, config.source.label_column
 
 
 def block(
@@ -111,6 +83,13 @@ def block(
 
     columns = (image_ids, labels, files, groups, starts, sizes)
     return pa.table([column(values, name) for values, name in zip(columns, LISTING.names, strict=True)], LISTING)
+
+
+def blocks(ids: list[str], labels: list[int], indices: list[int]) -> Iterator[pa.Table]:
+    """Blocks of a listing of images that are read by their index."""
+    for start in range(0, len(ids), BLOCK_IMAGES):
+        part = slice(start, start + BLOCK_IMAGES)
+        yield block(ids[part], labels=labels[part], starts=indices[part])
 
 
 @dataclass(frozen=True)

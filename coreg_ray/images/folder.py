@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs
 
+from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, LabelReader, block
+from coreg_ray.images.base import BLOCK_IMAGES, Content, LabelReader, Split, block, section_of
 from coreg_ray.images.decode import extensions
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import split_options
@@ -96,6 +97,12 @@ class ImageFolder:
             raise UserError(f"{image_id} lies in no sub-folder, so it has no label; move it into its class's folder")
         assert self.labels is not None
         return self.labels(top, image_id)
+
+
+def open_split(config: Config, split: Split, names: dict[str, int] | None) -> ImageFolder:
+    """The images at `source.path` or `test.path`. Raises UserError as `ImageFolder.at` does."""
+    section = section_of(config, split)
+    return ImageFolder.at(section.path or "", names if split == "test" or config.source.folder_labels else None)
 
 
 def split_glob(path: str) -> tuple[str, str | None]:

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Content, LabelReader, block
+from coreg_ray.images.base import Content, LabelReader, Split, block, columns_of, section_of
 from coreg_ray.images.folder import matching_files
 from coreg_ray.run.storage import Folder
 
@@ -112,6 +113,12 @@ class ParquetImages:
             return pq.ParquetFile(path, filesystem=self.folder.filesystem)
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"{path} cannot be read as Parquet ({error}); give Parquet files") from error
+
+
+def open_split(config: Config, split: Split, names: dict[str, int] | None) -> ParquetImages:
+    """The images at `source.path` or `test.path`. Raises UserError as `ParquetImages.at` does."""
+    section = section_of(config, split)
+    return ParquetImages.at(section.path or "", names, columns_of(config))
 
 
 def _can_hold_images(kind: pa.DataType) -> bool:

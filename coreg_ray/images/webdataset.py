@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, LabelReader, block
+from coreg_ray.images.base import BLOCK_IMAGES, Content, LabelReader, Split, block, section_of
 from coreg_ray.images.folder import is_image_name, matching_files
 from coreg_ray.run.storage import Folder
 
@@ -80,3 +81,9 @@ class TarShards:
                     yield raw.read_at(size, start)
                 except OSError as error:
                     yield error
+
+
+def open_split(config: Config, split: Split, names: dict[str, int] | None) -> TarShards:
+    """The images at `source.path` or `test.path`. Raises UserError as `TarShards.at` does."""
+    section = section_of(config, split)
+    return TarShards.at(section.path or "", names)

@@ -27,6 +27,7 @@ from coreg_ray.annotation.clip import TextTable, probabilities
 from coreg_ray.annotation.parts import parts
 from coreg_ray.config import Config
 from coreg_ray.ids import contains, row_numbers
+from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.pure.losses import partial_cross_entropy, soft_cross_entropy
 from coreg_ray.pure.rng import generator, key, uniform
 from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
@@ -252,7 +253,7 @@ def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tup
     )
     size = min(method.batch_size, len(pool))
     steps, epochs = len(pool) // size, distil_epochs(config)
-    order, flip = generator(key(config.seed, "distil", "order")), config.explicit_student().flip is not False
+    order, flip = generator(key(config.seed, "distil", "order")), explicit_student(config).flip is not False
     started, taken = 0.0, 0
     while taken < steps * epochs:
         draws = uniform(key(config.seed, "distil", taken), torch.from_numpy(pool.numbers), WEAK_DRAWS)

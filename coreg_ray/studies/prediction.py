@@ -17,7 +17,7 @@ from coreg_ray.cluster.predict import Pool, predict
 from coreg_ray.config import Config, ExportConfig, StudentConfig
 from coreg_ray.deploy import export
 from coreg_ray.deploy.model import Model, new_network
-from coreg_ray.images.base import open_source
+from coreg_ray.images import open_source
 from coreg_ray.images.decode import Fit, decode
 from coreg_ray.run.storage import Folder
 from coreg_ray.studies.annotation import steady_rate, write_pictures

@@ -26,6 +26,7 @@ import torch
 
 from coreg_ray.commands.base import Command, load
 from coreg_ray.config import Config
+from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.methods import coreg
 from coreg_ray.pure.rng import generator, key, uniform
 from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
@@ -52,7 +53,7 @@ def train(run: str, variant: str, seed: int) -> dict[str, Any]:
     output, mesh = Folder.at(run), Mesh()
     task = Task.read(config, output)
     rows, scored = load_data(config, output, task, mesh)
-    state = build_state(config.method, config.explicit_student(), seed, task.classes, rows, mesh, task.prior)
+    state = build_state(config.method, explicit_student(config), seed, task.classes, rows, mesh, task.prior)
     started = time.monotonic()
     with contextlib.ExitStack() as patches:
         for word in set(words) - set(settings):

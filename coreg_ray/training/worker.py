@@ -17,6 +17,7 @@ from torch import Tensor
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.methods.coreg import Epoch, fit
 from coreg_ray.pure.label_free import ENOUGH
 from coreg_ray.run.storage import Folder
@@ -110,7 +111,7 @@ def train(config: Config, mesh: Mesh, heir_of: Folder | None = None) -> Iterator
         task = Task.read(config, output)
         rows, scored = load_data(config, output, task, mesh)
     with _refused_together(mesh):  # the weights to start from may lie on some nodes only
-        state = build_state(config.method, config.explicit_student(), config.seed, task.classes, rows, mesh, task.prior)
+        state = build_state(config.method, explicit_student(config), config.seed, task.classes, rows, mesh, task.prior)
     with _refused_together(mesh):
         begin(state, config, output, task, mesh, heir_of)
     with History(output, enabled=mesh.rank == 0, settings=config.settings()) as history:

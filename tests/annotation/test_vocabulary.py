@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from coreg_ray.annotation.vocabulary import paper_classes, questions, vocabulary
+from coreg_ray.annotation.vocabulary import questions, vocabulary
 from coreg_ray.errors import UserError
+from coreg_ray.images.paper_sets import PAPER_SETS
 
 
 def test_text_and_yaml_files_give_the_same(tmp_path: Path) -> None:
@@ -26,8 +27,8 @@ def test_text_and_yaml_files_give_the_same(tmp_path: Path) -> None:
 def test_defaults_are_the_packaged_ones() -> None:
     assert len(vocabulary("folder", ["a", "b"], None).prompts) == 27
     assert vocabulary("digits", None, None).shown[3] == "three"
-    assert len(paper_classes("gtsrb")) == 43
-    assert paper_classes("cifar10") == []
+    assert len(PAPER_SETS["gtsrb"].class_names) == 43
+    assert PAPER_SETS["cifar10"].class_names == ()
     assert vocabulary("torchvision", None, None, ("x", "y")).shown == ["x", "y"]
     assert all("{}" in question for question in questions(vocabulary("folder", ["a", "b"], None), None).prompts)
 

@@ -22,9 +22,11 @@ from coreg_ray.config import Config
 from coreg_ray.embedded.digits import digits
 from coreg_ray.errors import UserError
 from coreg_ray.ids import held_out, row_number, row_numbers
-from coreg_ray.images.base import Source, open_source
+from coreg_ray.images import open_source
+from coreg_ray.images.base import Source
 from coreg_ray.images.folder import ImageFolder
-from coreg_ray.images.sets import HuggingFaceSet, in_test
+from coreg_ray.images.huggingface import HuggingFaceSet
+from coreg_ray.images.torchvision import in_test
 from coreg_ray.images.webdataset import TarShards
 from coreg_ray.run.storage import Folder
 

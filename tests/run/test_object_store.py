@@ -19,7 +19,8 @@ from toy_clip import write_toy_clip
 from coreg_ray.cluster import annotate, train
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Source, open_source
+from coreg_ray.images import open_source
+from coreg_ray.images.base import Source
 from coreg_ray.images.folder import split_glob
 from coreg_ray.run.storage import Folder
 from coreg_ray.search.trials import read_history

@@ -1,0 +1,110 @@
+"""The paper's sets as torchvision reads them, from files that lie on a disk which every machine sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from hashlib import blake2b
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from coreg_ray.config import Config
+from coreg_ray.errors import UserError
+from coreg_ray.images.base import Content, Split, blocks, part_of, section_of
+from coreg_ray.images.paper_sets import PAPER_SETS
+
+_TEST_SHARE = 0.2  # of a set that comes without a split
+
+
+@dataclass(frozen=True)
+class TorchvisionSet:
+    """One of the paper's sets as torchvision reads it, with the paper's class names and splits.
+
+    EuroSAT has no split of its own: a fifth is the test set, by a rule on the image id.
+
+    Attributes:
+        name: a key of PAPER_SETS.
+        root: the folder that torchvision's data class is given, on a disk that every machine sees.
+    """
+
+    name: str
+    root: str
+    part: Literal["train", "test"]
+
+    @classmethod
+    def at(cls, name: str | None, root: str, part: Literal["train", "test"]) -> TorchvisionSet:
+        """Open it once, so that what is missing is said before work starts.
+
+        Raises:
+            UserError: no such set, or its files are not below `root`.
+        """
+        if name not in PAPER_SETS:
+            raise UserError(f"source.name={name} is no set that is known here; use one of {', '.join(PAPER_SETS)}")
+        source = cls(name, root, part)
+        try:
+            _torchvision(name, root, part)
+        except (RuntimeError, OSError, ImportError) as error:
+            raise UserError(
+                f"{PAPER_SETS[name].torchvision} cannot be read below {root} ({error}); download it there"
+            ) from error
+        return source
+
+    @property
+    def known_classes(self) -> tuple[str, ...]:
+        names = PAPER_SETS[self.name].class_names
+        return tuple(names or _torchvision(self.name, self.root, self.part).classes)
+
+    def listing(self) -> Iterator[pa.Table]:
+        labels = _labels(_torchvision(self.name, self.root, self.part))
+        if self.name == "eurosat":
+            chosen = [i for i in range(len(labels)) if in_test(f"eurosat/{i:06d}") == (self.part == "test")]
+            return blocks([f"eurosat/{i:06d}" for i in chosen], [labels[i] for i in chosen], chosen)
+        ids = [f"{self.name}/{self.part}/{i:06d}" for i in range(len(labels))]
+        return blocks(ids, labels, list(range(len(labels))))
+
+    def fetch(self, block: pa.Table) -> Iterator[Content]:
+        data = _torchvision(self.name, self.root, self.part)
+        for index in block["start"].to_pylist():
+            try:
+                yield np.asarray(data[index][0].convert("RGB"))
+            except OSError as error:
+                yield error
+
+
+def open_split(config: Config, split: Split, names: dict[str, int] | None) -> TorchvisionSet:
+    """The set that `source.name` or `test.name` names; its labels are numbers of its own, so `names` is not looked at.
+
+    Raises:
+        UserError: as `TorchvisionSet.at`.
+    """
+    section = section_of(config, split)
+    return TorchvisionSet.at(section.name, section.path or "", part_of(split))
+
+
+def in_test(image_id: str, share: float = _TEST_SHARE) -> bool:
+    """Whether an image of a set without splits belongs to the test part; a rule, the same on every machine."""
+    number = int.from_bytes(blake2b(image_id.encode(), digest_size=8, person=b"test split").digest(), "big")
+    return number < share * 2.0**64
+
+
+def _labels(data: Any) -> list[int]:
+    """The labels of a torchvision set without reading its images."""
+    for name in ("targets", "labels"):
+        if hasattr(data, name):
+            return [int(label) for label in getattr(data, name)]
+    return [label for _, label in data._samples]
+
+
+@cache
+def _torchvision(name: str, root: str, part: str) -> Any:
+    from torchvision import datasets  # slow to import
+
+    kind = getattr(datasets, PAPER_SETS[name].torchvision)
+    if name == "eurosat":
+        return kind(root)
+    if name in ("svhn", "fer2013", "gtsrb"):
+        return kind(root, split=part)
+    return kind(root, train=part == "train")
