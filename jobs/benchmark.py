@@ -1,58 +1,8 @@
-"""How fast the method runs on this machine: prints a table and writes JSON.
+"""`coreg-ray benchmark` as a script, for checkouts; like the command itself it needs torch alone."""
 
-    python jobs/benchmark.py --smoke --output benchmark.json     few turns of everything
-    python jobs/benchmark.py --output benchmark.json             more turns of everything
+import sys
 
-Needs torch, torchvision and NumPy; annotation and prediction are measured where Ray and open_clip are installed too. A
-quiet machine gives quiet figures: the table shows the lowest and the highest beside each median.
-"""
-
-from __future__ import annotations
-
-import argparse
-import dataclasses
-import json
-import logging
-from pathlib import Path
-
-import torch
-
-from coreg_ray.studies.figures import Figures
-from coreg_ray.studies.suite import FULL, GPU, SMOKE, measure, timed
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="few turns of everything")
-    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of the main process")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    torch.set_num_threads(arguments.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scale = SMOKE if arguments.smoke else FULL
-    if device.type == "cuda":
-        scale = dataclasses.replace(scale, **GPU)
-    figures = measure(scale, device)
-    through_ray(figures, scale.images)
-    print(figures.table())
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(figures.as_json(), indent=1) + "\n")
-
-
-def through_ray(figures: Figures, images: int) -> None:
-    """The parts that need the whole installation."""
-    try:
-        from coreg_ray.studies.annotation import measure_annotation
-        from coreg_ray.studies.prediction import measure_prediction
-    except ModuleNotFoundError as missing:
-        for name in ("annotation/ratio_to_bare_loop", "prediction/ratio_to_bare_loop"):
-            figures.skipped[name] = f"{missing.name} is not installed"
-    else:
-        timed("annotation", lambda: measure_annotation(figures, images))
-        timed("prediction", lambda: measure_prediction(figures, 2 * images))
-
+from coreg_ray.commands import benchmark
 
 if __name__ == "__main__":
-    main()
+    benchmark.main(sys.argv[1:])

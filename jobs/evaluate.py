@@ -1,58 +1,9 @@
-"""Score a trained model on any labelled source.
+"""`coreg-ray evaluate` as a script, for `ray job submit` and checkouts."""
 
-    python jobs/evaluate.py --model runs/digits/model --test.kind folder --test.path DIR
+import sys
 
-With `--output DIR`, DIR/metrics.json holds the figures.
-"""
-
-from __future__ import annotations
-
-from pydantic import Field, model_validator
-
-from coreg_ray.cluster.address import refuse_silent
-from coreg_ray.commands.base import Command, load, run
-from coreg_ray.errors import UserError
-from coreg_ray.images import open_source
-from coreg_ray.run.storage import Folder
-
-
-class EvaluateCommand(Command):
-    """Evaluate."""
-
-    model: str = Field(description="the model/ folder of a run, a path or a URI")
-    batch_size: int = Field(256, ge=1, description="images a model gets at a time")
-    actors: int = Field(1, ge=1, description="models at work")
-    num_gpus: float = Field(0, ge=0, description="GPUs per model, fractions allowed; 0 runs on CPUs")
-
-    @model_validator(mode="after")
-    def _classes(self) -> EvaluateCommand:
-        """Classes come with the model, so a source without any will do."""
-        return self
-
-
-def main(arguments: list[str]) -> None:
-    config = load(arguments, EvaluateCommand, __doc__ or "")
-    refuse_silent()
-    from coreg_ray.cluster.pipeline import connect
-    from coreg_ray.cluster.predict import Pool, evaluate
-    from coreg_ray.deploy.model import read_card  # late: torch and Ray take seconds, --help and errors need neither
-
-    folder = Folder.at(config.model)
-    card = read_card(folder)
-    classes: list[str] = card["classes"]
-    origin = card.get("provenance", {})
-    trained_on = origin.get("configuration", {}).get("source", {}).get("kind", "digits")
-    if config.test.kind == "digits" and trained_on != "digits":
-        raise UserError(f"the embedded digits are no test for a model of {trained_on}; give test.kind and test.path")
-    names = origin.get("names") or [[name] for name in classes]
-    known = {name.lower(): number for number, entry in enumerate(names) for name in entry}
-    source = open_source(config, "test", known)
-    connect()
-    found = evaluate(folder, source, Pool(config.batch_size, config.actors, config.num_gpus))
-    print(found.table(classes))
-    if any(argument.split("=")[0] == "--output" for argument in arguments):
-        Folder.at(config.output).write_json("metrics.json", found.metrics())
-
+from coreg_ray.commands import evaluate
+from coreg_ray.commands.base import run
 
 if __name__ == "__main__":
-    run(main)
+    run(evaluate.main, sys.argv[1:])

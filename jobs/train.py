@@ -1,59 +1,9 @@
-"""Train on an annotation made before: with its run's settings, and what you override.
+"""`coreg-ray train` as a script, for `ray job submit` and checkouts."""
 
-python jobs/train.py --annotations runs/digits/annotations --output runs/second --method.epochs 40
-"""
+import sys
 
-from __future__ import annotations
-
-from argparse import ArgumentParser
-
-from pydantic import Field
-
-from coreg_ray.cluster.address import refuse_silent
-from coreg_ray.commands.base import Command, load, run
-from coreg_ray.errors import UserError
-from coreg_ray.run.storage import Folder
-from coreg_ray.run.uris import extended, shortened, without_credentials
-
-
-class TrainCommand(Command):
-    """Train."""
-
-    annotations: str = Field(description="the annotations/ folder of an earlier run")
-
-
-def main(arguments: list[str]) -> None:
-    config = load([*settings_of_the_annotated_run(arguments), *arguments], TrainCommand, __doc__)
-    refuse_silent()
-    from coreg_ray.cluster.pipeline import run as run_pipeline  # late: Ray takes seconds, --help and errors need none
-
-    metrics = run_pipeline(config, annotated=shortened(config.annotations, "/annotations"))
-    where = without_credentials(config.output)
-    print(f"test/accuracy {metrics.get('test/accuracy', 'unknown')}; model, report and history in {where}")
-
-
-def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:
-    """`--config` of the run that was annotated, so that its source and class names need not be repeated.
-
-    Raises:
-        UserError: it has none, and neither `--config` nor `--source.kind` says what was annotated.
-    """
-    parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("annotations", "config", "source.kind"):
-        parser.add_argument(f"--{name}", dest=name)
-    known = vars(parser.parse_known_args(arguments)[0])
-    if not known["annotations"] or known["config"]:
-        return []
-    folder = shortened(known["annotations"], "/annotations")
-    if Folder.at(folder).exists("config.yaml"):
-        return ["--config", extended(folder, "/config.yaml")]
-    if known["source.kind"]:
-        return []
-    raise UserError(
-        f"{folder} has no config.yaml, so nobody knows what was annotated; give the annotations/ folder of a run, or "
-        "its settings with --config FILE"
-    )
-
+from coreg_ray.commands import train
+from coreg_ray.commands.base import run
 
 if __name__ == "__main__":
-    run(main)
+    run(train.main, sys.argv[1:])

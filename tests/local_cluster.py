@@ -58,13 +58,13 @@ class LocalCluster:
 
     def metrics(self) -> str:
         """What Prometheus would read on all nodes, at the addresses that Ray writes for it."""
-        found = self.folder / "prom_metrics_service_discovery.json"
-        targets = [t for group in json.loads(found.read_text()) for t in group["targets"]] if found.exists() else []
-        said = []
+        file = self.folder / "prom_metrics_service_discovery.json"
+        targets = [t for group in json.loads(file.read_text()) for t in group["targets"]] if file.exists() else []
+        pages = []
         for target in targets:
             with suppress(OSError):  # a node that has just left is listed a little longer
-                said.append(_read(f"http://{target}/metrics"))
-        return "".join(said)
+                pages.append(_read(f"http://{target}/metrics"))
+        return "".join(pages)
 
     def add_node(self, cpus: int, **resources: float) -> Node:
         """A node that is ready to work."""
@@ -75,10 +75,10 @@ class LocalCluster:
 
     def actors(self, name: str) -> list[str]:
         """The nodes of the living actors whose class has `name` in its name."""
-        found = json.loads(self.get("/api/v0/actors"))["data"]["result"]["result"]
-        return [actor["node_id"] for actor in found if name in actor["class_name"] and actor["state"] == "ALIVE"]
+        known = json.loads(self.get("/api/v0/actors"))["data"]["result"]["result"]
+        return [actor["node_id"] for actor in known if name in actor["class_name"] and actor["state"] == "ALIVE"]
 
-    def said(self, name: str) -> str:
+    def printed(self, name: str) -> str:
         """What a submitted job's driver has printed so far."""
         log = self.folder / f"session_latest/logs/job-driver-{name}.log"
         return log.read_text() if log.exists() else ""
@@ -112,7 +112,7 @@ class LocalCluster:
         client.stop_job(name)
         deadline = time.monotonic() + 60
         while not (status := client.get_job_status(name)).is_terminal():
-            assert time.monotonic() < deadline, self.said(name)
+            assert time.monotonic() < deadline, self.printed(name)
             time.sleep(0.2)
         return str(status.value)
 

@@ -109,12 +109,12 @@ def offers(cluster: dict[str, Any], job: dict[str, Any]) -> list[dict[str, dict[
     }  # fmt: skip
     on_kubernetes = {}
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
-        said = group["rayStartParams"]
+        offered = group["rayStartParams"]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert (said["num-cpus"], said["num-gpus"]) == (limits["cpu"], limits["nvidia.com/gpu"])
-        labels = dict(pair.split("=") for pair in said["labels"].split(","))
+        assert (offered["num-cpus"], offered["num-gpus"]) == (limits["cpu"], limits["nvidia.com/gpu"])
+        labels = dict(pair.split("=") for pair in offered["labels"].split(","))
         on_kubernetes[group["groupName"]] = {
-            "CPU": int(said["num-cpus"]), "GPU": int(said["num-gpus"]), "labels": labels, "count": group["maxReplicas"],
+            "CPU": int(offered["num-cpus"]), "GPU": int(offered["num-gpus"]), "labels": labels, "count": group["maxReplicas"],
         }  # fmt: skip
     return [on_aws, on_kubernetes]
 
@@ -131,7 +131,7 @@ def test_both_files_offer_what_their_jobs_ask_for(cluster: dict[str, Any], job: 
         assert config.annotator.num_gpus <= annotators["GPU"]
         assert config.annotator.num_cpus < annotators["CPU"]  # the rest decodes
         assert config.annotator.max_actors <= annotators["count"] * annotators["GPU"] / config.annotator.num_gpus
-        scaling = scaling_config(config.cluster)
+        scaling: Any = scaling_config(config.cluster)
         assert scaling.use_gpu
         assert scaling.label_selector == trainers["labels"]
         together = {name: amount * config.cluster.num_workers for name, amount in scaling.resources_per_worker.items()}

@@ -88,7 +88,7 @@ def test_unknown_keys_are_refused(dotted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tree", "said"),
+    ("tree", "message"),
     [
         ({"method": {"epochs": 3, "warmup_epochs": 4}}, "warmup_epochs=4 exceeds epochs=3; lower warmup_epochs or"),
         ({"cluster": {"num_workers": 3}}, "num_workers=3 cannot hold two equal teams; use 1 or an even number"),
@@ -105,8 +105,8 @@ def test_unknown_keys_are_refused(dotted: str) -> None:
         ({"source": {"kind": "folder", "path": "x"}}, "source.kind=folder needs source.classes"),
     ],
 )
-def test_contradictions_name_values_and_the_way_out(tree: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_contradictions_name_values_and_the_way_out(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         Config.model_validate(tree)
 
 
@@ -138,9 +138,9 @@ def test_files_and_lists_are_told_apart(given: Any, meant: Any) -> None:
 def test_a_configuration_does_not_change() -> None:
     config = Config()
     with pytest.raises(ValidationError, match="frozen"):
-        config.seed = 1
+        config.seed = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
-        config.method.epochs = 1
+        config.method.epochs = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from coreg_ray.config import Config, MethodConfig, StudentConfig
-from coreg_ray.methods.coreg import fit
+from coreg_ray.methods import coreg
 from coreg_ray.pure.candidates import synthetic_candidates
 from coreg_ray.pure.rng import generator
-from coreg_ray.run.storage import Folder
+from coreg_ray.run.folder import MANIFEST, RunFolder
+from coreg_ray.run.records import CandidateFigures, CandidateManifest
 from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.rows import Images, Rows, make_rows, share
+from coreg_ray.training.rows import Images, Rows, make_rows, part_of
 from coreg_ray.training.state import State, build_state
 
 CLASSES = ["horizontal", "vertical", "dot", "cross"]
@@ -75,15 +77,15 @@ STUDENT = StudentConfig(resolution=SIDE, width=4, projection=8, precision="float
 def start(
     data: Toy, mesh: Mesh, seed: int = 0, student: StudentConfig = STUDENT, **settings: Any
 ) -> tuple[State, Rows]:
-    """A fresh state on this process's share of the rows."""
-    rows = share(data.rows, mesh.replica, mesh.replicas)
+    """A fresh state on this process's part of the rows."""
+    rows = part_of(data.rows, mesh.replica, mesh.replicas)
     return build_state(method(**settings), student, seed, CLASSES, rows, mesh), rows
 
 
 def history(data: Toy, mesh: Mesh, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
     """Train to the end and return every epoch's metrics."""
     state, rows = start(data, mesh, seed, **settings)
-    return [epoch.metrics for epoch in fit(state, rows, data.scored, mesh)]
+    return [epoch.metrics for epoch in fit(state, rows, data.scored, mesh, coreg)]
 
 
 def same(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float = 0.0) -> None:
@@ -102,22 +104,17 @@ def prepare_run(output: Path, data: Toy, **sections: Any) -> Config:
     """A run folder as annotation leaves it, written directly, and the configuration to train on it."""
     rows, test = data.rows, data.scored.test
     assert test is not None
+    assert test.labels is not None
     _write_table(output / "rows/pool", {"row": rows.numbers.numpy(), "image": _encoded(rows.pixels)})
     _write_table(output / "rows/test", {"row": test.numbers.numpy(), "image": _encoded(test.pixels)})
     _write_table(output / "labels/test", {"row": test.numbers.numpy(), "label": test.labels.numpy()})
-    candidates = pa.ListArray.from_arrays(rows.offsets.numpy().astype(np.int32), rows.classes.numpy())
+    candidates = pa.ListArray.from_arrays(rows.indptr.numpy().astype(np.int32), rows.indices.numpy())
     _write_table(
         output / "candidates",
         {"row": rows.numbers.numpy(), "candidates": candidates, "trusted": rows.trusted.numpy()},
     )
-    manifest = {
-        "num_classes": len(CLASSES),
-        "class_names": CLASSES,
-        "fingerprint": "toy",
-        "prior": [0.1, 0.2, 0.3, 0.4],
-        "quality": {"rows": len(rows)},
-    }
-    Folder.at(output).write_json("candidates/manifest.json", manifest)
+    manifest = CandidateManifest(CLASSES, "toy", CandidateFigures(len(rows)), [0.1, 0.2, 0.3, 0.4])
+    RunFolder.at(output).candidates.write_json(MANIFEST, manifest.as_json())
     return run_config(output, **sections)
 
 

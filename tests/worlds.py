@@ -9,7 +9,6 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import toy
@@ -17,16 +16,19 @@ from torch import Tensor, nn
 
 from coreg_ray.errors import UserError
 from coreg_ray.methods import coreg
-from coreg_ray.methods.coreg import NonFiniteLossError
 from coreg_ray.pure import losses
 from coreg_ray.pure.rng import generator
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
 from coreg_ray.training.assess import Opinion, assess, swap_opinions
 from coreg_ray.training.evaluate import evaluate
+from coreg_ray.training.fit import NonFiniteLossError, fit
 from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.method import Turns
 from coreg_ray.training.networks import pack
 from coreg_ray.training.plan import coreg_plan, warmup_plan
+from coreg_ray.training.rows import Rows
+from coreg_ray.training.state import Learner, State
 from coreg_ray.training.worker import train
 
 
@@ -60,7 +62,7 @@ def written(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: 
     """Train some epochs, writing a checkpoint after each."""
     problem = toy.toy(**data)
     state, rows = toy.start(problem, mesh, **settings)
-    for epoch in coreg.fit(state, rows, problem.scored, mesh):
+    for epoch in fit(state, rows, problem.scored, mesh, coreg):
         checkpoint.save(state, Folder.at(folder), "toy", mesh)
         if epoch.number + 1 == epochs:
             return
@@ -79,7 +81,7 @@ def resumed(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: 
         answer[f"queue {learner.name}"] = learner.queue.keys[learner.queue.valid].clone()
     own = {learner.network: assess(state, learner, rows, mesh, state.epoch) for learner in state.learners}
     others = swap_opinions(own, mesh)
-    counts = rows.offsets[1:] - rows.offsets[:-1]
+    counts = rows.sizes
     for learner in state.learners:
         network, name = learner.network, learner.name
         clean = others[network].clean
@@ -88,7 +90,7 @@ def resumed(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: 
         answer[f"steps {name}"] = (plan.steps, warm.steps)
         answer[f"team rows {name}"] = (plan.team_labelled, plan.team_unlabelled, warm.team_unlabelled)
         answer[f"clean {name}"] = own[network].clean
-        answer[f"labels {name}"] = list(own[network].labels.split(counts.tolist()))
+        answer[f"labels {name}"] = list(own[network].soft_labels.split(counts.tolist()))
         answer[f"mean {name}"] = learner.mean
     return answer
 
@@ -97,7 +99,7 @@ def forced(mesh: Mesh, kind: str) -> dict[str, Any]:
     """Two epochs after warm-up in which the other network's opinion is what `kind` says, on very unequal shards."""
     data = toy.toy(count=60)
     numbers = torch.arange(60) * 2
-    numbers[:5] += 1  # of two replicas one holds five rows, fewer than its share of a batch
+    numbers[:5] += 1  # of two replicas one holds five rows, fewer than its part of a batch
     data.rows = replace(data.rows, numbers=numbers.sort().values)
     settings: dict[str, Any] = {"epochs": 2, "warmup_epochs": 0, "batch_size": 16, "contrast_delay": 0}
     state, rows = toy.start(data, mesh, **settings)
@@ -109,14 +111,13 @@ def forced(mesh: Mesh, kind: str) -> dict[str, Any]:
         "one replica": float(mesh.replica == 0),
         "small replica": float(mesh.replica == 1),
     }
-    opinion = Opinion(torch.full((len(rows),), sound[kind]), torch.ones(len(rows.classes), dtype=torch.float16))
+    opinion = Opinion(torch.full((len(rows),), sound[kind]), torch.ones(len(rows.indices), dtype=torch.float16))
     heard = _Heard()
     coreg.log.addHandler(heard)
-    with mock.patch.object(coreg, "assess", return_value=opinion):
-        metrics = [epoch.metrics for epoch in coreg.fit(state, rows, data.scored, mesh)]
+    metrics = [epoch.metrics for epoch in fit(state, rows, data.scored, mesh, _Convinced(opinion))]
     coreg.log.removeHandler(heard)
     weights = {learner.name: pack(learner.student) for learner in state.learners}
-    return {"rows": len(rows), "metrics": metrics, "weights": weights, "said": heard.messages}
+    return {"rows": len(rows), "metrics": metrics, "weights": weights, "warnings": heard.messages}
 
 
 def gradients(mesh: Mesh) -> tuple[list[Tensor | None], list[Tensor | None]]:
@@ -128,7 +129,8 @@ def gradients(mesh: Mesh) -> tuple[list[Tensor | None], list[Tensor | None]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         network = nn.ModuleList([nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(4, 2)])
-    found: tuple[list[Tensor | None], list[Tensor | None]] = ([], [])
+    reduced: list[Tensor | None] = []
+    whole: list[Tensor | None] = []
 
     def loss(inputs: Tensor, targets: Tensor, rows: int) -> Tensor:
         return losses.soft_cross_entropy(network[1](network[0](inputs).relu()), targets, denominator=rows)
@@ -136,7 +138,7 @@ def gradients(mesh: Mesh) -> tuple[list[Tensor | None], list[Tensor | None]]:
     for counts in ([5, 2], [7, 0]):
         inputs = torch.randn(7, 5, generator=random)
         targets = torch.rand(7, 3, generator=random).softmax(1)
-        for answer, parts in ((found[0], counts[: mesh.replicas]), (found[1], None)):
+        for answer, parts in ((reduced, counts[: mesh.replicas]), (whole, None)):
             network.zero_grad(set_to_none=True)
             if parts is None:
                 loss(inputs, targets, 7).backward()
@@ -147,7 +149,7 @@ def gradients(mesh: Mesh) -> tuple[list[Tensor | None], list[Tensor | None]]:
                     loss(inputs[mine], targets[mine], 7).backward()
                 mesh.reduce_gradients(network.parameters())
             answer.extend(None if p.grad is None else p.grad.clone() for p in network.parameters())
-    return found
+    return reduced, whole
 
 
 def poisoned(mesh: Mesh) -> str:
@@ -158,7 +160,7 @@ def poisoned(mesh: Mesh) -> str:
         if learner.network == 1:
             learner.student.classifier.weight.data[0, 0] = torch.nan
     try:
-        list(coreg.fit(state, rows, data.scored, mesh))
+        list(fit(state, rows, data.scored, mesh, coreg))
     except NonFiniteLossError as error:
         return str(error)
     return "nothing"
@@ -173,10 +175,25 @@ def refused(mesh: Mesh, folder: str) -> str:
     mesh.barrier()
     config = toy.run_config(Path(folder))
     try:
-        list(train(config, mesh))
+        list(train(config, mesh, coreg))
     except UserError as error:
         return str(error)
     return "nothing"
+
+
+class _Convinced:
+    """Co-Reg whose networks are of the same given opinion in every epoch."""
+
+    TERMS, DEPLOYED = coreg.TERMS, coreg.DEPLOYED
+
+    def __init__(self, opinion: Opinion) -> None:
+        self.opinion = opinion
+
+    def turns(self, state: State, rows: Rows, mesh: Mesh, epoch: int) -> Turns:
+        return coreg.turns(state, rows, mesh, epoch, assess=lambda *_: self.opinion)
+
+    def settle(self, state: State, trained: list[Learner], mesh: Mesh) -> None:
+        coreg.settle(state, trained, mesh)
 
 
 class _Heard(logging.Handler):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,55 +46,56 @@ class RowParts:
         write_table(self.folder, Part(run, keys_hash(key), f"{self.side}px").name, table)
 
 
-def check_unique(rows: NDArray[np.int64], listing: Iterable[pa.Table]) -> None:
-    """Rows (N,) sorted row numbers; `listing` is gone through only to name ids that repeat.
-
-    Raises:
-        UserError: an id occurs twice.
-    """
-    twice = np.unique(rows[1:][rows[1:] == rows[:-1]])
-    if len(twice):
-        names = ", ".join(_named(listing, twice))
-        raise UserError(f"{len(twice)} image_ids occur more than once, for example {names}; make every id unique")
-
-
-def _named(listing: Iterable[pa.Table], rows: NDArray[np.int64], at_most: int = 3) -> list[str]:
-    found: list[str] = []
-    for block in listing:
-        ids = block["image_id"].to_pylist()
-        for position in np.flatnonzero(contains(rows, row_numbers(ids))):
-            if repr(ids[position]) not in found:
-                found.append(repr(ids[position]))
-        if len(found) >= at_most:
-            break
-    return found[:at_most]
-
-
-def take_inventory(source: Source, labels: Folder | None) -> Iterator[pa.Table | int | NDArray[np.int64]]:
-    """Yield the blocks of a source's listing without labels, then N, last the sorted row numbers (N,) of all images.
+def take_listing(source: Source, labels: Folder | None) -> Iterator[pa.Table]:
+    """The blocks of a source's listing without labels, one or more.
 
     Args:
         labels: where known labels are written, apart from all that training will read; None: nowhere.
 
     Raises:
-        UserError: no image, an id that occurs twice, or a label outside the class list.
+        UserError: no image, or a label outside the class list.
     """
-    numbers, known = [], []
+    known = []
     for block in source.listing():
-        numbers.append(row_numbers(block["image_id"].to_pylist()))
         if labels is not None and block["label"].null_count < len(block):
             known.append(block.select(["image_id", "label"]).filter(pc.is_valid(block["label"])))
         yield block.drop_columns(["label"])
-    rows = np.sort(np.concatenate(numbers))
-    check_unique(rows, source.listing())
     if labels is not None:
         labels.delete()
     if labels is not None and known:
         table = pa.concat_tables(known)
         column = pa.array(row_numbers(table["image_id"].to_pylist()))
         write_table(labels, "labels.parquet", table.add_column(0, "row", column))
-    yield len(rows)
-    yield rows
+
+
+def sorted_rows(listed: Callable[[], Iterable[pa.Table]]) -> NDArray[np.int64]:
+    """The sorted row numbers (N,) of all images in the blocks of a listing.
+
+    Args:
+        listed: the blocks; called a second time only to name ids that repeat.
+
+    Raises:
+        UserError: an id occurs twice.
+    """
+    numbers = [row_numbers(block["image_id"].to_pylist()) for block in listed()]
+    rows = np.sort(np.concatenate([np.zeros(0, np.int64), *numbers]))
+    twice = np.unique(rows[1:][rows[1:] == rows[:-1]])
+    if len(twice):
+        names = ", ".join(_named(listed(), twice))
+        raise UserError(f"{len(twice)} image_ids occur more than once, for example {names}; make every id unique")
+    return rows
+
+
+def _named(listing: Iterable[pa.Table], rows: NDArray[np.int64], at_most: int = 3) -> list[str]:
+    named: list[str] = []
+    for block in listing:
+        ids = block["image_id"].to_pylist()
+        for position in np.flatnonzero(contains(rows, row_numbers(ids))):
+            if repr(ids[position]) not in named:
+                named.append(repr(ids[position]))
+        if len(named) >= at_most:
+            break
+    return named[:at_most]
 
 
 def prepare(

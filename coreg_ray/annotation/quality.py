@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from coreg_ray.pure.candidates import NO_VOTE, Quality
+from coreg_ray.run.records import CandidateFigures
 
 _MOST_CANDIDATES = 64  # in a row whose pairs are counted: 20,000 rows of 200 candidates would be 800 million pairs
 _PAIRS_AT_ONCE = 2**20  # of 88 bytes each while they are counted
@@ -89,32 +90,37 @@ class Score:
     def __add__(self, other: Score) -> Score:
         return Score(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
 
-    def summary(self, names: list[str]) -> dict[str, Any]:
-        """Plain numbers and lists for JSON; with labels also accuracy and coverage, per class and per prompt."""
+    def prior(self) -> list[float]:
+        """(K,) the annotator's idea of the class shares."""
+        return (self.mass / self.mass.sum().clamp(min=1e-9)).tolist()
+
+    def figures(self, names: list[str]) -> CandidateFigures:
+        """The sums as figures; with labels also accuracy and coverage, per class and per prompt."""
         rows, candidates, singletons = self.sizes.tolist()
-        figures = {
-            **self.quality.summary(),
-            "prior": (self.mass / self.mass.sum().clamp(min=1e-9)).tolist(),
-            "mean_candidates": candidates / max(1, rows),
-            "singletons": singletons / max(1, rows),
-            "vote_entropy": float(self.entropy[0] / self.entropy[1].clamp(min=1)),
-            "prompt_dissent": (self.dissent / max(1, rows)).tolist(),
-            "swallowed_classes": self._swallowed(names),
-            "outlier_share": self._outliers(),
-            "background_share": float(self.background[0] / self.background[1].clamp(min=1)),
-        }
-        total = int(self.labelled.sum())
-        if total:
-            each = self.labelled.clamp(min=1)
-            coverage = int(self.covered.sum()) / total
-            figures |= {
-                "zero_shot_accuracy": int(self.right.sum()) / total,
-                "class_accuracy": (self.right / each).tolist(),
-                "coverage": coverage,
-                "class_coverage": (self.covered / each).tolist(),
-                "eta": 1 - coverage,
+        counted = CandidateFigures(
+            **{
+                **self.quality.summary(),
+                "mean_candidates": candidates / max(1, rows),
+                "singletons": singletons / max(1, rows),
+                "vote_entropy": float(self.entropy[0] / self.entropy[1].clamp(min=1)),
+                "prompt_dissent": (self.dissent / max(1, rows)).tolist(),
+                "swallowed_classes": self._swallowed(names),
+                "outlier_share": self._outliers(),
+                "background_share": float(self.background[0] / self.background[1].clamp(min=1)),
             }
-        return figures
+        )
+        total = int(self.labelled.sum())
+        if not total:
+            return counted
+        each, coverage = self.labelled.clamp(min=1), int(self.covered.sum()) / total
+        return replace(
+            counted,
+            zero_shot_accuracy=int(self.right.sum()) / total,
+            class_accuracy=(self.right / each).tolist(),
+            coverage=coverage,
+            class_coverage=(self.covered / each).tolist(),
+            eta=1 - coverage,
+        )
 
     def _swallowed(self, names: list[str]) -> list[dict[str, Any]]:
         """Classes whose sets nearly always hold another, larger class; `twins` where it goes both ways."""
@@ -160,47 +166,47 @@ def _pairs_of_block(member: Tensor) -> Tensor:
     return torch.sparse_coo_tensor(both, ones, shape, check_invariants=True).coalesce()
 
 
-def warnings(figures: dict[str, Any], names: list[str], prompts: list[str], alike: list[tuple[str, str]]) -> list[str]:
+def warnings(
+    figures: CandidateFigures, names: list[str], prompts: list[str], alike: list[tuple[str, str]]
+) -> list[str]:
     """What a person should know before training on these candidate sets, in plain words.
 
     Args:
-        figures: of `Score.summary`.
+        figures: of `Score.figures`.
         alike: pairs of class names that the annotator can hardly tell apart.
     """
-    if not figures["rows"]:
+    if not figures.rows:
         return ["no image has an answer; those that cannot be decoded are in rejects/"]
-    found = []
-    votes, rows = figures["votes_per_class"], figures["rows"]
+    told = []
+    votes, dissent = figures.votes_per_class or [], figures.prompt_dissent or []
     top = max(range(len(names)), key=votes.__getitem__)
     if len(names) > 2 and votes[top] > sum(votes) / 2:
-        found.append(
+        told.append(
             f"{names[top]!r} takes {votes[top] / sum(votes):.0%} of all votes; the pool may not hold the other classes"
         )
-    empty = figures["classes_without_votes"]
+    empty = figures.classes_without_votes
     if empty:
         shown = ", ".join(repr(names[number]) for number in empty[:5])
-        found.append(f"nobody votes for {len(empty)} of {len(names)} classes ({shown}); they will not be learnt")
-    for pair in figures["swallowed_classes"][:5]:
+        told.append(f"nobody votes for {len(empty)} of {len(names)} classes ({shown}); they will not be learnt")
+    for pair in (figures.swallowed_classes or [])[:5]:
         how = "are voted for together" if pair["twins"] else f"comes along in {pair['share']:.0%} of the sets"
-        found.append(f"{pair['class']!r} is swallowed by {pair['by']!r}, which {how}; better names may part them")
-    found += [f"{one!r} and {other!r} look like two names of one class" for one, other in alike[:5]]
-    if figures["agreement"] is not None and len(prompts) > 1 and figures["agreement"] < 0.3:
-        found.append(f"prompts agree in {figures['agreement']:.0%} of the cases; the model may not know these classes")
-    if figures["mean_candidates"] > len(names) / 2 and len(names) > 2:
-        left = f"{figures['mean_candidates']:.1f} of {len(names)} classes"
-        found.append(f"{left} stay possible on average; there is little to learn from such sets")
-    worst = max(range(len(prompts)), key=figures["prompt_dissent"].__getitem__) if prompts else 0
-    usual = sorted(figures["prompt_dissent"])[len(prompts) // 2] if prompts else 0
-    if prompts and figures["prompt_dissent"][worst] > max(0.2, 3 * usual):
-        found.append(
-            f"prompt {prompts[worst]!r} contradicts the others on {figures['prompt_dissent'][worst]:.0%} of the images"
-        )
-    for name, meaning in (
-        ("outlier_share", "resemble no class"),
-        ("background_share", "are closer to a background text"),
+        told.append(f"{pair['class']!r} is swallowed by {pair['by']!r}, which {how}; better names may part them")
+    told += [f"{one!r} and {other!r} look like two names of one class" for one, other in alike[:5]]
+    if figures.agreement is not None and len(prompts) > 1 and figures.agreement < 0.3:
+        told.append(f"prompts agree in {figures.agreement:.0%} of the cases; the model may not know these classes")
+    if (figures.mean_candidates or 0) > len(names) / 2 and len(names) > 2:
+        left = f"{figures.mean_candidates:.1f} of {len(names)} classes"
+        told.append(f"{left} stay possible on average; there is little to learn from such sets")
+    worst = max(range(len(prompts)), key=dissent.__getitem__) if prompts else 0
+    usual = sorted(dissent)[len(prompts) // 2] if prompts else 0
+    if prompts and dissent[worst] > max(0.2, 3 * usual):
+        told.append(f"prompt {prompts[worst]!r} contradicts the others on {dissent[worst]:.0%} of the images")
+    for share, meaning in (
+        (figures.outlier_share, "resemble no class"),
+        (figures.background_share, "are closer to a background text"),
     ):
-        if (figures[name] or 0) > _WORTH_SAYING:
-            found.append(f"{figures[name]:.0%} of the images {meaning} and may belong to none")
-    if rows and figures["rows_without_vote"] > _WORTH_SAYING * rows:
-        found.append(f"{figures['rows_without_vote'] / rows:.0%} of the images got no vote at all")
-    return found
+        if (share or 0) > _WORTH_SAYING:
+            told.append(f"{share:.0%} of the images {meaning} and may belong to none")
+    if figures.rows_without_vote > _WORTH_SAYING * figures.rows:
+        told.append(f"{figures.rows_without_vote / figures.rows:.0%} of the images got no vote at all")
+    return told

@@ -19,7 +19,6 @@ from coreg_ray.run.storage import Folder
 if TYPE_CHECKING:
     from coreg_ray.annotation.clip import TextTable  # with torch, which tasks that only write start without
 
-USED = "annotators.json"  # the folders of the annotators whose votes count
 SPENT = ("requests", "input_tokens", "output_tokens")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -13,68 +13,94 @@ import ray
 from coreg_ray.annotation import factory, preparation, writer
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.parts import Part, next_run
+from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.pools import announce, find_card, open_pool
-from coreg_ray.cluster.tasks import Listing, ask, task
+from coreg_ray.cluster.tasks import ask, task
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.errors import UserError
 from coreg_ray.ids import images_hash, row_numbers
 from coreg_ray.images.base import Source
 from coreg_ray.images.decode import Fit
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 SAMPLE = 200  # images
 _BLOCKS = 8  # of the listing, that they come from: reading a few rows of every Parquet file would take for ever
 
 
-def estimate(config: Config, output: Folder) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Estimate:
+    """What annotating a whole pool will take.
+
+    Attributes:
+        images: of the pool. sample: of these that were measured. gigabytes: of annotations. decode_s: seconds an image
+            takes to read and decode, on one CPU. annotate_s: and to annotate, one actor.
+    """
+
+    images: int
+    sample: int
+    hours: float
+    gpu_hours: float
+    gigabytes: float
+    requests: int
+    decode_s: float
+    annotate_s: float
+
+    def in_words(self, annotators: int) -> str:
+        """Lines for a terminal; `annotators`: most of them at work."""
+        duration = f"{self.hours:.1f} hours" if self.hours >= 1 else f"{self.hours * 60:.1f} minutes"
+        lines = [
+            f"{self.images} images; measured on {self.sample} of them, which stay annotated:",
+            f"  time      {duration} with {annotators} annotator(s)",
+            f"  GPU       {self.gpu_hours:.2f} hours",
+            f"  disk      {self.gigabytes * 1000:.1f} MB of annotations",
+            f"  requests  {self.requests}",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Means an image over the sample."""
+
+    sample: int
+    decode_s: float
+    annotate_s: float
+    bytes: float
+    requests: float
+
+
+def estimate(config: Config, run: RunFolder) -> Estimate:
     """Annotate a sample of the pool and say what the rest will take.
 
     The sample becomes part of the annotation table, so nothing that it cost is lost.
-
-    Returns:
-        `images`, `sample`, `hours`, `gpu_hours`, `gigabytes` (annotations) and `requests` for the whole pool, and the
-        seconds an image takes to read and decode (`decode_s`, on one CPU) and to annotate (`annotate_s`, one actor).
     """
     annotator = config.annotator
     announce(annotator)
     words, source = open_pool(config, "pool")
     listing = Listing(source, None)
-    card = find_card(annotator, config, words, output, "pool")
+    card = find_card(annotator, config, words, run, "pool")
     measure = task(_measure).options(num_cpus=annotator.num_cpus, num_gpus=annotator.num_gpus)
-    folder = output / "annotations" / "pool" / card.folder
+    folder = run.own("annotations", "pool") / card.folder
     of_each = -(-SAMPLE // min(_BLOCKS, len(listing.blocks)))
-    measured = ask(measure.remote(annotator, card, source, of_each, folder))
+    measured: _Measured = ask(measure.remote(annotator, card, source, of_each, folder))
     images = listing.images
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1) - annotator.max_actors * annotator.num_cpus)
     actors = 1 if annotator.kind == "chat" else annotator.max_actors
-    slower = max(measured["annotate_s"] / actors, measured["decode_s"] / cpus)
-    return {
-        "images": images,
-        "sample": measured["sample"],
-        "hours": images * slower / 3600,
-        "gpu_hours": images * measured["annotate_s"] * annotator.num_gpus / 3600,
-        "gigabytes": images * measured["bytes"] / 1e9,
-        "requests": round(images * measured["requests"]),
-        "decode_s": measured["decode_s"],
-        "annotate_s": measured["annotate_s"],
-    }
+    slower = max(measured.annotate_s / actors, measured.decode_s / cpus)
+    return Estimate(
+        images=images,
+        sample=measured.sample,
+        hours=images * slower / 3600,
+        gpu_hours=images * measured.annotate_s * annotator.num_gpus / 3600,
+        gigabytes=images * measured.bytes / 1e9,
+        requests=round(images * measured.requests),
+        decode_s=measured.decode_s,
+        annotate_s=measured.annotate_s,
+    )
 
 
-def in_words(figures: dict[str, Any], config: Config) -> str:
-    """The estimate as lines for a terminal."""
-    hours, annotators = figures["hours"], config.annotator.max_actors
-    duration = f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
-    lines = [
-        f"{figures['images']} images; measured on {figures['sample']} of them, which stay annotated:",
-        f"  time      {duration} with {annotators} annotator(s)",
-        f"  GPU       {figures['gpu_hours']:.2f} hours",
-        f"  disk      {figures['gigabytes'] * 1000:.1f} MB of annotations",
-        f"  requests  {figures['requests']}",
-    ]
-    return "\n".join(lines)
-
-
-def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, folder: Folder) -> dict[str, float]:
+def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, folder: Folder) -> _Measured:
     """Annotate the sample and time what it takes an image."""
     blocks = _sample(source, of_each)
     started = time.perf_counter()
@@ -93,20 +119,14 @@ def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, 
     started = time.perf_counter()
     answered = annotator(dict(batch))
     annotate_s = time.perf_counter() - started
-    run = next_run(folder)
+    number = next_run(folder)
     answered["split"] = np.full(len(answered["image_id"]), "pool", dtype=object)
-    writer.write_annotations(answered, places={"pool": writer.Place(folder, run)}, card=card)
+    writer.write_annotations(answered, places={"pool": writer.Place(folder, number)}, card=card)
     ids, contents = answered["image_id"].tolist(), answered["content"].tolist()
-    size = folder.size(Part(run, images_hash(ids, contents), card.text).name) if ids else 0
+    size = folder.size(Part(number, images_hash(ids, contents), card.text).name) if ids else 0
     count = len(batch["image_id"])
     requests = float(answered["requests"].sum()) if "requests" in answered else 0.0
-    return {
-        "sample": count,
-        "decode_s": decode_s / count,
-        "annotate_s": annotate_s / count,
-        "bytes": size / max(1, len(ids)),
-        "requests": requests / count,
-    }
+    return _Measured(count, decode_s / count, annotate_s / count, size / max(1, len(ids)), requests / count)
 
 
 def _sample(source: Source, of_each: int) -> list[pa.Table]:

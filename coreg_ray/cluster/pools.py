@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+
+import ray
 
 from coreg_ray.annotation import factory, writer
 from coreg_ray.annotation.card import MANIFEST, TEXT, Card
 from coreg_ray.annotation.vocabulary import Vocabulary, vocabulary
-from coreg_ray.cluster.tasks import Listing, ask, task
-from coreg_ray.config import KNOWS_CLASSES, AnnotatorConfig, Config
+from coreg_ray.cluster.listing import Listing
+from coreg_ray.cluster.tasks import ask, task
+from coreg_ray.config import AnnotatorConfig, Config
+from coreg_ray.config.sections import KNOWS_CLASSES
 from coreg_ray.images import open_source
-from coreg_ray.images.base import Source, Split
+from coreg_ray.images.base import Source
+from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -25,19 +29,27 @@ class Pool:
     split: Split
     source: Source
     listing: Listing
-    output: Folder
+    run: RunFolder
 
     @property
     def table(self) -> Folder:
-        return self.output / "annotations" / self.split
+        return self.run.own("annotations", self.split)
 
     @property
     def rejects(self) -> Folder:
-        return self.output / "rejects" / self.split
+        return self.run.rejects(self.split)
 
     @property
     def rows(self) -> Folder:
-        return self.output / "rows" / self.split
+        return self.run.own("rows", self.split)
+
+
+@dataclass(frozen=True)
+class Described:
+    """An annotator that is known: its card, and its text embeddings as a file; empty where it has none."""
+
+    card: Card
+    text: bytes = b""
 
 
 def open_pool(config: Config, split: Split) -> tuple[Vocabulary, Source]:
@@ -61,33 +73,35 @@ def announce(annotator: AnnotatorConfig) -> None:
         log.warning("images are sent to %s", check_upload(annotator))
 
 
-def find_card(annotator: AnnotatorConfig, config: Config, words: Vocabulary, output: Folder, split: Split) -> Card:
+def find_card(annotator: AnnotatorConfig, config: Config, words: Vocabulary, run: RunFolder, split: Split) -> Card:
     """The annotator's card, from an earlier run with the same model and texts or from loading the model.
 
     Manifest and text embeddings lie in its folder afterwards.
     """
-    card, text = settle(describe(annotator, config, words, output))
-    keep(card, text, output / "annotations" / split / card.folder)
-    return card
+    described = settle(describe(annotator, config, words, run))
+    keep(described, run.own("annotations", split) / described.card.folder)
+    return described.card
 
 
-def describe(annotator: AnnotatorConfig, config: Config, words: Vocabulary, output: Folder) -> Any:
-    """Card and text embeddings from an earlier run, else a reference: the model is loaded in a task of its own."""
+def describe(
+    annotator: AnnotatorConfig, config: Config, words: Vocabulary, run: RunFolder
+) -> Described | ray.ObjectRef:
+    """What an earlier run knows of an annotator, else a reference: the model is loaded in a task of its own."""
     asked, background = factory.vocabulary_for(annotator, words), config.source.background
-    earlier = writer.known_card(output / "annotations", factory.identity(annotator), asked, background)
-    return earlier or task(factory.describe).remote(annotator, asked, background)
+    earlier = writer.known_card(run / "annotations", factory.identity(annotator), asked, background)
+    return Described(*earlier) if earlier else task(factory.describe).remote(annotator, asked, background)
 
 
-def settle(described: Any) -> tuple[Card, bytes]:
-    """What `describe` found. Raises UserError where the model cannot be loaded."""
-    if isinstance(described, tuple):
+def settle(described: Described | ray.ObjectRef) -> Described:
+    """What `describe` came to. Raises UserError where the model cannot be loaded."""
+    if isinstance(described, Described):
         return described
     card, table = ask(described)
-    return card, table.to_bytes() if table is not None else b""
+    return Described(card, table.to_bytes() if table is not None else b"")
 
 
-def keep(card: Card, text: bytes, folder: Folder) -> None:
+def keep(described: Described, folder: Folder) -> None:
     """Write a card and its text embeddings, if there are any, into the annotator's folder."""
-    if text:
-        folder.write(TEXT, text)
-    folder.write_json(MANIFEST, card.manifest())
+    if described.text:
+        folder.write(TEXT, described.text)
+    folder.write_json(MANIFEST, described.card.manifest())

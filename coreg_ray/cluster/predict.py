@@ -6,6 +6,7 @@ and `rejects/` say which images are done. The driver sees one line of figures a 
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -21,10 +22,12 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
+from coreg_ray import metrics
 from coreg_ray.annotation import preparation, writer
 from coreg_ray.annotation.arrow import lists, write_table
 from coreg_ray.annotation.parts import Part, drop_outdated, known_keys, next_run, parts
-from coreg_ray.cluster.tasks import Listing, ask, each, task, watch
+from coreg_ray.cluster.listing import Listing
+from coreg_ray.cluster.tasks import ask, each, task, watch
 from coreg_ray.deploy.calibration import calibration_error
 from coreg_ray.deploy.model import WEIGHTS, Model, read_card
 from coreg_ray.errors import UserError
@@ -32,11 +35,13 @@ from coreg_ray.ids import images_hash, row_numbers
 from coreg_ray.images.base import Source
 from coreg_ray.images.decode import Fit
 from coreg_ray.report.confusions import Confusions
+from coreg_ray.run.claim import claim
+from coreg_ray.run.records import PredictResult
 from coreg_ray.run.storage import Folder
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "predictions.json"
+RECORD = "predictions.json"
 _DECODING_CPUS = 0.99  # not what a predictor asks for, or Ray Data would fuse decoding into the predictors' processes
 
 
@@ -79,13 +84,16 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """The figures under the names that a run's `metrics.json` uses."""
-        figures = {"accuracy": self.accuracy, "calibration_error": self.calibration_error, "images": self.images}
-        return {f"test/{name}": value for name, value in figures.items()}
+        return {
+            metrics.ACCURACY: self.accuracy,
+            metrics.CALIBRATION_ERROR: self.calibration_error,
+            metrics.TEST_IMAGES: self.images,
+        }
 
-    def table(self, classes: list[str]) -> str:
+    def table(self, class_names: list[str]) -> str:
         """For people: a line for each of the K classes, then accuracy and calibration."""
         lines = [f"{'class':24} images  recall  precision"]
-        for name, hits, true, said in zip(classes, *self.confusions.by_class(), strict=True):
+        for name, hits, true, said in zip(class_names, *self.confusions.by_class(), strict=True):
             recall, precision = (f"{hits / total:.3f}" if total else "-" for total in (true, said))
             lines.append(f"{name:24} {true:6}  {recall:>6}  {precision:>9}")
         counted = f"{self.images} images, {self.unreadable} labelled ones unreadable"
@@ -93,14 +101,11 @@ class Evaluation:
         return "\n".join([*lines, summary])
 
 
-def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool: Pool | None = None) -> dict[str, Any]:
+def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool: Pool | None = None) -> PredictResult:
     """Write `predictions/` (image_id, class, probability, top_classes, top_probabilities) and `rejects/`.
 
     Images that an earlier call predicted with the same model are left alone; rows of images that changed or left the
     source are dropped.
-
-    Returns:
-        `images` in the source, `predicted_images` in this run, `rejected_images` in all, `seconds`, `images_per_s`.
 
     Raises:
         UserError: the model or the source is none, or the output holds the predictions of another model.
@@ -130,14 +135,7 @@ def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool:
     rejected = sum(each(writer.count_rows, parts(rejects), rejects))
     if rejected:
         log.warning("%d of %d images cannot be decoded; %s/rejects says why", rejected, listing.images, output.path)
-    seconds = time.monotonic() - started
-    return {
-        "images": listing.images,
-        "predicted_images": figures["images"],
-        "rejected_images": rejected,
-        "seconds": seconds,
-        "images_per_s": figures["images"] / seconds,
-    }
+    return PredictResult(listing.images, figures["images"], rejected, time.monotonic() - started)
 
 
 def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluation:
@@ -247,24 +245,18 @@ def _fit(card: dict[str, Any]) -> Fit:
 def _claim(output: Folder, card: dict[str, Any], weights: bytes, top_k: int) -> str:
     """Make the output folder this model's, or refuse it; returns 32 hex digits over the model."""
     fingerprint = blake2b(repr((card["classes"], card["temperature"])).encode() + weights, digest_size=16).hexdigest()
-    wanted = {"model": fingerprint, "classes": card["classes"], "top_k": top_k}
-    try:
-        found = output.entries()
-        if MANIFEST in found:
-            there = output.read_json(MANIFEST)
-            if there != wanted:
-                raise UserError(
-                    f"--output {output.path} holds predictions of another model or top_k (model {there.get('model')}, "
-                    f"top_k {there.get('top_k')}; now {fingerprint}, {top_k}); choose another folder"
-                )
-        elif found:
+    mine = {"model": fingerprint, "classes": card["classes"], "top_k": top_k}
+
+    def refuse_other(text: str) -> None:
+        there = json.loads(text)
+        if there != mine:
             raise UserError(
-                f"--output {output.path} holds {len(found)} entries ({', '.join(found[:3])}) and no predictions; "
-                "choose an empty folder"
+                f"--output {output.path} holds predictions of another model or top_k (model {there.get('model')}, "
+                f"top_k {there.get('top_k')}; now {fingerprint}, {top_k}); choose another folder"
             )
-        output.write_json(MANIFEST, wanted)
-    except OSError as error:
-        raise UserError(f"--output {output.path} cannot be used ({error}); choose another folder") from error
+
+    content = json.dumps(mine, indent=1, sort_keys=True) + "\n"
+    claim(output, output.path, holds="predictions", record=RECORD, content=content, check=refuse_other)
     return fingerprint
 
 

@@ -6,36 +6,41 @@ A part is whole or absent, and a call writes only what no part holds.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from coreg_ray.annotation import preparation, writer
-from coreg_ray.annotation.card import MANIFEST
 from coreg_ray.annotation.parts import known_keys, next_run
 from coreg_ray.cluster.decode import only_rows
+from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.pools import Pool, open_pool
-from coreg_ray.cluster.tasks import Listing, ask, task, through, watch
+from coreg_ray.cluster.tasks import ask, task, through, watch
 from coreg_ray.config import Config
-from coreg_ray.images.base import Split
+from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.records import RowsManifest
 from coreg_ray.run.storage import Folder
 
 
-def write_rows(config: Config, split: Split, output: Folder) -> dict[str, Any]:
-    """Write what is missing of `rows/<split>/`: every decodable image at the student's resolution, uint8 RGB."""
-    started = time.monotonic()
+def write_rows(config: Config, split: Split, run: RunFolder) -> int:
+    """Write what is missing of `rows/<split>/`: every decodable image at the student's resolution, uint8 RGB.
+
+    Returns how many rows there are.
+    """
     source = open_pool(config, split)[1]
-    pool = Pool(split, source, Listing(source, None), output)
-    settings = row_settings(pool, config.student.resolution)
-    run = next_run(pool.rows)
+    pool = Pool(split, source, Listing(source, None), run)
     written = through(
         pool.listing.dataset(),
         only_rows,
-        settings={"source": source, "fit": None, "run": run, **settings},
+        settings={
+            "source": source,
+            "fit": None,
+            "run": next_run(pool.rows),
+            **row_settings(pool, config.student.resolution),
+        },
         batch_size=None,
         batch_format="pyarrow",
     )
     watch(written, pool.listing.images, f"writing the {split} rows")
-    return {"rows": settle_rows(pool, config.student.resolution), "seconds": time.monotonic() - started}
+    return settle_rows(pool, config.student.resolution)
 
 
 def row_settings(pool: Pool, side: int, *also: Folder) -> dict[str, Any]:
@@ -52,5 +57,5 @@ def row_settings(pool: Pool, side: int, *also: Folder) -> dict[str, Any]:
 def settle_rows(pool: Pool, side: int, *also: Folder) -> int:
     """Leave one row for each image, and say in the manifest which images these are; returns how many."""
     rows, images = ask(task(writer.settle_rows).remote(pool.listing.rows, pool.rows, *also))
-    pool.rows.write_json(MANIFEST, {"side": side, "images": images})
-    return rows
+    pool.run.write_rows_manifest(pool.split, RowsManifest(side, images))
+    return int(rows)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, reduce
+from functools import reduce
 from itertools import chain, islice
 from operator import add
 from typing import Any, TypeVar
@@ -17,11 +17,8 @@ import ray
 import ray.data
 import ray.exceptions
 
-from coreg_ray.annotation import preparation
 from coreg_ray.cluster.chunks import one_by_one, summed
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Source
-from coreg_ray.run.storage import Folder
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -65,22 +62,22 @@ def added_up(function: Callable[..., T], items: Iterable[Any], *shared: Any, cpu
 
 
 def _in_tasks(
-    share: Callable[..., Any],
+    chunk: Callable[..., Any],
     function: Callable[..., Any],
     items: Iterable[Any],
     shared: tuple[Any, ...],
     cpus: float,
     a_task: int,
 ) -> Iterator[Any]:
-    """share(function, a few items, *shared) in tasks, as they come."""
+    """chunk(function, a few items, *shared) in tasks, as they come."""
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
     waiting = iter(items)
-    while chunk := list(islice(waiting, a_task)):
+    while some := list(islice(waiting, a_task)):
         if len(running) == at_once:
             ready, running = ray.wait(running)
             yield from map(ask, ready)
-        running.append(task(share, cpus).remote(function, chunk, *shared))
+        running.append(task(chunk, cpus).remote(function, some, *shared))
     while running:
         ready, running = ray.wait(running)
         yield from map(ask, ready)
@@ -111,50 +108,6 @@ def through(dataset: ray.data.Dataset, function: Any, *, settings: dict[str, Any
     given = "fn_constructor_kwargs" if isinstance(function, type) else "fn_kwargs"
     options[given] = settings
     return dataset.map_batches(function, **options)
-
-
-class Listing:
-    """A source's listing in the object store: blocks as Ray Data takes them, and the row numbers of all images.
-
-    It is taken in a task that starts at once; the first question about it waits for its end.
-    """
-
-    def __init__(self, source: Source, labels: Folder | None) -> None:
-        inventory = task(preparation.take_inventory).options(num_returns="streaming")
-        self._stream = inventory.remote(source, labels)
-
-    @cached_property
-    def _references(self) -> list[Any]:
-        references = list(self._stream)
-        ask(references[-1])  # a failure is the last thing that a stream yields
-        return references
-
-    @property
-    def rows(self) -> ray.ObjectRef:
-        """Reference to the (N,) int64 sorted row numbers."""
-        return self._references[-1]
-
-    @cached_property
-    def images(self) -> int:
-        """N. Raises UserError where `preparation.take_inventory` does."""
-        return ray.get(self._references[-2])
-
-    @property
-    def blocks(self) -> list[Any]:
-        """References to the blocks."""
-        return self._references[:-2]
-
-    @cached_property
-    def _dataset(self) -> ray.data.Dataset:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.raise_original_map_exception = True
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        return ray.data.from_arrow_refs(self.blocks)
-
-    def dataset(self) -> ray.data.Dataset:
-        """The blocks, as references: the driver holds no row. `watch` speaks for Ray Data's own progress reports."""
-        return self._dataset
 
 
 def watch(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,30 +14,30 @@ import torch
 from ray.train import FailureConfig, RunConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from coreg_ray import metrics
 from coreg_ray.cluster.metrics import show_epoch
 from coreg_ray.cluster.resources import refuse_unreachable, scaling_config, wait_for_resources
 from coreg_ray.config import Config
+from coreg_ray.config.paths import with_absolute_paths
 from coreg_ray.errors import UserError
-from coreg_ray.methods.coreg import NonFiniteLossError
-from coreg_ray.run.storage import Folder
+from coreg_ray.methods import KINDS
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.records import TrainResult
+from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.worker import Task, checkpoint, train
 
 log = logging.getLogger(__name__)
 
 
-def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any]:
+def fit(config: Config, callbacks: Sequence[UserCallback] = (), kind: str = "coreg") -> TrainResult:
     """Train on what lies in the run folder; blocks until the last epoch is done.
 
     The same call after any interruption continues from the newest whole checkpoint, and starts no worker when there is
     nothing left to do.
 
     Args:
-        callbacks: Ray Train's, which hear of every epoch.
-
-    Returns:
-        The last epoch's metrics, `world_size`, and `start_epoch`, the first epoch that the last worker group trained
-        (the number of epochs when none was left).
+        callbacks: Ray Train's, which hear of every epoch. kind: of the method, a key of `methods.KINDS`.
 
     Raises:
         UserError: the cluster cannot hold the workers within `cluster.wait_s`, a node cannot reach the run folder, or
@@ -47,23 +45,23 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any
         NonFiniteLossError: a loss became infinite or NaN; the last good checkpoint stays.
         ray.train.TrainingFailedError: workers failed more often than `cluster.max_failures`.
     """
-    output = Folder.at(config.output)
-    if (done := _whole_run(config, output)) is not None:
+    run = RunFolder.at(config.output)
+    if (done := _whole_run(config, run)) is not None:
         return done
     scaling = scaling_config(config.cluster)
     wait_for_resources(scaling, config.cluster.wait_s)
-    refuse_unreachable(output)  # again: nodes have come since the job began
+    refuse_unreachable(run)  # again: nodes have come since the job began
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]
-        train_loop_config=seen_from_anywhere(config).settings(),
+        train_loop_config={"settings": with_absolute_paths(config).settings(), "kind": kind},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
             # A name of its own each time: what continues is the method's state in checkpoints/, never Ray's snapshot,
             # which is not written atomically and would also continue a run of another configuration.
             name=time.strftime("%Y%m%d-%H%M%S"),
-            storage_path=f"{output.path}/ray",
-            storage_filesystem=None if output.local else output.filesystem,
+            storage_path=run.ray.path,
+            storage_filesystem=None if run.local else run.filesystem,
             callbacks=list(callbacks),  # type: ignore[arg-type]  # as below
             failure_config=FailureConfig(
                 max_failures=config.cluster.max_failures,
@@ -71,41 +69,41 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> dict[str, Any
             ),
         ),
     )
-    outcome: dict[str, Any] = _followed(trainer, output, config.method.epochs).return_value
+    outcome: dict[str, Any] = _followed(trainer, run, config.method.epochs).return_value
     if "non_finite" in outcome:
         raise NonFiniteLossError(outcome["non_finite"])
     if "refused" in outcome:
         raise UserError(outcome["refused"])
-    newest = checkpoint.newest(output / "checkpoints")
+    newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
-    return checkpoint.describe(newest)["history"][-1] | outcome
+    return TrainResult(checkpoint.describe(newest)["history"][-1], outcome["world_size"], outcome["start_epoch"])
 
 
-def _whole_run(config: Config, output: Folder) -> dict[str, Any] | None:
+def _whole_run(config: Config, run: RunFolder) -> TrainResult | None:
     """What `fit` returns of a run whose last epoch is in its checkpoint and in its history already."""
-    task, newest = Task.read(config, output), checkpoint.newest(output / "checkpoints")
+    task, newest = Task.read(config, run), checkpoint.newest(run.checkpoints)
     last = config.method.epochs - 1
-    if newest is None or not any(int(row["epoch"]) == last for row in _epochs_in(output)):
+    if newest is None or not any(row[metrics.EPOCH] == last for row in run.read_history()):
         return None
-    said = checkpoint.describe(newest)
-    if (said["epoch"], said["fingerprint"]) != (last, task.fingerprint):
+    description = checkpoint.describe(newest)
+    if description["epoch"] != last or not task.is_of(description["fingerprint"]):
         return None
-    return said["history"][-1] | {"world_size": config.cluster.num_workers, "start_epoch": last + 1}
+    return TrainResult(description["history"][-1], config.cluster.num_workers, last + 1)
 
 
-def worker(settings: dict[Any, Any]) -> dict[str, Any]:
+def worker(given: dict[Any, Any]) -> dict[str, Any]:
     """What every Ray Train worker runs. Errors that a retry cannot mend are returned, so that none is attempted."""
     logging.basicConfig(level=logging.INFO)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report in full; the driver has a line
-    config = Config.model_validate(settings)
+    config, method = Config.model_validate(given["settings"]), KINDS[given["kind"]]
     context = ray.train.get_context()
     torch.set_num_threads(_threads(config, context.get_world_size()))
     start = config.method.epochs
     try:
-        for epoch in train(config, Mesh(get_device())):
+        for epoch in train(config, Mesh(get_device()), method):
             start = min(start, epoch.number)
             if context.get_world_rank() == 0:
-                show_epoch(Folder.at(config.output).name, epoch.metrics)
+                show_epoch(RunFolder.at(config.output).name, epoch.metrics)
             ray.train.report(epoch.metrics | _place())
     except NonFiniteLossError as error:
         return {"non_finite": str(error)}
@@ -120,21 +118,6 @@ def _place() -> dict[str, str]:
     return {"placement_group": group.id.hex()} if group else {}
 
 
-def absolute(path: str | None) -> str | None:
-    """A relative path of something that exists here, made absolute; all else as it is."""
-    is_local = path and path not in ("uniform", "annotator", "hub") and "://" not in path and Path(path).exists()
-    return str(Path(path or "").resolve()) if is_local else path
-
-
-def seen_from_anywhere(config: Config) -> Config:
-    """Relative local paths made absolute: Ray Train's workers run in another working directory."""
-
-    method = config.method.model_copy(update={"prior": absolute(config.method.prior)})
-    student = config.student.model_copy(update={"pretrained": absolute(config.student.pretrained)})
-    paths = {"output": absolute(config.output), "start_from": absolute(config.start_from)}
-    return config.model_copy(update={**paths, "method": method, "student": student})
-
-
 def _threads(config: Config, world: int) -> int:
     """CPU threads per network; one worker trains both side by side unless they take turns in the sequential order."""
     if config.cluster.threads:
@@ -146,7 +129,7 @@ def _threads(config: Config, world: int) -> int:
     return max(1, int(assigned) // at_once)
 
 
-def _followed(trainer: TorchTrainer, output: Folder, epochs: int) -> Any:
+def _followed(trainer: TorchTrainer, run: RunFolder, epochs: int) -> Any:
     """The trainer's result; says a line for every epoch that appears in `history.csv`, all that a driver sees of it.
 
     It runs in a thread of its own, since in the main one Ray Train takes Ctrl-C over and keeps it.
@@ -159,33 +142,29 @@ def _followed(trainer: TorchTrainer, output: Folder, epochs: int) -> Any:
         except BaseException as error:  # whatever it is, the main thread raises it
             answer.set_exception(error)
 
-    said = _epochs_in(output)[-1:]
+    shown = len(run.read_history())
     threading.Thread(target=work, daemon=True).start()  # a daemon, so that Ctrl-C need not wait for it
     while True:
         ended = answer.done()
-        for row in _epochs_in(output):
-            if not said or int(row["epoch"]) > int(said[0]["epoch"]):
-                said = [row]
-                log.info("%s", _line(row, epochs))
+        history = run.read_history()
+        for row in history[shown:]:
+            log.info("%s", _line(row, epochs))
+        shown = max(shown, len(history))
         if ended:
             return answer.result()
         wait([answer], timeout=1.0)
 
 
-def _epochs_in(output: Folder) -> list[dict[str, str]]:
-    if not output.exists("history.csv"):
-        return []
-    return list(csv.DictReader(output.read("history.csv").decode().splitlines()))
-
-
-def _line(row: dict[str, str], epochs: int) -> str:
+def _line(row: dict[str, Any], epochs: int) -> str:
     """One epoch in one line, e.g. `epoch 12/20 coreg   loss 1.02 1.01  clean 0.81 0.79  test 0.953  7.1 s`."""
-    parts = [f"epoch {int(row['epoch']) + 1}/{epochs} {row['phase']:6}"]
+    parts = [f"epoch {row[metrics.EPOCH] + 1}/{epochs} {row[metrics.PHASE]:6}"]
     for title, names in (
-        ("loss", ("loss/a", "loss/b")), ("clean", ("clean/a", "clean/b")), ("agreement", ("criterion/label_free",)),
-        ("test", ("test/accuracy",)),
-    ):  # fmt: skip
-        values = [f"{float(row[name]):.3f}" for name in names if row.get(name)]
+        ("loss", [metrics.of(metrics.LOSS, network) for network in metrics.NETWORKS]),
+        ("clean", [metrics.of(metrics.CLEAN, network) for network in metrics.NETWORKS]),
+        ("agreement", [metrics.LABEL_FREE]),
+        ("test", [metrics.ACCURACY]),
+    ):
+        values = [f"{row[name]:.3f}" for name in names if name in row]
         if values:
             parts.append(f"{title} {' '.join(values)}")
-    return "  ".join([*parts, f"{float(row['time/epoch_s']):.1f} s"])
+    return "  ".join([*parts, f"{row[metrics.EPOCH_S]:.1f} s"])

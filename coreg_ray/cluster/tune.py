@@ -6,69 +6,67 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
 from ray.autoscaler.sdk import request_resources
 
 from coreg_ray.annotation.vocabulary import templates
-from coreg_ray.cluster import annotate, pipeline, train
+from coreg_ray.cluster.connect import connect
+from coreg_ray.cluster.listing import Listing
+from coreg_ray.cluster.pipeline import prepare, take_rows
+from coreg_ray.cluster.pools import open_pool
 from coreg_ray.cluster.resources import copies, nodes_with, refuse_unreachable, scaling_config, wait_for_resources
-from coreg_ray.cluster.tasks import Listing
 from coreg_ray.cluster.tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
-from coreg_ray.cluster.tune_trial import Study, candidate_maker, rows_of, train_nested, train_trial
-from coreg_ray.commands.base import resolved_yaml
+from coreg_ray.cluster.tune_trial import Study, candidate_maker, train_nested, train_trial
 from coreg_ray.config import Config
+from coreg_ray.config.paths import absolute, path_settings, with_absolute_paths
+from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError
+from coreg_ray.run.search_folder import BEST, PICTURE, TABLE, SearchFolder
 from coreg_ray.run.storage import Folder
-from coreg_ray.run.uris import extended, without_credentials
-from coreg_ray.search.definition import TRIALS, Search, claim_search, is_restorable
+from coreg_ray.run.uris import extended
+from coreg_ray.search.definition import Search, claim_search, is_restorable
 from coreg_ray.search.figure import trials_svg
 from coreg_ray.search.objective import WITH_LABELS
 from coreg_ray.search.space import Space, read_space, trial_settings
-from coreg_ray.search.trials import (
-    FAILED,
-    FAILURE,
-    FINISHED,
-    STOPPED,
-    UNFINISHED,
-    Trial,
-    as_csv,
-    as_table,
-    ranked,
-    read_history,
-)
+from coreg_ray.search.trials import FAILED, FINISHED, STOPPED, UNFINISHED, Trial, as_csv, as_table, ranked
 
 log = logging.getLogger(__name__)
 
 _DRIVER_CPUS = 0.01  # of a trial whose workers have resources of their own; Ray refuses 0
-_PATHS = ("method.prior", "student.pretrained", "start_from")
 _CPUS = 2.0  # of a trial in one process: its two networks train side by side
 
 
-def search(search: Search, config: Config) -> str:
-    """Try configurations; writes `best.yaml`, `trials.csv` and `trials.svg` into the output folder.
+@dataclass(frozen=True)
+class SearchResult:
+    """What came of a search; `table` shows the trials on a terminal."""
 
-    Returns:
-        A table of the trials and what to do next, for a person.
+    table: str
+    best: str
+    objective: str
+
+
+def search(search: Search, config: Config) -> SearchResult:
+    """Try configurations; writes `best.yaml`, `trials.csv` and `trials.svg` into the output folder.
 
     Raises:
         UserError: the search cannot work as it was asked for, said before any work; or all trials failed.
     """
     space = read_space(search.space, config)
     search.check(config, space)
-    output = Folder.at(config.output)
+    output = SearchFolder.at(config.output)
     claim_search(search, config, space, output)
-    space = _seen_from_anywhere(space)
-    pipeline.connect()
+    space = _with_absolute_paths(space)
+    connect()
     refuse_unreachable(output)
     need, at_once = _fit_into_cluster(config, search.max_concurrent)
     _refuse_unlabelled(search.objective, config, output)
     _prepare(config, space, output)
     results = _run(search, config, space, output, need, at_once)
     trials = [_as_trial(results[number], config, space, output) for number in range(len(results))]
-    _forget_unknown({trial.name for trial in trials}, output / "trials")
+    _forget_unknown({trial.name for trial in trials}, output.trials)
     return _conclude(trials, search, config, space, output)
 
 
@@ -128,9 +126,10 @@ def _trial_resources(config: Config, nodes: list[dict[str, float]]) -> dict[str,
     return {"CPU": cpus} | ({"GPU": 1.0} if use_gpu else {})
 
 
-def _seen_from_anywhere(space: Space) -> Space:
+def _with_absolute_paths(space: Space) -> Space:
     """Relative paths among the values made absolute: every trial runs in a directory of its own."""
-    known = {key: [train.absolute(value) for value in space.values_of(key) or ()] for key in _PATHS}
+    none = dict(path_settings())
+    known = {key: [absolute(value, none[key]) for value in space.values_of(key) or ()] for key in none}
     return Space(tuple(replace(d, values=tuple(known[d.key])) if d.key in known else d for d in space.dimensions))
 
 
@@ -143,27 +142,27 @@ def _listed(resources: dict[str, float], names: Iterable[str] = ()) -> str:
     return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names or resources)
 
 
-def _prepare(config: Config, space: Space, output: Folder) -> None:
+def _prepare(config: Config, space: Space, output: SearchFolder) -> None:
     """Annotate once, for all prompts that any trial may use; rows at every resolution that any trial may see."""
     prompts = space.values_of("source.prompts")
     if prompts is not None:
         asked = dict.fromkeys(prompt for some in prompts for prompt in templates(some))
         source = config.source.model_copy(update={"prompts": list(asked)})
         config = config.model_copy(update={"source": source})
-    pipeline.prepare(config, output)
+    prepare(config, output)
     for side in space.values_of("student.resolution") or ():
-        place = rows_of(output, config, side)
-        if place != output:
+        if side != config.student.resolution:
             student = config.student.model_copy(update={"resolution": side})
-            pipeline.write_rows(config.model_copy(update={"student": student}), place, output)
+            place = output.rows_at(side, config.student.resolution)
+            take_rows(config.model_copy(update={"student": student}), place, output)
 
 
-def _refuse_unlabelled(objective: str, config: Config, output: Folder) -> None:
+def _refuse_unlabelled(objective: str, config: Config, output: SearchFolder) -> None:
     """Look for labels before any image is annotated. Raises UserError where the objective needs them."""
     if objective not in WITH_LABELS:
         return
-    labels = output / "labels" / "test"
-    log.debug("%d test images", Listing(annotate.open_pool(config, "test")[1], labels).images)
+    labels = output.own("labels", "test")
+    Listing(open_pool(config, "test")[1], labels).check()  # which writes those that there are
     if not labels.files(".parquet"):
         raise UserError(
             f"objective={objective} needs labels, and the test images have none; give labelled ones with --test.path, "
@@ -172,13 +171,13 @@ def _refuse_unlabelled(objective: str, config: Config, output: Folder) -> None:
 
 
 def _run(
-    search: Search, config: Config, space: Space, output: Folder, need: dict[str, float], at_once: int
+    search: Search, config: Config, space: Space, output: SearchFolder, need: dict[str, float], at_once: int
 ) -> tune.ResultGrid:
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the search as it ends every job
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # whose banner cannot be silenced
     for chatty in ("ray.tune", "ray.train", "ray.tune.execution.tune_controller"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)  # TrialLog says it in a line
-    whole, keep = train.seen_from_anywhere(config), search.scheduler == "pbt"
+    whole, keep = with_absolute_paths(config), search.scheduler == "pbt"
     study = Study(whole, space, search.objective, keep, need["CPU"], at_once)
     nested = config.cluster.num_workers > 1
     labels = {} if nested else config.cluster.label_selector or {}
@@ -188,11 +187,10 @@ def _run(
     )
     root = study.output
     filesystem = None if root.local else root.filesystem
-    if search.resume and is_restorable(root / TRIALS):
+    if search.resume and is_restorable(root.tune):
         log.info("going on with the search in %s", config.output)
-        path = f"{root.path}/{TRIALS}"
         return tune.Tuner.restore(
-            path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
+            root.tune.path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
         ).fit()
     longest = max(space.probes_of("method.epochs") or [config.method.epochs])
     random = search.search == "random"
@@ -211,7 +209,7 @@ def _run(
             trial_dirname_creator=trial_name,
         ),
         run_config=tune.RunConfig(
-            name=TRIALS,
+            name=root.tune.name,
             storage_path=root.path,
             storage_filesystem=filesystem,
             verbose=0,
@@ -233,16 +231,16 @@ def _forget_unknown(known: set[str], runs: Folder) -> None:
             (runs / name).delete()
 
 
-def _as_trial(result: Any, config: Config, space: Space, output: Folder) -> Trial:
+def _as_trial(result: Any, config: Config, space: Space, output: SearchFolder) -> Trial:
     name = result.path.rstrip("/").rsplit("/", 1)[-1]
     run = (result.metrics or {}).get("run", name)
-    folder = output / "trials" / run
-    history = read_history(folder)
+    folder = output.trial(run)
+    history, failure = folder.read_history(), folder.read_failure()
     status, error = UNFINISHED, ""
     if result.error is not None:
         status, error = FAILED, _last_line(result.error)
-    elif folder.exists(FAILURE):
-        status, error = FAILED, folder.read(FAILURE).decode()
+    elif failure is not None:
+        status, error = FAILED, failure
     elif history:
         whole = trial_settings(config, space, result.config).method.epochs
         status = FINISHED if int(history[-1]["epoch"]) + 1 >= whole else STOPPED
@@ -255,24 +253,13 @@ def _last_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _conclude(trials: list[Trial], search: Search, config: Config, space: Space, output: Folder) -> str:
-    output.write("trials.csv", as_csv(trials, space, search.objective))
-    output.write("trials.svg", trials_svg(trials, space, search.objective))
+def _conclude(trials: list[Trial], search: Search, config: Config, space: Space, output: SearchFolder) -> SearchResult:
+    output.write(TABLE, as_csv(trials, space, search.objective))
+    output.write(PICTURE, trials_svg(trials, space, search.objective))
     best = ranked(trials, search.objective)[0]
     if best.status == FAILED or not best.history:
         raise UserError(f"no trial came to an end, see {config.output}/trials.csv; the first failed with: {best.error}")
     winner = trial_settings(config, space, best.values).model_copy(update={"output": extended(config.output, "-best")})
     title = f"# {search.objective} {best.score(search.objective):.4f}: trial {best.name} of {config.output}\n"
-    output.write("best.yaml", title + resolved_yaml(winner))
-    table, tune_logs, annotations, yaml = (
-        without_credentials(extended(config.output, f"/{name}"))
-        for name in ("trials.csv", TRIALS, "annotations", "best.yaml")
-    )
-    return "\n".join(
-        [
-            as_table(trials, space, search.objective),
-            f"Best by {search.objective}: trial {best.name}. See {table} and trials.svg; "
-            f"tensorboard --logdir {tune_logs}",
-            f"Next: python jobs/train.py --annotations {annotations} --config {yaml}",
-        ]
-    )
+    output.write(BEST, title + resolved_yaml(winner))
+    return SearchResult(as_table(trials, space, search.objective), best.name, search.objective)

@@ -1,7 +1,7 @@
 """One trial of a search: a training run in one process that holds both networks, or in workers of its own.
 
 A trial's run folder is `trials/<id>` below the search's: checkpoints, history and configuration of its own, images and
-candidate sets borrowed. What Tune stores of a trial is a pointer to its newest checkpoint, so that Tune's own means of
+candidate sets linked. What Tune stores of a trial is a pointer to its newest checkpoint, so that Tune's own means of
 going on (restore, population based training) find it.
 """
 
@@ -21,21 +21,22 @@ import torch
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from coreg_ray.cluster import train as ray_train
 from coreg_ray.cluster.candidates import build_candidates
 from coreg_ray.cluster.metrics import show_epoch
 from coreg_ray.cluster.resources import at_once_here, nodes_with, scaling_config, teams_on_one_node
 from coreg_ray.cluster.tasks import ask
-from coreg_ray.commands.base import resolved_yaml
+from coreg_ray.cluster.train import fit as fit_in_workers
 from coreg_ray.config import Config
 from coreg_ray.ids import fingerprint
-from coreg_ray.methods.coreg import NonFiniteLossError
+from coreg_ray.methods import KINDS
+from coreg_ray.run.folder import FAILURE, RunFolder
+from coreg_ray.run.search_folder import SearchFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended
 from coreg_ray.search.objective import WORST
 from coreg_ray.search.space import Space, trial_settings
-from coreg_ray.search.trials import FAILURE, read_history
 from coreg_ray.training import checkpoint
+from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.worker import train
 
@@ -60,8 +61,8 @@ class Study:
     at_once: int
 
     @property
-    def output(self) -> Folder:
-        return Folder.at(self.config.output)
+    def output(self) -> SearchFolder:
+        return SearchFolder.at(self.config.output)
 
 
 class CandidateMaker:
@@ -78,11 +79,11 @@ class CandidateMaker:
         """Path of the `candidates/` folder for a trial's settings. Raises UserError as `build_candidates` does."""
         config, output = Config.model_validate(settings), self._study.output
         mark = _mark(config)
-        place = output / "data" / mark
+        place = output.data(mark)
         if mark not in self._made:  # a search that is gone on with finds most of them there, whole or not
             build_candidates(config, place, output, cpus=0)
             self._made.add(mark)
-        return (place / "candidates").path
+        return place.candidates.path
 
 
 def candidate_maker(study: Study) -> Any:
@@ -102,7 +103,7 @@ def candidate_maker(study: Study) -> Any:
 def _candidates(config: Config, study: Study, maker: Any) -> Folder:
     """The folder with the candidate sets that a trial trains on."""
     if _mark(config) == _mark(study.config):
-        return study.output / "candidates"
+        return study.output.candidates
     return Folder(study.output.filesystem, ask(maker.folder.remote(config.settings())))
 
 
@@ -112,28 +113,23 @@ def _mark(config: Config) -> str:
     return fingerprint(config.candidates.model_dump(), config.source.prompts, drawn)
 
 
-def rows_of(output: Folder, base: Config, side: int) -> Folder:
-    """The folder whose `rows/` hold the images at `side` pixels."""
-    return output if side == base.student.resolution else output / "data" / f"side-{side}"
-
-
 def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
     """A trial in this process; reports after every epoch. Runs inside Tune.
 
     Raises:
         UserError: the values contradict each other or do not fit the data.
     """
-    run, config, heir_of = _open(values, study, maker)
+    run, config, clone_from = _open(values, study, maker)
     config = _beside_others(config, at_once_here(study.at_once))
     at_once = 1 if config.method.order == "sequential" else 2
     torch.set_num_threads(config.cluster.threads or max(1, int(study.cpus) // at_once))
     device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
     epoch = None
     with _diverging(run, study.objective):
-        for epoch in train(config, Mesh(device), heir_of):
+        for epoch in train(config, Mesh(device), KINDS["coreg"], clone_from):
             show_epoch(run.name, epoch.metrics)
             _report(epoch.metrics, run)
-        newest = checkpoint.newest(run / "checkpoints")
+        newest = checkpoint.newest(run.checkpoints)
         if epoch is None and newest is not None:  # it was killed between its last epoch and Tune's knowing of it
             _report(checkpoint.describe(newest)["history"][-1], run)
 
@@ -151,7 +147,7 @@ def train_nested(values: dict[str, Any], study: Study, maker: Any) -> None:
     nodes = nodes_with(config.cluster.label_selector or {})
     config = _beside_others(config, teams_on_one_node(config.cluster.num_workers, each, study.at_once, nodes))
     with _diverging(run, study.objective):
-        ray_train.fit(config, [_Forward(run.name)])
+        fit_in_workers(config, [_Forward(run.name)])
 
 
 class _Forward(TuneReportCallback):
@@ -162,23 +158,23 @@ class _Forward(TuneReportCallback):
         self._run = run
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        super().after_report(run_context, [_said(metrics[0], self._run)], None)
+        super().after_report(run_context, [_as_reported(metrics[0], self._run)], None)
 
 
-def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[Folder, Config, Folder | None]:
+def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[RunFolder, Config, Folder | None]:
     """The trial's run folder, ready to train in; its configuration; the checkpoint that it takes over, if any."""
     for chatty in ("coreg_ray", "ray.train"):  # Tune's driver says how trials go
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    name, heir_of = _identify(study, values)
-    run = study.output / "trials" / name
+    name, clone_from = _identify(study, values)
+    run = study.output.trial(name)
     config = trial_settings(study.config, study.space, values)
     kept = config.checkpoint.model_copy(update={"keep": config.method.epochs}) if study.keep else config.checkpoint
     config = config.model_copy(update={"output": extended(study.config.output, f"/trials/{name}"), "checkpoint": kept})
-    run.write("config.yaml", resolved_yaml(config))
+    run.write_config(config)
     candidates = _candidates(config, study, maker)
-    rows = rows_of(study.output, study.config, config.student.resolution)
-    run.lend(candidates=candidates, rows=rows / "rows", labels=study.output / "labels")
-    return run, config, heir_of
+    rows = study.output.rows_at(config.student.resolution, study.config.student.resolution)
+    run.link(candidates=candidates, rows=rows.resolve("rows"), labels=study.output.resolve("labels"))
+    return run, config, clone_from
 
 
 def _identify(study: Study, values: dict[str, Any]) -> tuple[str, Folder | None]:
@@ -195,13 +191,13 @@ def _identify(study: Study, values: dict[str, Any]) -> tuple[str, Folder | None]
         pointer = json.loads(Path(folder, POINTER).read_text())
     if pointer["trial"] == trial:
         return pointer["run"], None
-    donor = study.output / "trials" / pointer["run"] / "checkpoints" / pointer["checkpoint"]
+    donor = study.output.trial(pointer["run"]).checkpoints / pointer["checkpoint"]
     # The values are part of the name: the same checkpoint may be taken over twice, to go on in two ways.
     return f"{trial}-from-{pointer['trial'].rsplit('_', 1)[-1]}-{donor.name}-{fingerprint(values)}", donor
 
 
 @contextmanager
-def _diverging(run: Folder, objective: str) -> Iterator[None]:
+def _diverging(run: RunFolder, objective: str) -> Iterator[None]:
     """A loss that is not finite ends the trial with a note and the worst score there is.
 
     Not with an error, after which Tune would try again: `cluster.max_failures` times, each in a new process, and once
@@ -212,22 +208,22 @@ def _diverging(run: Folder, objective: str) -> Iterator[None]:
         yield
     except NonFiniteLossError as error:
         run.write(FAILURE, str(error))
-        done = len(read_history(run))
+        done = len(run.read_history())
         tune.report({objective: WORST, "epochs": done + 1, "run": run.name, "failure": str(error)})
 
 
-def _report(metrics: dict[str, Any], run: Folder) -> None:
+def _report(metrics: dict[str, Any], run: RunFolder) -> None:
     trial = tune.get_context().get_trial_id()
     newest = f"epoch-{metrics['epoch']:06d}"
     with tempfile.TemporaryDirectory() as folder:
         stored = None
-        if (run / "checkpoints" / newest).exists("manifest.json"):
+        if (run.checkpoints / newest).exists("manifest.json"):
             pointer = {"trial": trial, "run": run.name, "checkpoint": newest}
             Path(folder, POINTER).write_text(json.dumps(pointer))
             stored = tune.Checkpoint.from_directory(folder)
-        tune.report(_said(metrics, run.name), checkpoint=stored)
+        tune.report(_as_reported(metrics, run.name), checkpoint=stored)
 
 
-def _said(metrics: dict[str, Any], run: str) -> dict[str, Any]:
+def _as_reported(metrics: dict[str, Any], run: str) -> dict[str, Any]:
     """An epoch's metrics as Tune gets them: with the number of epochs that are done, and the run folder's name."""
     return {**metrics, "epochs": metrics["epoch"] + 1, "run": run}

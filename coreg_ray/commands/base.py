@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
 import sys
 from argparse import ArgumentError, ArgumentParser, HelpFormatter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -16,30 +15,34 @@ from shutil import get_terminal_size
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from coreg_ray.config import AnnotatorConfig, Config
+from coreg_ray.config import Config
+from coreg_ray.config.texts import explain, fields_of, flattened, unknown_key
 from coreg_ray.errors import UserError
 from coreg_ray.run.uris import without_credentials
 
+log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Config)
 
 
 class Command(Config):
-    """What every job understands besides the configuration itself."""
+    """What every command understands besides the configuration itself."""
 
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
     preset: str | None = Field(None, description="settings under it: digits (the embedded default), search, smoke")
 
 
-def load(arguments: list[str], command: type[C], description: str | None = None) -> C:
-    """The checked configuration of a job.
+def load(arguments: list[str], command: type[C], description: str | None = None, continues: bool = False) -> C:
+    """The checked configuration of a command.
 
     Args:
         arguments: the command line without the program's name, e.g. ["--method.epochs", "40"].
-        command: `Command` or a subclass with the job's own fields.
-        description: what the job does, for `--help`.
+        command: `Command` or a subclass with fields of its own.
+        description: what the command does, for `--help`.
+        continues: whether the command goes on with a run that `--output` holds. What decides the result and was not
+            given is then what that run was begun with, whatever today's defaults and presets are.
 
     Raises:
         UserError: an unknown key (the valid ones are listed), a value out of range, or contradictory settings.
@@ -50,18 +53,49 @@ def load(arguments: list[str], command: type[C], description: str | None = None)
     values = _merge(_read_yaml(file), given, whole) if file else given
     _refuse_unknown(values, command)
     preset = values.pop("preset", None)
+    fixed = flattened(_merge(_preset(preset), values, whole) if preset is not None else values)
     if preset is None and values.get("source", {}).get("kind", "digits") == "digits":
         preset = "digits"
-    if preset is not None:
-        values = _merge(_preset(preset), values, whole)
+    values = (_merge(_preset(preset), values, whole) if preset is not None else values) | {
+        "config": file,
+        "preset": preset,
+    }
+    config = _checked(values, command)
+    return _as_begun(config, values, fixed) if continues else config
+
+
+def _checked(values: dict[str, Any], command: type[C]) -> C:
     try:
-        return command.model_validate(values | {"config": file, "preset": preset})
+        return command.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(explain(problem, command) for problem in error.errors())) from error
 
 
-def run(main: Callable[[list[str]], None], stopped: str = "stopped; the same command continues this run") -> None:
-    """Call a job's `main` with the command line; a person's own mistakes end in one line and exit code 2.
+def _as_begun(config: C, values: dict[str, Any], fixed: Collection[str]) -> C:
+    """The configuration with what the run in its output was begun with; `fixed`: dotted names that were given."""
+    from coreg_ray.run.folder import RunFolder  # late: --help needs no pyarrow
+
+    try:
+        begun = RunFolder.at(config.output).read_config()
+    except OSError:  # whoever claims the folder says why
+        begun = None
+    if begun is None:
+        return config
+    now, then, decided = (flattened(tree) for tree in (config.decisive(), begun.settings(), begun.decisive()))
+    kept = {name: then.get(name) for name in now if name not in fixed and now[name] != decided.get(name)}
+    if not kept:
+        return config
+    for name, value in kept.items():
+        log.info("%s %r, as %s was begun with, not %r", name, value, config.output, now[name])
+        branch: Any = value
+        for part in reversed(name.split(".")):
+            branch = {part: branch}
+        values = _merge(values, branch)
+    return _checked(values, type(config))
+
+
+def run(main: Callable[[list[str]], None], arguments: list[str], stopped: str | None = None) -> None:
+    """Call a command's `main`; a person's own mistakes end in one line and exit code 2.
 
     Args:
         stopped: what Ctrl-C is answered with.
@@ -70,18 +104,25 @@ def run(main: Callable[[list[str]], None], stopped: str = "stopped; the same com
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Discreet("%(message)s"))
     try:
-        main(sys.argv[1:])
+        main(arguments)
     except UserError as error:
         sys.stderr.write(f"error: {without_credentials(str(error))}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write(f"\n{stopped}\n")
+        sys.stderr.write(f"\n{stopped or 'stopped; the same command continues this run'}\n")
         sys.exit(130)
 
 
-def resolved_yaml(config: Config) -> str:
-    """The whole configuration as YAML that `--config` takes back."""
-    return yaml.safe_dump(config.settings(), sort_keys=False, allow_unicode=True)
+def show(text: str) -> None:
+    """What a command says on the terminal besides its log."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def program(name: str) -> str:
+    """How a command is called in the form in which this process was: `coreg-ray NAME` or `python jobs/NAME.py`."""
+    here = Path(sys.argv[0])
+    return f"python {here.with_name(f'{name}.py')}" if here.suffix == ".py" else f"coreg-ray {name}"
 
 
 def _parse(arguments: list[str], command: type[Config], description: str | None) -> dict[str, Any]:
@@ -212,27 +253,10 @@ def _preset(name: str) -> dict[str, Any]:
 
 def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:
     valid = {name for name, _ in fields_of(command)}
-    for name in _leaves(tree, ""):
+    for name in flattened(tree):
         prefixes = {name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)}
         if not prefixes & valid:
             raise UserError(unknown_key(name, command))
-
-
-def _leaves(tree: dict[str, Any], above: str) -> Iterator[str]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}"
-
-
-def fields_of(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and type of every setting."""
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from fields_of(field.annotation, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", field.annotation
 
 
 def _is_mapping(name: str, command: type[Config]) -> bool:
@@ -244,33 +268,3 @@ def _unknown_word(word: str, command: type[Config]) -> str:
     if word.startswith("--"):
         return unknown_key(word.removeprefix("--").split("=")[0], command)
     return f"{word!r} belongs to no setting; write --section.key VALUE, and quote values with spaces"
-
-
-def unknown_key(name: str, command: type[Config]) -> str:
-    """What to say of a key that is none: the nearest one, and those of its section."""
-    keys = [key for key, _ in fields_of(command)]
-    below = [key for key in keys if key.startswith(f"{name}.")]
-    if below:
-        return f"{name} is a section of settings; give one of them: {', '.join(below)}"
-    section = name.split(".")[0] + "."
-    near = [key for key in keys if key.startswith(section)] or [key for key in keys if "." not in key] + sorted(
-        {key.split(".")[0] + ".*" for key in keys if "." in key}
-    )
-    close = difflib.get_close_matches(name, keys, n=1)
-    hint = f" did you mean {close[0]}?" if close else ""
-    return f"unknown setting {name};{hint} valid ones: {', '.join(near)}"
-
-
-def explain(problem: Any, command: type[Config]) -> str:
-    """One line for one of pydantic's findings: name, value, limit."""
-    name = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error":
-        return f"{name}: {message}" if name else message
-    if problem["type"] == "missing":
-        field = command.model_fields.get(name)
-        meaning = f", {field.description}" if field else ""
-        return f"{name} is missing; give --{name} VALUE{meaning}"
-    if problem["type"] == "extra_forbidden":  # only in lists: all else was looked through before
-        return f"unknown setting {name}; valid ones: {', '.join(AnnotatorConfig.model_fields)}"
-    return f"{name}={problem['input']}: {message[0].lower()}{message[1:]}"

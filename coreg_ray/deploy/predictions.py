@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from coreg_ray.config import StudentConfig
 from coreg_ray.deploy.model import new_network
+from coreg_ray.metrics import NETWORKS
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
 from coreg_ray.training.networks import Student
@@ -28,26 +30,26 @@ class Pair:
     """Both trained networks of a run.
 
     Attributes:
-        said: the description of the checkpoint that they come from.
+        checkpoint: what the checkpoint that they come from says of itself.
     """
 
     a: Student
     b: Student
     student: StudentConfig
-    classes: list[str]
-    said: dict[str, Any]
+    class_names: list[str]
+    checkpoint: dict[str, Any]
 
     @classmethod
-    def of(cls, output: Folder) -> Pair | None:
+    def of(cls, run: RunFolder) -> Pair | None:
         """From the newest whole checkpoint of a run folder, on the GPU if there is one; None without a checkpoint."""
-        found = checkpoint.newest(output / "checkpoints")
-        if found is None:
+        newest = checkpoint.newest(run.checkpoints)
+        if newest is None:
             return None
-        said = checkpoint.describe(found)
-        student, classes = StudentConfig.model_validate(said["student"]), list(said["classes"])
+        description = checkpoint.describe(newest)
+        student, class_names = StudentConfig.model_validate(description["student"]), list(description["classes"])
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        a, b = (_trained(found, name, student, len(classes)).to(device) for name in ("a", "b"))
-        return cls(a, b, student, classes, said)
+        a, b = (_trained(newest, name, student, len(class_names)).to(device) for name in NETWORKS)
+        return cls(a, b, student, class_names, description)
 
     def logits(self, pixels: Tensor) -> Tensor:
         """(M, 3, S, S) uint8 on the host -> (2, M, K) float32 on the host, network a first."""
@@ -61,15 +63,18 @@ class Pair:
         two images are to the networks. m is M, or what was done when `seconds` were over: one batch at least.
         """
         device = self.a.pixel_mean.device
-        logits, features = [torch.empty(2, 0, len(self.classes))], [torch.empty(0, 2 * self.a.classifier.in_features)]
+        logits, features = (
+            [torch.empty(2, 0, len(self.class_names))],
+            [torch.empty(0, 2 * self.a.classifier.in_features)],
+        )
         deadline = time.monotonic() + seconds
         for block in pixels.split(BATCH):
             if len(logits) > 1 and time.monotonic() > deadline:
                 break
             block = block.to(device, memory_format=torch.channels_last)
             seen = [network.encode(block) for network in (self.a, self.b)]
-            said = [network.classifier(own).float() for network, own in zip((self.a, self.b), seen, strict=True)]
-            logits.append(torch.stack(said).cpu())
+            both = [network.classifier(own).float() for network, own in zip((self.a, self.b), seen, strict=True)]
+            logits.append(torch.stack(both).cpu())
             features.append(torch.cat([F.normalize(own.float(), dim=1) for own in seen], dim=1).cpu() / math.sqrt(2))
         return torch.cat(logits, dim=1), torch.cat(features)
 
@@ -109,9 +114,9 @@ class Judgement:
         return cls(best.numpy(), confidence.numpy(), given.numpy(), belief.numpy(), (first - second).numpy())
 
 
-def _trained(found: Folder, name: str, student: StudentConfig, num_classes: int) -> Student:
+def _trained(folder: Folder, name: str, student: StudentConfig, num_classes: int) -> Student:
     """Network `a` or `b` of a checkpoint in evaluation mode, without its projection head."""
-    tensors = load_tensors(found.read(f"network_{name}.safetensors"))
+    tensors = load_tensors(folder.read(f"network_{name}.safetensors"))
     own = {key.removeprefix("student."): tensor for key, tensor in tensors.items() if key.startswith("student.")}
     network = new_network(student, num_classes)
     network.load_state_dict({key: tensor for key, tensor in own.items() if not key.startswith("projector.")})

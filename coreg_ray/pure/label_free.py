@@ -54,11 +54,11 @@ def criteria(held_out: Tensor, shown: Tensor) -> dict[str, float]:
     counts = held_out + shown
     images, _, stable, inside, judged = counts[:_SUMS].tolist()
     stability = stable / (2 * VIEWS * images)
-    found = {"criterion/label_free": agreed / apart, "criterion/stability": stability}
+    found = {"label_free": agreed / apart, "stability": stability}
     if judged:
         predicted, held = (part / part.sum() for part in counts[_SUMS:].chunk(2))
         classes = float((predicted * held).sqrt().sum())
-        found["criterion/candidates"] = inside / (2 * (1 + VIEWS) * judged)
-        found["criterion/classes"] = classes
-        found["criterion/combined"] = stability * classes
+        found["candidates"] = inside / (2 * (1 + VIEWS) * judged)
+        found["classes"] = classes
+        found["combined"] = stability * classes
     return found

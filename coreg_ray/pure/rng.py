@@ -1,6 +1,6 @@
 """Random numbers that depend only on what they are for, never on placement, batch order or device.
 
-A *key* names the purpose (seed, "weak", epoch, ...), a *counter* names the row; their hash is the number. So a row's
+A *stream* is one purpose (seed, "weak", epoch, ...), a *counter* names the row; their hash is the number. So a row's
 view is the same in any batch, on any worker, after any restart. The hash is splitmix64 (Steele, Lea, Flood: "Fast
 splittable pseudorandom number generators", OOPSLA 2014) in wrapping int64 arithmetic, which every device computes
 alike. PURE: torch only.
@@ -16,7 +16,7 @@ from torch import Tensor
 _MANTISSA = 24  # bits of a float32: k / 2**24 is exact and never 1.0
 
 
-def key(seed: int, *parts: int | str) -> int:
+def stream(seed: int, *parts: int | str) -> int:
     """A 63-bit number for one purpose, the same in every process and version: blake2b of the seed and the parts.
 
     The number 1 and the text "1" are different parts, and so are ("ab", "c") and ("a", "bc").
@@ -25,29 +25,29 @@ def key(seed: int, *parts: int | str) -> int:
     digest = hashlib.blake2b(digest_size=8)
     for part in (seed, *parts):
         if not isinstance(part, int | str):
-            raise ValueError(f"key part {part!r} is a {type(part).__name__}; parts are int or str: convert it first")
+            raise ValueError(f"stream part {part!r} is a {type(part).__name__}; parts are int or str: convert it first")
         text = f"{'s' if isinstance(part, str) else 'i'}{part}".encode()
         digest.update(len(text).to_bytes(8, "little") + text)
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def uniform(key: int, counters: Tensor, count: int) -> Tensor:
+def uniform(stream: int, counters: Tensor, count: int) -> Tensor:
     """Uniform numbers for rows: counters (B,) int64 -> (B, count) float32 in [0, 1), on the counters' device.
 
-    Row b holds the numbers of `(key, counters[b])` and of nothing else; column c does not depend on `count`.
+    Row b holds the numbers of `(stream, counters[b])` and of nothing else; column c does not depend on `count`.
     Raises ValueError for counters that are not (B,) int64.
     """
     if counters.dtype != torch.int64 or counters.dim() != 1:
         raise ValueError(f"counters are {counters.dtype} of shape {tuple(counters.shape)}; pass int64 of shape (B,)")
     columns = torch.arange(1, count + 1, device=counters.device) * _GAMMA
-    rows = _mix(counters * _GAMMA + _signed(key))
+    rows = _mix(counters * _GAMMA + _signed(stream))
     bits = _shifted(_mix(rows[:, None] + columns), 64 - _MANTISSA)
     return bits.to(torch.float32) * 2.0**-_MANTISSA
 
 
-def generator(key: int) -> torch.Generator:
-    """A CPU generator seeded from the key, for what needs a stream: permutations, beta draws."""
-    return torch.Generator().manual_seed(key)
+def generator(stream: int) -> torch.Generator:
+    """A CPU generator seeded from the stream, for what needs a stream: permutations, beta draws."""
+    return torch.Generator().manual_seed(stream)
 
 
 def _mix(state: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,17 +29,18 @@ from coreg_ray.config import Config
 from coreg_ray.ids import contains, row_numbers
 from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.pure.losses import partial_cross_entropy, soft_cross_entropy
-from coreg_ray.pure.rng import generator, key, uniform
+from coreg_ray.pure.rng import generator, stream, uniform
 from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
+from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.records import Baseline
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.networks import Student, build_student
 from coreg_ray.training.rows import pixel_statistics, pixel_sums
-from coreg_ray.training.sample import Sample, read_sample
+from coreg_ray.training.sample import Sample, Samples
 from coreg_ray.training.state import working_precision
 
 log = logging.getLogger(__name__)
 
-KEPT = "baselines.json"
 MOST_IMAGES = 20_000  # of the pool; more make no difference to a linear probe
 MOST_BYTES = 1_000_000_000  # of pixels: the driver's machine is often a small one
 MOST_TOLD = 100_000_000  # images x classes, for each of which the annotator's mean probability is held: 400 MB
@@ -54,21 +55,6 @@ _TIMED_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Baseline:
-    """A comparison; `accuracy` is None where it was left out, `note` says why or how.
-
-    Attributes:
-        images: test images that it was scored on; None where it was left out.
-    """
-
-    name: str
-    accuracy: float | None
-    seconds: float | None
-    note: str
-    images: int | None = None
-
-
-@dataclass(frozen=True)
 class Answers:
     """What the annotator stored about the images of a sample.
 
@@ -80,42 +66,49 @@ class Answers:
     mean: Tensor
 
 
-def compare(output: Folder, config: Config, trained_s: float = 0.0) -> list[Baseline]:
+def compare(run: RunFolder, config: Config, trained_s: float = 0.0, samples: Samples | None = None) -> list[Baseline]:
     """Both baselines, scored on the run's labelled test images; none where these lack.
 
-    They do not depend on the training, so they are kept in `baselines.json` and only made anew with other settings.
+    They do not depend on the training, so they are kept in the run folder and only made anew with other settings.
 
     Args:
-        trained_s: seconds that the training took; a part of them may go into distilling.
+        trained_s: seconds that the training took; a part of them may go into distilling. samples: of this run, where
+            they are read already.
     """
-    kept = read_baselines(output, config)
+    kept = read_baselines(run, config)
     if kept is not None:
         return kept
-    made = _run(output, config, max(MOST_SECONDS, MOST_SHARE * trained_s))
+    made = _make(run, config, max(MOST_SECONDS, MOST_SHARE * trained_s), samples)
     for baseline in made:
         accuracy = "-" if baseline.accuracy is None else f"{baseline.accuracy:.3f}"
         log.info("for comparison: %s %s, %s", baseline.name, accuracy, baseline.note)
-    output.write_json(KEPT, {"fingerprint": _wanted(output, config), "baselines": [asdict(entry) for entry in made]})
+    run.write_baselines(_fingerprint(run, config), made)
     return made
 
 
-def read_baselines(output: Folder, config: Config) -> list[Baseline] | None:
+def read_baselines(run: RunFolder, config: Config) -> list[Baseline] | None:
     """What `compare` has kept for these very settings and annotations."""
-    if not output.exists(KEPT) or (kept := output.read_json(KEPT))["fingerprint"] != _wanted(output, config):
-        return None
-    return [Baseline(**entry) for entry in kept["baselines"]]
+    return run.read_baselines(_fingerprint(run, config))
 
 
-def _wanted(output: Folder, config: Config) -> list[str | None]:
-    manifest = output.read_json("candidates/manifest.json") if output.exists("candidates/manifest.json") else {}
-    return [config.fingerprint(), manifest.get("fingerprint")]
+def most_images(config: Config, num_classes: int) -> int:
+    """Images of a split that `compare` looks at, at most; of the pool one more, to see that there are too many."""
+    return min(MOST_IMAGES, MOST_BYTES // (3 * config.student.resolution**2), MOST_TOLD // num_classes + 1)
 
 
-def _run(output: Folder, config: Config, limit_s: float) -> list[Baseline]:
-    side, count = config.student.resolution, len(output.read_json("candidates/manifest.json")["class_names"])
-    most, told = min(MOST_IMAGES, MOST_BYTES // (3 * side**2)), MOST_TOLD // count
-    pool = read_sample(output, "pool", side, count, min(most, told + 1))
-    test = read_sample(output, "test", side, count, min(most, told))
+def _fingerprint(run: RunFolder, config: Config) -> list[str | None]:
+    manifest = run.read_candidate_manifest()
+    return [config.fingerprint(), manifest.fingerprint if manifest else None]
+
+
+def _make(run: RunFolder, config: Config, limit_s: float, samples: Samples | None) -> list[Baseline]:
+    manifest = run.read_candidate_manifest()
+    if manifest is None:
+        return []
+    count = len(manifest.class_names)
+    samples = samples or Samples(run, config.student.resolution, count)
+    most, told = most_images(config, count), MOST_TOLD // count
+    pool, test = samples.of("pool", most), samples.of("test", min(most, told))
     if pool is None or test is None:
         return []
     if len(pool) > told:
@@ -123,7 +116,7 @@ def _run(output: Folder, config: Config, limit_s: float) -> list[Baseline]:
     whole = len(test) == test.total
     pool = pool.where(pool.candidates.any(dim=1).numpy() & ~pool.held_out(config.source.holdout))
     test = test.where((test.labels >= 0).numpy())
-    known, asked = read_answers(output, "pool", pool), read_answers(output, "test", test)
+    known, asked = read_answers(run, "pool", pool), read_answers(run, "test", test)
     if known is None or asked is None or not len(pool) or not len(test):
         return []
     made = [_probe(known, asked, pool, test), _distilled(known, pool, test, config, limit_s)]
@@ -136,11 +129,9 @@ def _left_out(name: str, limit: int, classes: int) -> Baseline:
     return Baseline(name, None, None, note)
 
 
-def read_answers(output: Folder, split: str, sample: Sample) -> Answers | None:
+def read_answers(run: RunFolder, split: Split, sample: Sample) -> Answers | None:
     """Embeddings and mean probabilities of the first annotator that embeds; None where there is none."""
-    table = output.part("annotations") / split
-    names = table.read_json(writer.USED) if table.exists(writer.USED) else []
-    for folder in (table / name for name in names):
+    for folder in run.read_used(split):
         card = writer.read_card(folder)
         if card.dim:
             return _answers(folder, writer.read_text(folder, card), sample)
@@ -242,7 +233,7 @@ def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tup
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(config.seed, "distil"))
+        torch.manual_seed(stream(config.seed, "distil"))
         student = build_student(config.student, targets.shape[1]).to(device).train()
     mean, spread = pixel_statistics(pixel_sums(pool.pixels.permute(0, 2, 3, 1)))
     student.pixel_mean.copy_(mean)
@@ -253,10 +244,10 @@ def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tup
     )
     size = min(method.batch_size, len(pool))
     steps, epochs = len(pool) // size, distil_epochs(config)
-    order, flip = generator(key(config.seed, "distil", "order")), explicit_student(config).flip is not False
+    order, flip = generator(stream(config.seed, "distil", "order")), explicit_student(config).flip is not False
     started, taken = 0.0, 0
     while taken < steps * epochs:
-        draws = uniform(key(config.seed, "distil", taken), torch.from_numpy(pool.numbers), WEAK_DRAWS)
+        draws = uniform(stream(config.seed, "distil", taken), torch.from_numpy(pool.numbers), WEAK_DRAWS)
         for index in torch.randperm(len(pool), generator=order).split(size)[:steps]:
             for group in optimizer.param_groups:
                 group["lr"] = method.learning_rate * (1 + math.cos(math.pi * taken / (steps * epochs))) / 2

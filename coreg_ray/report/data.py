@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,14 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coreg_ray.annotation.arrow import read_table
-from coreg_ray.annotation.writer import USED, read_card
+from coreg_ray.annotation.writer import read_card
 from coreg_ray.config import Config
-from coreg_ray.deploy.export import read_config
 from coreg_ray.deploy.model import CARD
 from coreg_ray.deploy.predictions import Judgement, Pair
-from coreg_ray.report.baselines import Baseline, read_baselines
+from coreg_ray.metrics import NETWORKS
+from coreg_ray.report.baselines import read_baselines
+from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.records import Baseline
 from coreg_ray.run.storage import Folder
-from coreg_ray.training.sample import Sample, read_sample
+from coreg_ray.training.sample import Sample, Samples
 
 LOOK_S = 8.0  # time for looking at one split, so that a report never takes long where there is no GPU
 
@@ -54,14 +54,14 @@ class Run:
 
     Attributes:
         config: `config.yaml`. metrics: `metrics.json`. history: one dictionary of numbers an epoch.
-        classes: K names. sizes: how many candidate sets have 1, 2, ... classes.
+        class_names: K. sizes: how many candidate sets have 1, 2, ... classes.
         pool, test: images that were looked at. card: `model/model.json`. prompts: of all annotators, in order.
     """
 
     config: Config | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     pool: Looked | None = None
     test: Looked | None = None
@@ -74,48 +74,27 @@ class Run:
         return float(self.card.get("temperature", 1.0))
 
 
-def read_run(output: Folder) -> Run:
-    """All that the report needs from the run folder."""
-    config = read_config(output)
-    manifest = output.read_json("candidates/manifest.json") if output.exists("candidates/manifest.json") else {}
-    card = output.read_json(f"model/{CARD}") if output.exists(f"model/{CARD}") else {}
-    pair = Pair.of(output)
-    classes = list(manifest.get("class_names", pair.classes if pair else []))
+def read_run(folder: RunFolder, samples: Samples | None = None) -> Run:
+    """All that the report needs from the run folder; `samples`: of this run, where they are read already."""
+    config, manifest, pair = folder.read_config(), folder.read_candidate_manifest(), Pair.of(folder)
+    card = folder.model.read_json(CARD) if folder.model.exists(CARD) else {}
+    class_names = manifest.class_names if manifest else pair.class_names if pair else []
     temperature = float(card.get("temperature", 1.0))
     most = config.report.images if config else 0
+    if pair and samples is None:
+        samples = Samples(folder, pair.student.resolution, len(pair.class_names))
     return Run(
         config=config,
-        metrics=output.read_json("metrics.json") if output.exists("metrics.json") else {},
-        history=read_history(output),
-        classes=classes,
-        sizes=candidate_sizes(output / "candidates"),
-        pool=look(output, "pool", pair, most, temperature) if pair else None,
-        test=look(output, "test", pair, most, temperature) if pair else None,
+        metrics=folder.read_metrics(),
+        history=folder.read_history(),
+        class_names=list(class_names),
+        sizes=candidate_sizes(folder.candidates),
+        pool=look(samples, "pool", pair, most, temperature) if pair and samples else None,
+        test=look(samples, "test", pair, most, temperature) if pair and samples else None,
         card=card,
-        baselines=(read_baselines(output, config) if config else None) or [],
-        prompts=read_prompts(output / "annotations/pool"),
+        baselines=(read_baselines(folder, config) if config else None) or [],
+        prompts=[prompt for table in folder.read_used("pool") for prompt in read_card(table).prompts],
     )
-
-
-def read_prompts(table: Folder) -> list[str]:
-    """The prompts of all annotators of a split."""
-    names = table.read_json(USED) if table.exists(USED) else []
-    return [prompt for name in names for prompt in read_card(table / name).prompts]
-
-
-def read_history(output: Folder) -> list[dict[str, Any]]:
-    """The rows of `history.csv`: numbers, None where a cell is empty, and the phase as text."""
-    if not output.exists("history.csv"):
-        return []
-    rows = csv.DictReader(io.StringIO(output.read("history.csv").decode()))
-    return [{name: _number(value) for name, value in row.items()} for row in rows]
-
-
-def _number(text: str | None) -> float | str | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return text
 
 
 def candidate_sizes(folder: Folder) -> list[int]:
@@ -135,9 +114,9 @@ def _sum(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
     return total
 
 
-def look(output: Folder, split: str, pair: Pair, most: int, temperature: float) -> Looked | None:
+def look(samples: Samples, split: Split, pair: Pair, most: int, temperature: float) -> Looked | None:
     """Both networks on images of a split (of test images: labelled ones); None where there are none."""
-    sample = read_sample(output, split, pair.student.resolution, len(pair.classes), most)
+    sample = samples.of(split, most)
     if sample is not None and split == "test":
         known = (sample.labels >= 0).numpy()
         sample = replace(sample.where(known), total=round(sample.total * float(known.mean())))
@@ -151,5 +130,5 @@ def look(output: Folder, split: str, pair: Pair, most: int, temperature: float) 
 
 def deployed_logits(run: Run, looked: Looked) -> Tensor:
     """(M, K) of the network or networks that the artifact holds."""
-    names = run.card.get("networks", ["a", "b"])
-    return torch.stack([looked.logits["ab".index(name)] for name in names]).mean(dim=0)
+    names = run.card.get("networks", list(NETWORKS))
+    return torch.stack([looked.logits[NETWORKS.index(name)] for name in names]).mean(dim=0)

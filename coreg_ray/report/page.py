@@ -14,27 +14,31 @@ from coreg_ray.report import sections
 from coreg_ray.report.data import Looked, Run, read_run
 from coreg_ray.report.gallery import Gallery, label_gallery, pool_galleries, typical_gallery, without_empty
 from coreg_ray.report.review import review_csv, write_review
-from coreg_ray.run.storage import Folder
+from coreg_ray.run.folder import REPORT, RunFolder
 from coreg_ray.run.uris import without_credentials
+from coreg_ray.training.sample import Samples
 
 log = logging.getLogger(__name__)
 
 TEMPLATE = resources.files(__package__) / "page.html"
 
 
-def write_report(output: Folder) -> None:
+def write_report(folder: RunFolder, samples: Samples | None = None) -> None:
     """Write `report.html` and `review.csv` into the run folder from whatever lies there; nothing is required.
 
     Labels that a person has written into `review.csv` stay: `write_review` says how.
+
+    Args:
+        samples: of this run, where they are read already.
     """
-    run = read_run(output)
-    output.write("report.html", render(run, output.name))
+    run = read_run(folder, samples)
+    folder.write(REPORT, render(run, folder.name))
     if run.config and run.config.report.review and (looked := askable(run)):
         probs, sample = looked.logits.div(run.temperature).softmax(dim=2), looked.sample
         most = run.config.report.review
-        fresh = review_csv(sample.ids, probs, looked.features, sample.annotated, run.classes, most)
-        write_review(output, fresh)
-    log.info("report: %s/report.html", output.path)
+        fresh = review_csv(sample.ids, probs, looked.features, sample.annotated, run.class_names, most)
+        write_review(folder, fresh)
+    log.info("report: %s/%s", folder.path, REPORT)
 
 
 def askable(run: Run) -> Looked | None:
@@ -97,9 +101,9 @@ def galleries(run: Run) -> list[Gallery]:
         return []
     found: list[Gallery] = []
     if run.pool:
-        found += pool_galleries(run.pool.sample, run.pool.judged, run.classes, most)
+        found += pool_galleries(run.pool.sample, run.pool.judged, run.class_names, most)
     if run.test:
-        found.append(label_gallery(run.test.sample, run.test.judged, run.classes, most))
+        found.append(label_gallery(run.test.sample, run.test.judged, run.class_names, most))
     if run.pool:
-        found.append(typical_gallery(run.pool.sample, run.pool.judged, run.classes, most))
+        found.append(typical_gallery(run.pool.sample, run.pool.judged, run.class_names, most))
     return without_empty(found)

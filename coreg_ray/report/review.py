@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from coreg_ray.run.folder import REVIEW, REVIEW_BESIDE
 from coreg_ray.run.storage import Folder
 
 log = logging.getLogger(__name__)
 
-REVIEW, BESIDE = "review.csv", "review-new.csv"
 COLUMNS = (
     "image_id", "label", "suggestion", "confidence",
     "network_a", "confidence_a", "network_b", "confidence_b", "annotator",
@@ -87,7 +87,7 @@ def write_review(output: Folder, fresh: str) -> None:
     Args:
         fresh: what `review_csv` returned.
     """
-    for name in (REVIEW, BESIDE):
+    for name in (REVIEW, REVIEW_BESIDE):
         content = with_labels_kept(output.read(name), fresh) if output.exists(name) else fresh.encode()
         if content is not None:
             output.write(name, content)

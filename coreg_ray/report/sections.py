@@ -64,7 +64,7 @@ def facts(run: Run) -> str:
     return ", ".join(
         [
             f"{images:,} images of kind {source.kind}" if images else f"images of kind {source.kind}",
-            f"{len(run.classes):,} classes",
+            f"{len(run.class_names):,} classes",
             f"{student.name} at {student.resolution} px",
             f"{run.config.method.epochs} epochs",
             f"seed {run.config.seed}",
@@ -150,13 +150,13 @@ def annotation_figures(run: Run) -> list[Drawn]:
         svg = figures.histogram(run.sizes, "classes in a candidate set", "images")
         drawn.append((svg, "How many classes an image's candidate set has."))
     votes = run.metrics.get("annotation/votes_per_class")
-    if votes and len(votes) == len(run.classes):
+    if votes and len(votes) == len(run.class_names):
         order = sorted(range(len(votes)), key=lambda k: -votes[k])
         shown = order if len(order) <= MOST_BARS else order[: MOST_BARS // 2] + order[-MOST_BARS // 2 :]
         caption = "Votes of all prompts for each class" + (
             "." if len(order) <= MOST_BARS else f"; the {MOST_BARS // 2} with the most and with the fewest."
         )
-        drawn.append((figures.bars([run.classes[k] for k in shown], [votes[k] for k in shown], "votes"), caption))
+        drawn.append((figures.bars([run.class_names[k] for k in shown], [votes[k] for k in shown], "votes"), caption))
     for key, xlabel, caption in _ABOUT_PROMPTS:
         found = run.metrics.get(f"annotation/{key}")
         if found:
@@ -164,9 +164,9 @@ def annotation_figures(run: Run) -> list[Drawn]:
             names = run.prompts if known else [f"prompt {number + 1}" for number in range(len(found))]
             drawn.append((figures.bars(names[:MOST_BARS], found[:MOST_BARS], xlabel), caption))
     coverage = run.metrics.get("annotation/class_coverage")
-    if coverage and len(coverage) == len(run.classes):
+    if coverage and len(coverage) == len(run.class_names):
         order = sorted(range(len(coverage)), key=coverage.__getitem__)[:MOST_BARS]
-        svg = figures.bars([run.classes[k] for k in order], [coverage[k] for k in order], "coverage")
+        svg = figures.bars([run.class_names[k] for k in order], [coverage[k] for k in order], "coverage")
         drawn.append((svg, "Truth among the candidates, class by class, on labelled pool images; the worst first."))
     return [Drawn(Markup(svg), caption) for svg, caption in drawn]
 
@@ -190,13 +190,13 @@ def training_figures(run: Run) -> list[Drawn]:
 
 def test_tables(run: Run) -> dict[str, Any] | None:
     """Confusion matrix, per-class figures and the most frequent confusions on the labelled test images."""
-    if run.test is None or not run.classes:
+    if run.test is None or not run.class_names:
         return None
     judged = run.test.judged
-    found = Confusions.of(judged.given, judged.best[0], len(run.classes))
+    found = Confusions.of(judged.given, judged.best[0], len(run.class_names))
     hits, true, predicted = found.by_class()
     annotator = run.metrics.get("annotation/class_accuracy") or []
-    known = len(annotator) == len(run.classes)
+    known = len(annotator) == len(run.class_names)
     per_class = [
         {
             "name": name,
@@ -205,9 +205,9 @@ def test_tables(run: Run) -> dict[str, Any] | None:
             "precision": float(hits[k] / predicted[k]) if predicted[k] else None,
             "zero_shot": annotator[k] if known else None,
         }
-        for k, name in enumerate(run.classes)
+        for k, name in enumerate(run.class_names)
     ]
-    drawn = figures.confusion(found.matrix(), run.classes) if len(run.classes) <= MOST_CLASSES_DRAWN else ""
+    drawn = figures.confusion(found.matrix(), run.class_names) if len(run.class_names) <= MOST_CLASSES_DRAWN else ""
     return {
         "images": len(judged),
         "of": run.test.sample.total,
@@ -216,7 +216,7 @@ def test_tables(run: Run) -> dict[str, Any] | None:
         "per_class": per_class,
         "zero_shot": known,
         "confusions": [
-            {"true": run.classes[label], "said": run.classes[said], "images": images}
+            {"true": run.class_names[label], "said": run.class_names[said], "images": images}
             for label, said, images in found.worst(MOST_CONFUSIONS)
         ],
     }

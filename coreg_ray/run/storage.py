@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
 from coreg_ray.errors import UserError
 from coreg_ray.run.uris import split_options
 
-BORROWED = "borrowed.json"  # in a run folder: what lies in another one, name -> path
+F = TypeVar("F", bound="Folder")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Folder:
     path: str
 
     @classmethod
-    def at(cls, uri: str | Path) -> Folder:
+    def at(cls: type[F], uri: str | Path) -> F:
         """The folder at a local path or at a URI (s3://, gs://, file://).
 
         Raises:
@@ -47,7 +47,7 @@ class Folder:
         return cls(filesystem, path.rstrip("/"))
 
     @classmethod
-    def of_file(cls, uri: str) -> tuple[Folder, str]:
+    def of_file(cls: type[F], uri: str) -> tuple[F, str]:
         """The folder that the file at a path or URI lies in, and the file's name. Raises UserError as `at` does."""
         path, options = split_options(uri)
         above, slash, name = path.rpartition("/")
@@ -55,15 +55,6 @@ class Folder:
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.filesystem, f"{self.path}/{name}")
-
-    def part(self, name: str) -> Folder:
-        """A folder of this run folder: its own, or the one that `lend` named; trials of a search share their data."""
-        lent = self.read_json(BORROWED) if self.exists(BORROWED) else {}
-        return Folder(self.filesystem, lent[name]) if name in lent else self / name
-
-    def lend(self, **parts: Folder) -> None:
-        """Let `part` find these folders, which lie elsewhere on the same file system."""
-        self.write_json(BORROWED, {name: folder.path for name, folder in parts.items()})
 
     @property
     def local(self) -> bool:

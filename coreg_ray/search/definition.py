@@ -9,17 +9,18 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from coreg_ray.commands.base import resolved_yaml
 from coreg_ray.config import Config, Section
+from coreg_ray.config.older import completed
+from coreg_ray.config.texts import changed, flattened
 from coreg_ray.errors import UserError
+from coreg_ray.run.claim import claim
+from coreg_ray.run.search_folder import RECORD, SearchFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.search.objective import DEFAULT, check_objective
 from coreg_ray.search.space import Space
 
 log = logging.getLogger(__name__)
 
-RECORD = "search.json"
-TRIALS = "tune"  # what Tune knows of the trials; a folder without it has none yet
 _STATE = "experiment_state-"  # files of Tune's own
 # What may change in the state of another trial that goes on: no shape, no length, no data.
 _SHAPES = ("method.epochs", "method.queue_size", "method.loss_history")
@@ -97,7 +98,7 @@ class Search(Section):
         return json.loads(json.dumps({**own, "space": space.described(), "config": config.decisive()}))
 
 
-def claim_search(search: Search, config: Config, space: Space, output: Folder) -> None:
+def claim_search(search: Search, config: Config, space: Space, folder: SearchFolder) -> None:
     """Make the output folder this search's, or refuse it; before any work.
 
     A search whose first trial has not begun may be changed and begun again: its annotations are kept by their content.
@@ -106,21 +107,16 @@ def claim_search(search: Search, config: Config, space: Space, output: Folder) -
         UserError: it cannot be read or written, holds something else, another search, or this one without `resume`.
     """
     identity = search.identity(config, space)
-    try:
-        found = output.entries()
-        if RECORD in found and TRIALS in found:
-            _refuse_other(search, config, identity, output.read_json(RECORD))
-        elif found and RECORD not in found:
-            raise UserError(
-                f"--output {config.output} holds {len(found)} entries ({', '.join(found[:3])}) and no search; "
-                "choose an empty folder"
-            )
-        elif search.resume and not found:
-            raise UserError(f"--resume: --output {config.output} holds no search; leave --resume out to begin one")
-        output.write("config.yaml", resolved_yaml(config))
-        output.write_json(RECORD, identity)
-    except OSError as error:
-        raise UserError(f"--output {config.output} cannot be used ({error}); choose another folder") from error
+
+    def refuse_other(text: str) -> None:
+        if folder.tune.exists():
+            _refuse_other(search, config, identity, json.loads(text))
+
+    if search.resume and not folder.exists(RECORD) and not folder.entries():
+        raise UserError(f"--resume: --output {config.output} holds no search; leave --resume out to begin one")
+    content = json.dumps(identity, indent=1, sort_keys=True) + "\n"
+    claim(folder, config.output, holds="search", record=RECORD, content=content, check=refuse_other)
+    folder.write_config(config)
 
 
 def is_restorable(trials: Folder) -> bool:
@@ -142,24 +138,13 @@ def is_restorable(trials: Folder) -> bool:
 
 
 def _refuse_other(search: Search, config: Config, new: dict[str, Any], old: dict[str, Any]) -> None:
-    before, now = _flat(old, ""), _flat(new, "")
-    changed = [
-        f"{name.removeprefix('config.')} {before.get(name)!r} -> {now.get(name)!r}"
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
+    old = {**old, "config": completed(old["config"])}  # an older version may have begun it
+    before, now = (flattened(identity, descends=lambda key: key != "space") for identity in (old, new))
+    differences = [difference.removeprefix("config.") for difference in changed(before, now)]
+    if differences:
         raise UserError(
-            f"--output {config.output} holds another search ({'; '.join(changed[:5])}); choose another --output, or "
-            "give the settings that it was begun with"
+            f"--output {config.output} holds another search ({'; '.join(differences[:5])}); choose another --output, "
+            "or give the settings that it was begun with"
         )
     if not search.resume:
         raise UserError(f"--output {config.output} holds this very search; add --resume to go on, or choose another")
-
-
-def _flat(tree: dict[str, Any], above: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        nested = isinstance(value, dict) and name != "space" and not above.startswith("space.")
-        flat |= _flat(value, f"{above}{name}.") if nested else {f"{above}{name}": value}
-    return flat

@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, CANDIDATES, CLASSES, COMBINED, LABEL_FREE, STABILITY
 
 WITHOUT_LABELS = {
-    "criterion/combined": "stability times classes",
-    "criterion/stability": "share of weak views of images that are classified like the image itself",
-    "criterion/classes": "how alike the class shares of predictions and of candidate sets are",
-    "criterion/candidates": "share of predictions that lie in their image's candidate set",
-    "criterion/label_free": "share of held-out images on which both networks agree",
+    COMBINED: "stability times classes",
+    STABILITY: "share of weak views of images that are classified like the image itself",
+    CLASSES: "how alike the class shares of predictions and of candidate sets are",
+    CANDIDATES: "share of predictions that lie in their image's candidate set",
+    LABEL_FREE: "share of held-out images on which both networks agree",
 }
 WITH_LABELS = {
-    "test/accuracy": "of both networks together on the labelled test images",
-    "test/accuracy_a": "of network a", "test/accuracy_b": "of network b",
+    ACCURACY: "of both networks together on the labelled test images",
+    ACCURACY_A: "of network a", ACCURACY_B: "of network b",
 }  # fmt: skip
-DEFAULT = "criterion/combined"
+DEFAULT = COMBINED
 WORST = 0.0  # of all of them, which are shares; infinities would spoil the percentiles that early stopping looks at
 _SETTLED = 3  # epochs
 

@@ -22,8 +22,9 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from coreg_ray.commands.base import explain, fields_of, unknown_key
 from coreg_ray.config import Config
+from coreg_ray.config.sections import decides
+from coreg_ray.config.texts import explain, fields_of, leaves, unknown_key
 from coreg_ray.errors import UserError
 
 RANGES = ("uniform", "loguniform", "randint", "lograndint")
@@ -35,7 +36,7 @@ MOST_RESOLUTIONS = 8  # the rows of each are written before the search starts
 _ELSEWHERE = "decides where and how trials run, not what they are; give it on the command line"
 _ONCE = "needs another annotation, which is made once for all trials; run one search for each"
 _FIXED = {  # what no search varies, and why
-    **dict.fromkeys(("output", "cluster", "checkpoint", "export", "report"), _ELSEWHERE),
+    **{name: _ELSEWHERE for name, field in Config.model_fields.items() if decides(field) == "nothing"},
     **dict.fromkeys(("annotator", "further_annotators", "source"), _ONCE),
     "test": "only scores, so trials could not be compared; give it on the command line",
     "source.holdout": "decides which images the criteria look at, so trials could not be compared; fix it",
@@ -122,7 +123,7 @@ def read_space(path: str | None, base: Config) -> Space:
         raise UserError(f"{name} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{name} holds no key; write lines like `method.learning_rate: {{loguniform: [0.005, 0.1]}}`")
-    space = Space(tuple(_dimension(key, said) for key, said in _flat(content, "")))
+    space = Space(tuple(_dimension(key, given) for key, given in _listed(content)))
     twice = {key for key in space.keys if space.keys.count(key) > 1}
     if twice:
         raise UserError(f"{name} names {', '.join(sorted(twice))} more than once; keep one of them")
@@ -164,27 +165,22 @@ def _text(path: str | None) -> tuple[str, str]:
         raise UserError(f"--space {path} cannot be read ({reason}); give an existing YAML file") from error
 
 
-def _flat(tree: dict[Any, Any], above: str) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and what is said of them; a mapping below a section's name is that section."""
-    sections = {key.rsplit(".", 1)[0] for key, _ in fields_of(Config) if "." in key}
-    for name, said in tree.items():
-        key = f"{above}{name}"
-        if key in sections and isinstance(said, dict):
-            yield from _flat(said, f"{key}.")
-        else:
-            yield key, said
+def _listed(tree: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and what is given for them; a mapping below a section's name is that section."""
+    sections = {key.rsplit(".", depth)[0] for key, _ in fields_of(Config) for depth in range(1, key.count(".") + 1)}
+    return leaves(tree, descends=sections.__contains__)
 
 
-def _dimension(key: str, said: Any) -> Dimension:
+def _dimension(key: str, given: Any) -> Dimension:
     if key not in dict(fields_of(Config)):
         raise UserError(unknown_key(key, Config))
     for fixed in (key, key.split(".")[0]):
         if fixed in _FIXED and key not in _FREE:
             raise UserError(f"{key} cannot be searched over: it {_FIXED[fixed]}")
     kinds = ", ".join((*RANGES, *LISTS))
-    if not isinstance(said, dict) or len(said) != 1 or next(iter(said)) not in (*RANGES, *LISTS):
-        raise UserError(f"{key}: {said!r} is no distribution; write {{KIND: [...]}} with one of {kinds}")
-    ((kind, values),) = said.items()
+    if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in (*RANGES, *LISTS):
+        raise UserError(f"{key}: {given!r} is no distribution; write {{KIND: [...]}} with one of {kinds}")
+    ((kind, values),) = given.items()
     if not isinstance(values, list) or not values:
         raise UserError(f"{key}: {kind} needs a list that is not empty, not {values!r}")
     if kind in RANGES:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from coreg_ray.run.storage import Folder
+from coreg_ray.metrics import ACCURACY, EPOCH_S, TIME
 from coreg_ray.search.objective import settled
 from coreg_ray.search.space import Space
 
-FAILURE = "failure.txt"  # in the run folder of a trial whose loss was not finite: what happened
 FINISHED, STOPPED, FAILED, UNFINISHED = "finished", "stopped early", "failed", "unfinished"
 _SHOWN = 20  # trials in the table on the terminal
 
@@ -41,7 +40,7 @@ class Trial:
     @property
     def seconds(self) -> float:
         """Seconds spent in epochs, not in starting and waiting."""
-        return sum(float(metrics.get("time/epoch_s", 0.0)) for metrics in self.history)
+        return sum(float(metrics.get(EPOCH_S, 0.0)) for metrics in self.history)
 
     def score(self, objective: str) -> float:
         """What `settled` makes of the objective; -inf where the last epoch has none."""
@@ -52,21 +51,6 @@ class Trial:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def read_history(run: Folder) -> list[dict[str, Any]]:
-    """The epochs in a run folder's `history.csv`, oldest first, numbers as numbers; empty where there is none."""
-    if not run.exists("history.csv"):
-        return []
-    rows = csv.DictReader(io.StringIO(run.read("history.csv").decode()))
-    return [{name: _number(cell) for name, cell in row.items() if cell} for row in rows]
-
-
-def _number(cell: str) -> Any:
-    try:
-        return int(cell) if cell.isdigit() else float(cell)
-    except ValueError:
-        return cell
 
 
 def ranked(trials: Sequence[Trial], objective: str) -> list[Trial]:
@@ -83,7 +67,7 @@ def as_csv(trials: Sequence[Trial], space: Space, objective: str) -> str:
     """One row a trial, best first: what it is, its values, its last metrics. Missing values are empty."""
     names = {name for trial in trials for metrics in trial.history[-1:] for name in metrics}
     metrics = sorted(names - {"epoch", "epochs", "phase", "run", "placement_group"})
-    metrics.sort(key=lambda name: (name.startswith("time/"), name))
+    metrics.sort(key=lambda name: (name.startswith(TIME), name))
     columns = ["trial", "status", "epochs", "objective", *space.keys, *metrics, "time/trial_s", "run", "error"]
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
@@ -111,8 +95,8 @@ def as_table(trials: Sequence[Trial], space: Space, objective: str) -> str:
     short = [key.rsplit(".", 1)[1] for key in space.keys if "." in key]
     titles = [key if key.rsplit(".", 1)[-1] not in short or short.count(key.rsplit(".", 1)[-1]) > 1 else
               key.rsplit(".", 1)[-1] for key in space.keys]  # fmt: skip
-    labelled = objective != "test/accuracy" and any("test/accuracy" in t.history[-1] for t in trials if t.history)
-    extra = ["test/accuracy"] if labelled else []
+    labelled = objective != ACCURACY and any(ACCURACY in t.history[-1] for t in trials if t.history)
+    extra = [ACCURACY] if labelled else []
     lines = [["trial", "status", "epochs", *titles, objective, *extra]]
     for trial in ranked(trials, objective)[:_SHOWN]:
         last = trial.history[-1] if trial.history else {}

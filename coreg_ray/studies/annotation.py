@@ -19,10 +19,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from coreg_ray.annotation import factory
-from coreg_ray.cluster import annotate as ray_data
-from coreg_ray.cluster.pipeline import connect
+from coreg_ray.cluster.annotate import annotate
+from coreg_ray.cluster.connect import connect
+from coreg_ray.cluster.pools import open_pool
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.images.decode import Fit, decode
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.studies.clock import threads
 from coreg_ray.studies.figures import Figures
@@ -67,7 +69,7 @@ class _BareLoop:
     """The annotator itself over one decoded batch."""
 
     def __init__(self, config: Config) -> None:
-        words, _ = ray_data.open_pool(config, "pool")
+        words, _ = open_pool(config, "pool")
         card, text = factory.describe(config.annotator, words, [])
         self._threads = len(os.sched_getaffinity(0))
         self._annotator = factory.build(config.annotator, card, text, self._threads)
@@ -86,8 +88,8 @@ class _BareLoop:
 
 def _through_ray(config: Config) -> float:
     connect()
-    output = Folder.at(config.output)
-    ray_data.annotate(config, "pool", output)
+    output = RunFolder.at(config.output)
+    annotate(config, "pool", output)
     return steady_rate(output / "annotations", _BATCH)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from coreg_ray.methods.coreg import fit
+from coreg_ray.methods import coreg
 from coreg_ray.pure import purify
 from coreg_ray.pure.rng import generator
 from coreg_ray.studies.clock import take_turns
@@ -12,6 +12,7 @@ from coreg_ray.studies.figures import Figures
 from coreg_ray.studies.problem import Problem, build_problem, method_settings, student_settings, synthetic_rows
 from coreg_ray.training.assess import assess
 from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.state import build_state
 
@@ -60,7 +61,7 @@ def measure_epoch(
     method = method_settings(epochs=6, warmup_epochs=1, batch_size=batch_size, warmup_batch_size=2 * batch_size)
     classes = [f"class {k}" for k in range(rows.num_classes)]
     state = build_state(method, student_settings(width=width, precision="bf16"), 0, classes, rows, mesh)
-    epochs = [epoch.metrics for epoch in fit(state, rows, Scored(), mesh) if epoch.number > 2]
+    epochs = [epoch.metrics for epoch in fit(state, rows, Scored(), mesh, coreg) if epoch.number > 2]
     clean = min(float(epoch["clean/a"]) + float(epoch["clean/b"]) for epoch in epochs) / 2
     note = f"{count:,} rows, both networks, width {width}, batch {batch_size}, bf16, {clean:.0%} of the rows labelled"
     figures.add("epoch/seconds", [float(epoch["time/epoch_s"]) for epoch in epochs], "s", note)

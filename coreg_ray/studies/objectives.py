@@ -26,7 +26,7 @@ from coreg_ray.annotation.vocabulary import vocabulary
 from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.embedded.digits import CLASS_NAMES, digits
 from coreg_ray.ids import held_out, row_numbers
-from coreg_ray.methods.coreg import fit
+from coreg_ray.methods import coreg
 from coreg_ray.pure.candidates import combine_votes, synthetic_candidates
 from coreg_ray.pure.label_free import ENOUGH
 from coreg_ray.pure.rng import generator
@@ -34,6 +34,7 @@ from coreg_ray.search.definition import Search
 from coreg_ray.search.objective import DEFAULT, WITHOUT_LABELS, settled, spearman, spearman_interval
 from coreg_ray.studies.halving import replay
 from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Images, Rows, make_rows
 from coreg_ray.training.state import build_state
@@ -107,7 +108,7 @@ def run_trials(noise: str, regime: str, numbers: range, done: set[int]) -> Itera
     for number in left:
         method = MethodConfig(**settings(regime, number))
         state = build_state(method, student, number, list(CLASS_NAMES), rows, Mesh())
-        history = [epoch.metrics for epoch in fit(state, rows, scored, Mesh())]
+        history = [epoch.metrics for epoch in fit(state, rows, scored, Mesh(), coreg)]
         log.info("%s, %s, trial %d: accuracy %.3f", noise, regime, number, history[-1][TRUTH])
         kept = [{name: epoch[name] for name in (*WITHOUT_LABELS, TRUTH)} for epoch in history]
         yield {"noise": noise, "regime": regime, "trial": number, "history": kept}

@@ -26,12 +26,13 @@ from safetensors.torch import save_file
 
 from coreg_ray.annotation import factory
 from coreg_ray.annotation.parts import parts
-from coreg_ray.annotation.writer import USED, read_card
-from coreg_ray.cluster import annotate as ray_data
-from coreg_ray.cluster.pipeline import connect
-from coreg_ray.cluster.pools import keep
+from coreg_ray.annotation.writer import read_card
+from coreg_ray.cluster.annotate import annotate
+from coreg_ray.cluster.annotator_pool import vote_again
+from coreg_ray.cluster.connect import connect
+from coreg_ray.cluster.pools import Described, keep, open_pool
 from coreg_ray.config import Config
-from coreg_ray.run.storage import Folder
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.studies.clock import machine
 from coreg_ray.studies.figures import Figures
 
@@ -53,13 +54,12 @@ def measure_pool(figures: Figures, images: int, prompts: int = 27, classes: int 
     """
     with tempfile.TemporaryDirectory(prefix="coreg-benchmark-") as place:
         config = _config(Path(place), images, ["one", "other"], ["a {}"])
-        output = Folder.at(config.output)
+        output = RunFolder.at(config.output)
         connect()
         bare_s = _bare_loop(config)
         before = _peak_mb()
-        ray_data.annotate(config, "pool", output)
-        table = output / "annotations/pool"
-        folder = table / table.read_json(USED)[0]
+        annotate(config, "pool", output)
+        (folder,) = output.read_used("pool")
         files = [folder.filesystem.get_file_info(f"{folder.path}/{part.name}") for part in parts(folder)]
         times = sorted(info.mtime_ns / 1e9 for info in files)
         each_s = (times[-1] - times[0]) / (images * (len(files) - 1) / len(files))
@@ -68,11 +68,11 @@ def measure_pool(figures: Figures, images: int, prompts: int = 27, classes: int 
         figures.add("pool/overhead_ms", (each_s - bare_s) * 1e3, "ms", "an image, over the bare model")
         figures.add("pool/disk_bytes", sum(info.size for info in files) / images, "bytes", "an image")
         names = [f"class number {number}" for number in range(classes)]
-        words = ray_data.open_pool(_asking(config, names, [f"{number} {{}}" for number in range(prompts)]), "pool")[0]
-        wanted = factory.describe(config.annotator, words, [])
-        keep(wanted[0], wanted[1].to_bytes() if wanted[1] else b"", folder)
+        words = open_pool(_asking(config, names, [f"{number} {{}}" for number in range(prompts)]), "pool")[0]
+        card, text = factory.describe(config.annotator, words, [])
+        keep(Described(card, text.to_bytes() if text else b""), folder)
         started = time.perf_counter()
-        ray_data.vote_again(folder, read_card(folder))
+        vote_again(folder, read_card(folder))
         asked = f"{images} stored embeddings, {prompts} prompts, {classes} classes"
         figures.add("pool/vote_again_s", time.perf_counter() - started, "s", asked)
         figures.add("pool/driver_growth_mb", _peak_mb() - before, "MB", "peak memory of the driver over both")
@@ -80,7 +80,7 @@ def measure_pool(figures: Figures, images: int, prompts: int = 27, classes: int 
 
 def _bare_loop(config: Config) -> float:
     """Seconds an image of the model alone, on one decoded batch."""
-    words, source = ray_data.open_pool(config, "pool")
+    words, source = open_pool(config, "pool")
     card, text = factory.describe(config.annotator, words, [])
     annotator = factory.build(config.annotator, card, text, len(os.sched_getaffinity(0)))
     decoded: Any = list(source.fetch(next(source.listing()).slice(0, 256)))

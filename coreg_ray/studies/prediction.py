@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from coreg_ray.cluster.pipeline import connect
+from coreg_ray.cluster.connect import connect
 from coreg_ray.cluster.predict import Pool, predict
 from coreg_ray.config import Config, ExportConfig, StudentConfig
 from coreg_ray.deploy import export

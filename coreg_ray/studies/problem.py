@@ -95,7 +95,7 @@ class Problem:
 
     def step(self) -> Tensor:
         """One training step of network a."""
-        return coreg_step(self.state, self.learner, self.batch(), self.opinion, self.mesh)
+        return coreg_step(self.state, self.learner, self.batch(), self.mesh, self.opinion)
 
 
 def build_problem(
@@ -132,7 +132,7 @@ def made_up_opinion(rows: Rows, seed: int = 1) -> Opinion:
     random = generator(seed)
     sure = torch.rand(len(rows), generator=random) < CLEAN_SHARE
     clean = torch.rand(len(rows), generator=random) * 0.4 + torch.where(sure, 0.55, 0.05)
-    counts = rows.offsets[1:] - rows.offsets[:-1]
+    counts = rows.sizes
     labels = torch.repeat_interleave(1 / counts.clamp(min=1), counts).to(torch.float16)
     return Opinion(clean, labels)
 

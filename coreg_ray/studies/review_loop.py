@@ -31,13 +31,15 @@ from coreg_ray.deploy.export import choose
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.embedded.digits import CLASS_NAMES, PROMPTS, digits
 from coreg_ray.ids import held_out, row_numbers
-from coreg_ray.methods.coreg import fit
+from coreg_ray.methods import coreg
 from coreg_ray.pure.candidates import combine_votes
-from coreg_ray.pure.rng import generator, key
+from coreg_ray.pure.rng import generator, stream
 from coreg_ray.report.review import review_order
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
 from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Images, Rows, make_rows
 from coreg_ray.training.sample import Sample
@@ -70,14 +72,14 @@ def study(seeds: list[int], orders: list[str], done: set[tuple[int, str, int]], 
         left = [pair for pair in wanted if (seed, *pair) not in done]
         if not left:
             continue
-        start, logits, features = first_run(rows, scored, seed, Folder.at(kept / f"seed-{seed}"))
+        start, logits, features = first_run(rows, scored, seed, RunFolder.at(kept / f"seed-{seed}"))
         wrong = logits.mean(dim=0).argmax(dim=1) != truth
         for order, count in left:
             chosen = images(order, count, logits, features, seed)
             began = time.monotonic()
             state = build_state(THEN, STUDENT, seed, list(CLASS_NAMES), rows, Mesh())
             checkpoint.start_from(state, start)
-            for epoch in fit(state, reviewed(rows, chosen, truth[chosen]), scored, Mesh()):
+            for epoch in fit(state, reviewed(rows, chosen, truth[chosen]), scored, Mesh(), coreg):
                 figures = epoch.metrics
             rest = torch.ones(len(rows), dtype=torch.bool)
             rest[chosen] = False
@@ -109,14 +111,14 @@ def load_pool() -> tuple[Rows, Scored, Tensor]:
     return rows, Scored(None, test), torch.from_numpy(labels[kept])[kept_numbers.argsort()]
 
 
-def first_run(rows: Rows, scored: Scored, seed: int, folder: Folder) -> tuple[Folder, Tensor, Tensor]:
+def first_run(rows: Rows, scored: Scored, seed: int, folder: RunFolder) -> tuple[Folder, Tensor, Tensor]:
     """The checkpoint to start from, trained unless it lies there; its calibrated logits (2, N, K), features (N, F)."""
-    if checkpoint.newest(folder / "checkpoints") is None:
+    if checkpoint.newest(folder.checkpoints) is None:
         state = build_state(FIRST, STUDENT, seed, list(CLASS_NAMES), rows, Mesh())
-        for epoch in fit(state, rows, scored, Mesh()):
+        for epoch in fit(state, rows, scored, Mesh(), coreg):
             log.info("seed %d, epoch %d: %.3f", seed, epoch.number, epoch.metrics["test/accuracy"])
-        checkpoint.save(state, folder / "checkpoints", "review loop", Mesh())
-    start, pair = checkpoint.newest(folder / "checkpoints"), Pair.of(folder)
+        checkpoint.save(state, folder.checkpoints, "review loop", Mesh())
+    start, pair = checkpoint.newest(folder.checkpoints), Pair.of(folder)
     assert start is not None
     assert pair is not None
     sets, unknown = rows.candidates(torch.arange(len(rows)), torch.device("cpu")), torch.full((len(rows),), -1)
@@ -135,7 +137,7 @@ def images(order: str, count: int, logits: Tensor, features: Tensor, seed: int) 
     if order == "doubt":
         mean = probs.mean(dim=0)
         return torch.xlogy(mean, mean).sum(dim=1).argsort()[:count]
-    return torch.randperm(len(features), generator=generator(key(seed, "random review")))[:count]
+    return torch.randperm(len(features), generator=generator(stream(seed, "random review")))[:count]
 
 
 def reviewed(rows: Rows, chosen: Tensor, labels: Tensor) -> Rows:

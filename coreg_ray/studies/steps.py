@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from coreg_ray.methods.coreg import exchange
+from coreg_ray.methods import coreg
 from coreg_ray.pure import losses
-from coreg_ray.pure.rng import key, uniform
+from coreg_ray.pure.rng import stream, uniform
 from coreg_ray.pure.views.augment import STRONG_DRAWS, WEAK_DRAWS, strong, weak
 from coreg_ray.studies.clock import Task, seconds_of, take_turns
 from coreg_ray.studies.figures import Figures
 from coreg_ray.studies.plain import PlainLearner, draw_mixing, pillow_batch
 from coreg_ray.studies.problem import Problem
+from coreg_ray.training.fit import exchange
 from coreg_ray.training.networks import compiled, follow
 from coreg_ray.training.steps import mixed_terms
 
@@ -68,7 +69,7 @@ def plain_task(problem: Problem) -> Task:
     def step() -> list[float]:
         batch = problem.batch()
         views = pillow_batch(pixels[batch.labelled], pixels[batch.unlabelled], draws, problem.device)
-        opinion = rows.scatter(batch.labelled, problem.opinion.labels, problem.device).float()
+        opinion = rows.scatter(batch.labelled, problem.opinion.soft_labels, problem.device).float()
         mixing = draw_mixing(
             2 * (len(batch.labelled) + len(batch.unlabelled)), method.mixup_alpha, draws, problem.device
         )
@@ -109,7 +110,7 @@ def _parts(problem: Problem) -> dict[str, Task]:
     keys, queue = learner.keys, learner.queue
 
     def views(which: Callable[..., torch.Tensor], count: int, of: torch.Tensor) -> torch.Tensor:
-        draws = uniform(key(0, "benchmark", len(of)), rows.numbers[of], count)
+        draws = uniform(stream(0, "benchmark", len(of)), rows.numbers[of], count)
         return which(rows.take(of, mesh.device), draws, flip=True)
 
     def weak_views() -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,7 +156,7 @@ def _parts(problem: Problem) -> dict[str, Task]:
         "no_gradient_passes": no_gradient,
         "forward_backward": forward_backward,
         "optimiser": optimiser,
-        "exchange": lambda: exchange(state, mesh, state.learners),
+        "exchange": lambda: exchange(state, mesh, state.learners, coreg),
     }
 
 

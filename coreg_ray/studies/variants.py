@@ -12,30 +12,32 @@ and the same command goes on where it was stopped; without --variant it only rea
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
+import yaml
 
-from coreg_ray.commands.base import Command, load
 from coreg_ray.config import Config
+from coreg_ray.errors import UserError
 from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.methods import coreg
-from coreg_ray.pure.rng import generator, key, uniform
+from coreg_ray.pure.rng import generator, stream, uniform
 from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
-from coreg_ray.run.storage import Folder
-from coreg_ray.training import steps
-from coreg_ray.training.assess import ASSESS_BATCH, assess
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.training.assess import ASSESS_BATCH, Opinion, assess
+from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.method import Turns
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State, build_state
+from coreg_ray.training.steps import coreg_step
 from coreg_ray.training.worker import Task, load_data
 
 log = logging.getLogger(__name__)
@@ -45,56 +47,70 @@ RENEWING_BATCHES = 20
 _KEPT = (TRUTH, "test/accuracy_a", "test/accuracy_b", "clean/a", "clean/b", "criterion/combined")
 
 
+@dataclass
+class Variant:
+    """Co-Reg with what no setting offers; the method that the loop is handed.
+
+    Attributes:
+        passes: `training`: pseudo-labels by networks in training mode, whose batch-norm statistics move every time.
+        batch_norm: `renewed`: statistics of a few weak batches instead of training's moving averages, for assessing.
+    """
+
+    passes: str = ""
+    batch_norm: str = ""
+
+    TERMS: tuple[str, ...] = coreg.TERMS
+    DEPLOYED: tuple[str, ...] = coreg.DEPLOYED
+
+    def turns(self, state: State, rows: Rows, mesh: Mesh, epoch: int) -> Turns:
+        """As `Method.turns`."""
+        step = partial(coreg_step, evaluation_mode=self.passes != "training")
+        return coreg.turns(state, rows, mesh, epoch, assess=_renew_and_assess if self.batch_norm else assess, step=step)
+
+    def settle(self, state: State, trained: list[Learner], mesh: Mesh) -> None:
+        """As `Method.settle`."""
+        coreg.settle(state, trained, mesh)
+
+
+WORDS = {"passes": "training", "batch_norm": "renewed"}
+
+
 def train(run: str, variant: str, seed: int) -> dict[str, Any]:
     """One training on the rows and candidate sets of a run folder; writes nothing there."""
-    words = [] if variant == "default" else variant.split(",")
-    settings = [word for word in words if word.split("=")[0] not in _PATCHES]
-    config = _configured(run, settings, seed)
-    output, mesh = Folder.at(run), Mesh()
-    task = Task.read(config, output)
-    rows, scored = load_data(config, output, task, mesh)
-    state = build_state(config.method, explicit_student(config), seed, task.classes, rows, mesh, task.prior)
+    given = dict(word.split("=", 1) for word in variant.split(",")) if variant != "default" else {}
+    words = {name: given.pop(name) for name in WORDS if name in given}
+    if any(value != WORDS[name] for name, value in words.items()):
+        raise UserError(f"{variant}: the words are {', '.join(f'{name}={value}' for name, value in WORDS.items())}")
+    folder, mesh = RunFolder.at(run), Mesh()
+    config = _configured(folder, given, seed)
+    task = Task.read(config, folder)
+    rows, scored = load_data(config, folder, task, mesh)
+    state = build_state(config.method, explicit_student(config), seed, task.class_names, rows, mesh, task.prior)
     started = time.monotonic()
-    with contextlib.ExitStack() as patches:
-        for word in set(words) - set(settings):
-            name, _, value = word.partition("=")
-            patches.enter_context(_PATCHES[name](value))
-        history = [epoch.metrics for epoch in coreg.fit(state, rows, scored, mesh)]
+    method = Variant(words.get("passes", ""), words.get("batch_norm", ""))
+    history = [epoch.metrics for epoch in fit(state, rows, scored, mesh, method)]
     kept = [{name: epoch[name] for name in _KEPT if name in epoch} for epoch in history]
     return {"run": run, "variant": variant, "seed": seed, "seconds": time.monotonic() - started, "history": kept}
 
 
-def _configured(run: str, settings: list[str], seed: int) -> Config:
-    path = Path(run, "config.yaml")
-    overrides = [part for setting in settings for part in ("--" + setting.split("=")[0], setting.split("=")[1])]
-    return load(["--config", str(path), "--seed", str(seed), *overrides], Command)
+def _configured(folder: RunFolder, settings: dict[str, str], seed: int) -> Config:
+    """The run's configuration with other settings, by dotted name, as YAML values."""
+    config = folder.read_config()
+    if config is None:
+        raise UserError(f"{folder.path} is no run folder; give one with rows/ and candidates/")
+    tree = config.settings() | {"seed": seed}
+    for dotted, value in settings.items():
+        *sections, name = dotted.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch[section]
+        branch[name] = yaml.safe_load(value)
+    return Config.model_validate(tree)
 
 
-@contextlib.contextmanager
-def _passes(value: str) -> Iterator[None]:
-    """Pseudo-labels by networks in training mode, whose batch-norm statistics move with every such pass."""
-    assert value == "training", value
-    ours = steps.pseudo_labels
-
-    def theirs(state: State, learner: Learner, *rest: Any) -> Any:
-        with patch.object(learner.student, "eval"):
-            return ours(state, learner, *rest)
-
-    with patch.object(steps, "pseudo_labels", theirs):
-        yield
-
-
-@contextlib.contextmanager
-def _batch_norm(value: str) -> Iterator[None]:
-    """Batch-norm statistics of a few weak batches instead of training's moving averages, for every assessment."""
-    assert value == "renewed", value
-
-    def renewed(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -> Any:
-        _renew(state, learner, rows, mesh, epoch)
-        return assess(state, learner, rows, mesh, epoch)
-
-    with patch.object(coreg, "assess", renewed):
-        yield
+def _renew_and_assess(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -> Opinion:
+    _renew(state, learner, rows, mesh, epoch)
+    return assess(state, learner, rows, mesh, epoch)
 
 
 @torch.no_grad()
@@ -104,7 +120,7 @@ def _renew(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
-    purpose = key(state.seed, "renew", learner.network, epoch)
+    purpose = stream(state.seed, "renew", learner.network, epoch)
     order = torch.randperm(len(rows), generator=generator(purpose))
     for index in order.split(min(ASSESS_BATCH, -(-len(rows) // RENEWING_BATCHES)))[:RENEWING_BATCHES]:
         draws = uniform(purpose, rows.numbers[index], WEAK_DRAWS)
@@ -112,12 +128,6 @@ def _renew(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -
             learner.student(weak(rows.take(index, mesh.device), draws, flip=state.flip))
     for norm, momentum in zip(norms, before, strict=True):
         norm.momentum = momentum
-
-
-_PATCHES: dict[str, Callable[[str], contextlib.AbstractContextManager[None]]] = {
-    "passes": _passes,
-    "batch_norm": _batch_norm,
-}
 
 
 def table(trainings: list[dict[str, Any]]) -> list[str]:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from coreg_ray.methods.coreg import co_regularise, exchange
+from coreg_ray.methods import coreg
 from coreg_ray.studies.figures import Figures
 from coreg_ray.studies.problem import Problem, build_problem, made_up_opinion, synthetic_rows
 from coreg_ray.training.assess import swap_opinions
+from coreg_ray.training.fit import exchange, train_epoch
 
 _TIMEOUT_S = 1800.0
 CIFAR_ROWS = 50_000
@@ -131,7 +132,12 @@ def _prepare(rows: int, batch_size: int, width: int) -> Problem:
 
 
 def _epoch(problem: Problem, epoch: int) -> float:
-    return _timed(lambda: co_regularise(problem.state, problem.rows, problem.mesh, epoch))
+    state, rows, mesh = problem.state, problem.rows, problem.mesh
+
+    def epoch_of_both() -> None:
+        train_epoch(state, rows, mesh, epoch, coreg.turns(state, rows, mesh, epoch), coreg)
+
+    return _timed(epoch_of_both)
 
 
 def _steps(problem: Problem, count: int) -> float:
@@ -147,7 +153,7 @@ def _opinions(problem: Problem, repeats: int) -> float:
 
 def _exchanges(problem: Problem, repeats: int) -> float:
     state = problem.state
-    return _median([_timed(lambda: exchange(state, problem.mesh, state.learners)) for _ in range(repeats)])
+    return _median([_timed(lambda: exchange(state, problem.mesh, state.learners, coreg)) for _ in range(repeats)])
 
 
 def _timed(task: Callable[[], object]) -> float:

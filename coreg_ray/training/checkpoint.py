@@ -19,14 +19,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from coreg_ray.errors import UserError
+from coreg_ray.metrics import COMBINED, NETWORKS
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Queue, frozen_copy
-from coreg_ray.training.state import NAMES, Learner, State
+from coreg_ray.training.state import Learner, State
 
 log = logging.getLogger(__name__)
 
-CRITERION = "criterion/combined"
 QUEUE = ("keys", "classes", "confident", "valid")
 
 
@@ -59,12 +59,12 @@ def newest(folder: Folder) -> Folder | None:
 
 
 def prune(folder: Folder, keep: int) -> None:
-    """Keep the `keep` newest whole checkpoints and the best by CRITERION, without labels; the manifest goes first."""
+    """Keep the `keep` newest whole checkpoints and the best one by what needs no labels; the manifest goes first."""
     names = [name for name in folder.entries() if name.startswith("epoch-") and _fault(folder / name) is None]
     kept = set(names[-keep:])
     if names:
         history = (folder / names[-1]).read_json("state.json")["history"]
-        scores = {f"epoch-{metrics['epoch']:06d}": metrics.get(CRITERION, -1.0) for metrics in history}
+        scores = {f"epoch-{figures['epoch']:06d}": figures.get(COMBINED, -1.0) for figures in history}
         kept.add(max(names, key=lambda name: (scores.get(name, -1.0), name)))
     for name in names:
         if name not in kept:
@@ -94,7 +94,7 @@ def resume(state: State, checkpoint: Folder, mesh: Mesh) -> None:
     """
     said, weights = _read_networks(state, checkpoint)
     for learner in state.learners:
-        _restore_network(learner, weights[learner.name], weights[NAMES[1 - learner.network]])
+        _restore_network(learner, weights[learner.name], weights[NETWORKS[1 - learner.network]])
         parts = [
             load_tensors(checkpoint.read(f"rows_{learner.name}_{replica}.safetensors"))
             for replica in range(said["replicas"])
@@ -110,7 +110,7 @@ def _read_networks(state: State, checkpoint: Folder) -> tuple[dict[str, Any], di
     """What the checkpoint says of itself, and the tensors of both networks by name; other networks are refused."""
     said = describe(checkpoint)
     _refuse_other_network(state, said, checkpoint)
-    return said, {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NAMES}
+    return said, {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NETWORKS}
 
 
 def start_from(state: State, checkpoint: Folder) -> None:
@@ -126,7 +126,7 @@ def start_from(state: State, checkpoint: Folder) -> None:
         checkpoint = newest(checkpoint / "checkpoints") or checkpoint
     _, weights = _read_networks(state, checkpoint)
     for learner in state.learners:
-        for student, name in ((learner.student, learner.name), (learner.peer, NAMES[1 - learner.network])):
+        for student, name in ((learner.student, learner.name), (learner.peer, NETWORKS[1 - learner.network])):
             student.load_state_dict(_below(weights[name], "student."))
 
 
@@ -151,7 +151,7 @@ def _description(state: State, fingerprint: str, mesh: Mesh) -> dict[str, Any]:
         "epoch": state.epoch - 1,
         "fingerprint": fingerprint,
         "seed": state.seed,
-        "classes": state.classes,
+        "classes": state.class_names,
         "student": _architecture(state),
         "replicas": mesh.replicas,
         "history": state.history,
@@ -163,10 +163,11 @@ def _architecture(state: State) -> dict[str, Any]:
 
 
 def _refuse_other_network(state: State, said: dict[str, Any], checkpoint: Folder) -> None:
-    if said["classes"] != state.classes:
+    if said["classes"] != state.class_names:
         raise UserError(
             f"{checkpoint.path} knows {len(said['classes'])} classes ({', '.join(said['classes'][:3])}, ...), this run "
-            f"has {len(state.classes)} ({', '.join(state.classes[:3])}, ...); give the same names in the same order"
+            f"has {len(state.class_names)} ({', '.join(state.class_names[:3])}, ...); give the same names in the same "
+            "order"
         )
     if said["student"] != _architecture(state):
         raise UserError(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coreg_ray import metrics
 from coreg_ray.pure.label_free import VIEWS, count, criteria, no_counts
-from coreg_ray.pure.rng import key, uniform
+from coreg_ray.pure.rng import stream, uniform
 from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Student
@@ -52,19 +53,19 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
         for slot, logits in enumerate((logits_a + logits_b, logits_a, logits_b)):
             hits[slot] += (logits.argmax(1) == labels).sum()
         hits[3] += (labels >= 0).sum()
-    counts = [no_counts(len(state.classes), mesh.device) for _ in range(2)]
+    counts = [no_counts(len(state.class_names), mesh.device) for _ in range(2)]
     for mine, looked_at in zip(counts, (scored.held_out, scored.shown), strict=True):
         for images, index in _share(looked_at, mesh):
             predicted = _predicted(state, pair, images, index, mesh)
             candidates = images.candidates(index, mesh.device) if isinstance(images, Rows) else None
-            mine += count(predicted, candidates, len(state.classes))
+            mine += count(predicted, candidates, len(state.class_names))
     learner.student.train()
     sums = mesh.world_sum(torch.cat([hits, *counts])).cpu()
     both, a, b, tested = sums[:4].tolist()
-    metrics: dict[str, float] = {}
+    figures: dict[str, float] = {}
     if tested:
-        metrics |= {"test/accuracy": both / tested, "test/accuracy_a": a / tested, "test/accuracy_b": b / tested}
-    return metrics | criteria(*sums[4:].chunk(2))
+        figures |= {metrics.ACCURACY: both / tested, metrics.ACCURACY_A: a / tested, metrics.ACCURACY_B: b / tested}
+    return figures | {metrics.CRITERION + name: value for name, value in criteria(*sums[4:].chunk(2)).items()}
 
 
 def _share(images: Images | None, mesh: Mesh) -> Iterator[tuple[Images, Tensor]]:
@@ -86,7 +87,7 @@ def _predicted(state: State, pair: tuple[Student, Student], images: Images, inde
     for view in range(1 + VIEWS):
         shown = pixels
         if view:
-            shown = weak(pixels, uniform(key(0, "stability", view), numbers, WEAK_DRAWS), flip=state.flip)
+            shown = weak(pixels, uniform(stream(0, "stability", view), numbers, WEAK_DRAWS), flip=state.flip)
         classes.append(torch.stack([logits.argmax(1) for logits in _logits(state, pair, shown)]))
     return torch.stack(classes, dim=1)
 

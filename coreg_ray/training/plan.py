@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from coreg_ray.pure.rng import generator, key
+from coreg_ray.pure.rng import generator, stream
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Rows
 
@@ -52,7 +52,7 @@ def warmup_plan(rows: Rows, seed: int, network: int, epoch: int, batch_size: int
     order = torch.randperm(len(rows), generator=_order(seed, "warm-up", network, epoch, mesh))
     (total,) = _team_totals([len(order)], mesh)
     batches = _dealt(order, batch_size, total)
-    sizes = rows.offsets[1:] - rows.offsets[:-1]
+    sizes = rows.sizes
     informative = [int((sizes[batch] < rows.num_classes).sum()) for batch in batches]
     counts = _team_counts(informative, [len(batch) for batch in batches], mesh)
     return Plan(batches, [order[:0]] * len(batches), *counts)
@@ -101,7 +101,7 @@ def coreg_plan(
 
 
 def _order(seed: int, purpose: str, network: int, epoch: int, mesh: Mesh) -> torch.Generator:
-    return generator(key(seed, purpose, network, epoch, mesh.replica))
+    return generator(stream(seed, purpose, network, epoch, mesh.replica))
 
 
 def _shuffled(mask: Tensor, random: torch.Generator) -> Tensor:

@@ -7,24 +7,10 @@ their numbers, so their order does not depend on the files that they came from e
 
 from __future__ import annotations
 
-import logging
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from coreg_ray.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from coreg_ray.run.storage import Folder
-
-log = logging.getLogger(__name__)
 
 _BLOCK_VALUES = 2**24  # of pixels that are summed at a time, as float64
 
@@ -76,194 +62,87 @@ def pixel_statistics(sums: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (sums[3:6] / sums[6] - mean.square()).clamp(min=1.0).sqrt()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Rows(Images):
     """Images to train on, each with its candidate set.
 
     Attributes:
         num_classes: K.
-        offsets: (N + 1,) int64; row i's candidates are `classes[offsets[i]:offsets[i + 1]]`.
-        classes: (sum of |S|,) int32.
+        indptr: (N + 1,) int64; row i's candidates are `indices[indptr[i]:indptr[i + 1]]`.
+        indices: (sum of |S|,) int32 class numbers.
         trusted: (N,) bool: the candidate is a manual label.
     """
 
-    num_classes: int = 0
-    offsets: Tensor = None  # type: ignore[assignment]
-    classes: Tensor = None  # type: ignore[assignment]
-    trusted: Tensor = None  # type: ignore[assignment]
+    num_classes: int
+    indptr: Tensor
+    indices: Tensor
+    trusted: Tensor
+
+    @property
+    def sizes(self) -> Tensor:
+        """(N,) int64, |S| of each row."""
+        return self.indptr[1:] - self.indptr[:-1]
 
     def entries(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the candidates of rows `index` (B,) lie: (row in the batch, position in `classes`), both (sum,)."""
-        start = self.offsets[index]
-        counts = self.offsets[index + 1] - start
+        """Where the candidates of rows `index` (B,) lie: (row in the batch, position in `indices`), both (sum,)."""
+        start = self.indptr[index]
+        counts = self.indptr[index + 1] - start
         row = torch.repeat_interleave(torch.arange(len(index)), counts)
         first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         return row, start[row] + torch.arange(len(row)) - first
 
+    def select(self, index: Tensor, pixels: Tensor | None = None) -> Rows:
+        """The rows `index` (M,), in that order.
+
+        Args:
+            pixels: (M, S, S, 3) their images where they are at hand in that order, so that none is copied.
+        """
+        return Rows(
+            numbers=self.numbers[index],
+            pixels=self.pixels[index] if pixels is None else pixels,
+            num_classes=self.num_classes,
+            indptr=_starts(self.sizes[index]),
+            indices=self.indices[self.entries(index)[1]],
+            trusted=self.trusted[index],
+        )
+
     def scatter(self, index: Tensor, values: Tensor, device: torch.device) -> Tensor:
         """Ragged values, one per candidate of all N rows, as a dense (B, K) tensor of rows `index`, zero elsewhere."""
         row, position = self.entries(index)
-        cell = row * self.num_classes + self.classes[position]
+        cell = row * self.num_classes + self.indices[position]
         dense = torch.zeros(len(index) * self.num_classes, dtype=values.dtype, device=device)
         dense[cell.to(device, non_blocking=True)] = values[position].to(device, non_blocking=True)
         return dense.view(len(index), self.num_classes)
 
     def candidates(self, index: Tensor, device: torch.device) -> Tensor:
         """Candidate sets of rows `index` as a (B, K) bool mask."""
-        return self.scatter(index, torch.ones(1, dtype=torch.bool).expand(len(self.classes)), device)
+        return self.scatter(index, torch.ones(1, dtype=torch.bool).expand(len(self.indices)), device)
 
     def gather(self, index: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """The values of dense (B, K) at the candidates of rows `index`: positions and values (sum,), on the host."""
         row, position = self.entries(index)
-        cell = (row * self.num_classes + self.classes[position]).to(dense.device)
+        cell = (row * self.num_classes + self.indices[position]).to(dense.device)
         return position, dense.reshape(-1)[cell].cpu()
 
 
 def make_rows(numbers: Tensor, pixels: Tensor, candidates: Tensor, trusted: Tensor | None = None) -> Rows:
     """Rows from tensors: numbers (N,), pixels (N, S, S, 3) uint8, candidates (N, K) bool, trusted (N,) bool."""
-    order = torch.argsort(numbers)
-    counts = candidates[order].sum(1)
-    return Rows(
-        numbers=numbers[order],
-        pixels=pixels[order],
+    as_given = Rows(
+        numbers=numbers,
+        pixels=pixels,
         num_classes=candidates.shape[1],
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
-        classes=candidates[order].nonzero()[:, 1].to(torch.int32),
-        trusted=torch.zeros(len(numbers), dtype=torch.bool) if trusted is None else trusted[order],
+        indptr=_starts(candidates.sum(1)),
+        indices=candidates.nonzero()[:, 1].to(torch.int32),
+        trusted=torch.zeros(len(numbers), dtype=torch.bool) if trusted is None else trusted,
     )
+    return as_given.select(torch.argsort(numbers))
 
 
-def share(rows: Rows, replica: int, replicas: int) -> Rows:
-    """The rows that one replica of `replicas` holds."""
-    mine = torch.nonzero(rows.numbers % replicas == replica)[:, 0]
-    _, position = rows.entries(mine)
-    counts = rows.offsets[mine + 1] - rows.offsets[mine]
-    return Rows(
-        numbers=rows.numbers[mine],
-        pixels=rows.pixels[mine],
-        num_classes=rows.num_classes,
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
-        classes=rows.classes[position],
-        trusted=rows.trusted[mine],
-    )
+def part_of(rows: Rows, replica: int, replicas: int) -> Rows:
+    """The part of the rows that one replica of `replicas` holds."""
+    return rows.select(torch.nonzero(rows.numbers % replicas == replica)[:, 0])
 
 
-@dataclass(frozen=True)
-class Share:
-    """Which rows of the stored tables are wanted: a replica's, and those whose number lies in a part of all numbers.
-
-    The first part of the numbers is held out, so `start` is where training begins and held-out rows have their `end`.
-    """
-
-    replica: int = 0
-    replicas: int = 1
-    start: float = 0.0
-    end: float = 1.0
-
-    def mask(self, numbers: np.ndarray) -> np.ndarray:
-        """Which of the row numbers (N,) are wanted, (N,) bool."""
-        first, last = int(self.start * 2**63), int(self.end * 2**63) - 1
-        return (numbers >= first) & (numbers <= last) & (numbers % self.replicas == self.replica)
-
-
-def load_rows(output: Folder, num_classes: int, side: int, wanted: Share, memory_limit: float) -> Rows:
-    """A replica's training rows from `rows/pool` and `candidates`, read in blocks.
-
-    Args:
-        output: run folder. num_classes: K. side: S. wanted: which rows. memory_limit: bytes of images above which they
-            go to a memory-mapped file on local disk.
-
-    Raises:
-        UserError: an image has no candidate set, or a share to train on, which reaches to the end, holds no row at all.
-    """
-    import pyarrow.compute as pc  # here, so that rows in memory need torch alone
-
-    images = load_images(output, "pool", side, wanted, memory_limit)
-    numbers, counts, classes, trusted = [], [], [], []
-    for batch in _batches(output.part("candidates"), ["row", "candidates", "trusted"], wanted):
-        numbers.append(batch["row"].to_numpy())
-        counts.append(pc.list_value_length(batch["candidates"]).to_numpy())
-        classes.append(pc.list_flatten(batch["candidates"]).to_numpy())
-        trusted.append(batch["trusted"].to_numpy(zero_copy_only=False))
-    number = np.concatenate([np.empty(0, np.int64), *numbers])
-    if not np.array_equal(np.sort(number), images.numbers.numpy()):
-        raise UserError(
-            f"{output.path}: {len(images)} images and {len(number)} candidate sets do not belong to the same rows; "
-            "remove rows/ and candidates/ and give the command again"
-        )
-    if not len(number) and wanted.end >= 1:
-        raise UserError(f"replica {wanted.replica} of {wanted.replicas} has no rows; use fewer workers")
-    count = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
-    order = torch.from_numpy(np.argsort(number))
-    unordered = Rows(
-        numbers=torch.from_numpy(number),
-        pixels=images.pixels,
-        num_classes=num_classes,
-        offsets=torch.from_numpy(np.concatenate([[0], count.cumsum()])),
-        classes=torch.from_numpy(np.concatenate([np.empty(0, np.int32), *classes]).astype(np.int32)),
-        trusted=torch.from_numpy(np.concatenate([np.empty(0, bool), *trusted])),
-    )
-    _, position = unordered.entries(order)
-    ordered_counts = torch.from_numpy(count)[order]
-    return Rows(
-        numbers=images.numbers,
-        pixels=images.pixels,
-        num_classes=num_classes,
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), ordered_counts.cumsum(0)]),
-        classes=unordered.classes[position],
-        trusted=unordered.trusted[order],
-    )
-
-
-def load_images(output: Folder, split: str, side: int, wanted: Share, memory_limit: float) -> Images:
-    """Images of `rows/<split>`, with labels where `labels/<split>` holds them and the split is not the pool."""
-    folder = output.part("rows") / split
-    numbers = np.concatenate([np.empty(0, np.int64), *(b["row"].to_numpy() for b in _batches(folder, ["row"], wanted))])
-    order = np.argsort(numbers)
-    rank = np.empty(len(numbers), np.int64)
-    rank[order] = np.arange(len(numbers))
-    pixels = _empty_pixels((len(numbers), side, side, 3), memory_limit, split)
-    filled = 0
-    for batch in _batches(folder, ["row", "image"], wanted):
-        block = np.frombuffer(b"".join(batch["image"].to_pylist()), np.uint8)
-        if block.size != len(batch) * side * side * 3:
-            raise UserError(f"{folder.path} does not hold {side} px images; remove it and give the command again")
-        pixels[rank[filled : filled + len(batch)]] = block.reshape(-1, side, side, 3)
-        filled += len(batch)
-    numbers = numbers[order]
-    labels = None
-    known = output.part("labels") / split
-    if split != "pool" and known.exists():
-        labels = _labels(known, numbers, wanted)
-    return Images(torch.from_numpy(numbers), torch.from_numpy(pixels), labels)
-
-
-def _labels(folder: Folder, numbers: np.ndarray, wanted: Share) -> Tensor:
-    labels = np.full(len(numbers), -1, np.int64)
-    for batch in _batches(folder, ["row", "label"], wanted):
-        row = batch["row"].to_numpy()
-        known = np.isin(row, numbers)  # images that could not be decoded have labels too
-        labels[np.searchsorted(numbers, row[known])] = batch["label"].to_numpy()[known]
-    return torch.from_numpy(labels)
-
-
-def _empty_pixels(shape: tuple[int, ...], memory_limit: float, split: str) -> np.ndarray:
-    size = int(np.prod(shape))
-    if size <= memory_limit:
-        log.info("%s: %d images, %.1f MB in memory", split, shape[0], size / 1e6)
-        return np.empty(shape, np.uint8)
-    log.info("%s: %d images, %.1f MB memory-mapped at %s", split, shape[0], size / 1e6, tempfile.gettempdir())
-    with tempfile.TemporaryFile() as file:  # without a name: its space is freed when the process ends, however it ends
-        return np.memmap(file, np.uint8, mode="w+", shape=shape)
-
-
-def _batches(folder: Folder, columns: list[str], wanted: Share) -> Iterator[pa.RecordBatch]:
-    """Record batches of a Parquet folder, file by file in the order of names, with the wanted rows only."""
-    import pyarrow.parquet as pq
-
-    for path in folder.files(".parquet"):
-        with folder.filesystem.open_input_file(path) as stream:
-            for batch in pq.ParquetFile(stream).iter_batches(columns=columns, batch_size=4096):
-                mask = wanted.mask(batch["row"].to_numpy())
-                if mask.any():
-                    yield batch.filter(mask)
+def _starts(sizes: Tensor) -> Tensor:
+    """Where each of consecutive runs of `sizes` (N,) begins, and the end: (N + 1,) int64."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])

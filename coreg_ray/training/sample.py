@@ -20,7 +20,8 @@ from torch import Tensor
 
 from coreg_ray.annotation.arrow import read_table
 from coreg_ray.ids import held_out
-from coreg_ray.pure.rng import key, uniform
+from coreg_ray.pure.rng import stream, uniform
+from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.storage import Folder
 
 MOST_READ = 4_000_000_000  # bytes of pixels, so that a report on a very large pool does not read all of it
@@ -67,19 +68,41 @@ class Sample:
             self.total,
         )
 
+    def first(self, most: int) -> Sample:
+        """The first images, at most so many: a sample too."""
+        return self if most >= len(self) else self.where(np.arange(len(self)) < most)
+
     def held_out(self, share: float) -> NDArray[np.bool_]:
         """(M,) which images were annotated but not trained on."""
         return held_out(self.numbers, share)
 
 
-def read_sample(output: Folder, split: str, side: int, num_classes: int, most: int) -> Sample | None:
+class Samples:
+    """A run's samples, each split read once for all who look at it."""
+
+    def __init__(self, run: RunFolder, side: int, num_classes: int, most: int = 0) -> None:
+        """`side`: S. `num_classes`: K. `most`: images that somebody will ask for, so that one reading serves all."""
+        self.run, self.side, self.num_classes, self.most = run, side, num_classes, most
+        self._read: dict[Split, Sample | None] = {}
+
+    def of(self, split: Split, count: int) -> Sample | None:
+        """At most `count` images of `rows/<split>`; None where there are none. Raises as `read_sample` does."""
+        if count < 1:
+            return None
+        known = self._read.get(split)
+        if split not in self._read or (known is not None and len(known) < min(count, known.total)):
+            known = self._read[split] = read_sample(self.run, split, self.side, self.num_classes, max(count, self.most))
+        return known and known.first(count)
+
+
+def read_sample(run: RunFolder, split: Split, side: int, num_classes: int, most: int) -> Sample | None:
     """At most `most` images of `rows/<split>` with labels or candidate sets; None where there are none.
 
     The same images whatever the order of the source and its parts are. The row numbers of all images are read, 8 bytes
     each, and the pixels of a part as a whole, one part at a time. Where all pixels are more than MOST_READ, parts are
     drawn before images are.
     """
-    folder = output / "rows" / split
+    folder = run.rows(split)
     names = [name for name in folder.entries() if name.endswith(".parquet")]
     if not names or most < 1:
         return None
@@ -94,7 +117,7 @@ def read_sample(output: Folder, split: str, side: int, num_classes: int, most: i
     ids = [f"row {number}" for number in numbers]
     labels, annotated = torch.full((count,), -1), torch.full((count,), -1)
     candidates, trusted = torch.zeros(count, num_classes, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
-    facts = output / ("labels/test" if split == "test" else "candidates")
+    facts = run.labels("test") if split == "test" else run.candidates
     known = ["label"] if split == "test" else ["candidates", "votes", "scores", "trusted"]
     for place, row in _facts(facts, ["row", "image_id", *known], numbers):
         ids[place] = row["image_id"]
@@ -118,7 +141,7 @@ def _parts_to_read(held: dict[str, NDArray[np.int64]], most: int) -> dict[str, N
 
 def _drawn(numbers: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """The places (M,) of the images that are in the sample, in its order, among all row numbers (N,)."""
-    draws = uniform(key(0, "sample"), torch.from_numpy(numbers), 1)[:, 0].numpy()
+    draws = uniform(stream(0, "sample"), torch.from_numpy(numbers), 1)[:, 0].numpy()
     return np.lexsort((numbers, draws))[:most]
 
 

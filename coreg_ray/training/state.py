@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from coreg_ray.pure.rng import key
+from coreg_ray.metrics import NETWORKS
+from coreg_ray.pure.rng import stream
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Queue, Student, build_student, compiled, frozen_copy
 from coreg_ray.training.optimizer import SGD
@@ -17,8 +18,6 @@ from coreg_ray.training.rows import Rows, pixel_statistics, pixel_sums
 
 if TYPE_CHECKING:
     from coreg_ray.config import MethodConfig, StudentConfig
-
-NAMES = ("a", "b")
 
 
 @dataclass
@@ -31,7 +30,7 @@ class Learner:
         peer: the other network as of the last exchange; takes no gradient.
         prototypes: (K, D) unit or zero; common to both networks after every exchange.
         keys: momentum encoder, from the first epoch with contrast on.
-        queue: this replica's share of the newest keys.
+        queue: this replica's part of the newest keys.
         mean: (K,) mean unaligned prediction of the previous assessment, over the team.
         losses: (loss_history, N) float16, normalised losses of the last assessments, newest last, NaN where none was.
         choices: (N,) int32, where in its candidate set each row's label of the last assessment lies, -1 where none was.
@@ -50,7 +49,7 @@ class Learner:
 
     @property
     def name(self) -> str:
-        return NAMES[self.network]
+        return NETWORKS[self.network]
 
 
 @dataclass
@@ -60,7 +59,7 @@ class State:
     Attributes:
         learners: both networks in a world of one, else this process's one.
         prior: (K,) class prior of distribution alignment.
-        numbers: (N,) int64, the row numbers that the per-row state belongs to.
+        class_names: K. numbers: (N,) int64, the row numbers that the per-row state belongs to.
         epoch: the next epoch to train.
         history: one dictionary of metrics per finished epoch.
     """
@@ -68,7 +67,7 @@ class State:
     method: MethodConfig
     student: StudentConfig
     seed: int
-    classes: list[str]
+    class_names: list[str]
     learners: list[Learner]
     prior: Tensor
     numbers: Tensor
@@ -117,7 +116,7 @@ def build_state(
     method: MethodConfig,
     student: StudentConfig,
     seed: int,
-    classes: list[str],
+    class_names: list[str],
     rows: Rows,
     mesh: Mesh,
     prior: Tensor | None = None,
@@ -125,16 +124,16 @@ def build_state(
     """The state before the first epoch: two networks that differ by their random initialisation only.
 
     Args:
-        classes: the K class names. rows: this replica's rows. prior: (K,), None for uniform.
+        class_names: K. rows: this replica's rows. prior: (K,), None for uniform.
 
     Pixel statistics are those of the whole team's images.
     """
-    num_classes = len(classes)
+    num_classes = len(class_names)
     pixel_mean, pixel_std = pixel_statistics(mesh.team_sum(pixel_sums(rows.pixels)))
     networks = []
     for network in (0, 1):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(seed, "initialise", network))
+            torch.manual_seed(stream(seed, "initialise", network))
             fresh = build_student(student, num_classes)
         fresh.pixel_mean.copy_(pixel_mean)
         fresh.pixel_std.copy_(pixel_std)
@@ -146,7 +145,7 @@ def build_state(
         method=method,
         student=student,
         seed=seed,
-        classes=classes,
+        class_names=class_names,
         learners=[_learner(m, networks, method, student, rows, mesh) for m in mesh.networks],
         prior=(prior / prior.sum()).float().to(mesh.device),
         numbers=rows.numbers,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from coreg_ray.pure import losses, purify
-from coreg_ray.pure.rng import generator, key, uniform
+from coreg_ray.pure.rng import generator, stream, uniform
 from coreg_ray.pure.views.augment import STRONG_DRAWS, WEAK_DRAWS, mixup, strong, weak
 from coreg_ray.training.assess import Opinion
 from coreg_ray.training.mesh import Mesh
@@ -18,7 +18,7 @@ from coreg_ray.training.plan import Plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
 
-TERMS = ("partial", "entropy", "label", "consistency", "prototype", "contrast")
+TERMS: tuple[str, ...] = ("partial", "entropy", "label", "consistency", "prototype", "contrast")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,16 @@ def warmup_step(state: State, learner: Learner, batch: Batch, mesh: Mesh) -> Ten
     return _update(learner, terms, mesh)
 
 
-def coreg_step(state: State, learner: Learner, batch: Batch, opinion: Opinion, mesh: Mesh) -> Tensor:
+def coreg_step(
+    state: State, learner: Learner, batch: Batch, mesh: Mesh, opinion: Opinion, evaluation_mode: bool = True
+) -> Tensor:
     """Co-pseudo-labels, prototypes, mixup and all losses of one step; returns the (6,) weighted terms, detached.
 
     In every tensor the labelled rows come first (b of them, with targets by the other network's `opinion`), then the
     unlabelled rows (u of them, with targets by both networks).
+
+    Args:
+        evaluation_mode: whether pseudo-labels are made in it; False as the authors' code does, for studies.
     """
     method = state.method
     contrast_on = batch.epoch > method.warmup_epochs + method.contrast_delay
@@ -79,7 +84,7 @@ def coreg_step(state: State, learner: Learner, batch: Batch, opinion: Opinion, m
     terms = torch.zeros(len(TERMS), device=mesh.device)
     index = torch.cat([batch.labelled, batch.unlabelled])
     images = batch.rows.take(index, mesh.device)
-    targets, features = pseudo_labels(state, learner, batch, opinion, images)
+    targets, features = pseudo_labels(state, learner, batch, opinion, images, evaluation_mode)
     classes = targets.argmax(dim=1)
     remember_prototypes(state, learner, batch, features, classes[: len(features)], mesh)
     if len(index):
@@ -98,11 +103,11 @@ def coreg_step(state: State, learner: Learner, batch: Batch, opinion: Opinion, m
 
 @torch.no_grad()
 def pseudo_labels(
-    state: State, learner: Learner, batch: Batch, opinion: Opinion, images: Tensor
+    state: State, learner: Learner, batch: Batch, opinion: Opinion, images: Tensor, evaluation_mode: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Targets (b + u, K) of a step, and the features (b, D) of the labelled rows' first weak views (section 3, step 3).
 
-    One pass through each network, in evaluation mode: the own one sees a weak view of all rows, the peer another of the
+    One pass through each network: the own one sees a weak view of all rows, the peer another of the
     unlabelled rows. With the paper's two weak views a network (`method.weak_views 2`) each sees both.
     """
     b, device = len(batch.labelled), images.device
@@ -114,16 +119,16 @@ def pseudo_labels(
     second = _weak(state, learner, batch, index[b:] if one else index, "weak 2", images[b:] if one else images)
     own_views = first if one else torch.cat([first, second])
     peer_views = second if one else torch.cat([first[b:], second[b:]])
-    learner.student.eval()
+    learner.student.train(not evaluation_mode)
     with state.autocast():
         logits, features = learner.student(own_views)
         peer_logits = learner.peer.classify(peer_views) if b < len(images) else logits[:0]
     learner.student.train()
     own = logits.softmax(1).split(len(images))
     peer = peer_logits.softmax(1).split(max(len(images) - b, 1))
-    labels = batch.rows.scatter(batch.labelled, opinion.labels, device).float()
+    soft_labels = batch.rows.scatter(batch.labelled, opinion.soft_labels, device).float()
     clean = opinion.clean[batch.labelled].to(device, non_blocking=True)
-    refined = purify.refine(labels, purify.guess(*(view[:b] for view in own)), clean)
+    refined = purify.refine(soft_labels, purify.guess(*(view[:b] for view in own)), clean)
     guessed = purify.guess(*(view[b:] for view in own), *peer)
     return purify.sharpen(torch.cat([refined, guessed]), state.method.temperature), features[:b]
 
@@ -154,8 +159,8 @@ def mixed_terms(
     method, b, u = state.method, len(batch.labelled), len(batch.unlabelled)
     x1, u1, x2, u2 = views.float().split([b, u, b, u])
     purpose = (state.seed, "mixup", learner.network, batch.epoch, batch.step)
-    share = np.random.default_rng(key(*purpose)).beta(method.mixup_alpha, method.mixup_alpha)
-    permutation = torch.randperm(len(views), generator=generator(key(*purpose, mesh.replica)))
+    share = np.random.default_rng(stream(*purpose)).beta(method.mixup_alpha, method.mixup_alpha)
+    permutation = torch.randperm(len(views), generator=generator(stream(*purpose, mesh.replica)))
     target_x, target_u = targets.split([b, u])
     mixed, mixed_targets = mixup(
         torch.cat([x1, x2, u1, u2]),
@@ -217,8 +222,8 @@ def _update(learner: Learner, terms: Tensor, mesh: Mesh) -> Tensor:
 
 
 def _draws(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, count: int) -> Tensor:
-    stream = key(state.seed, purpose, learner.network, batch.epoch, batch.step)
-    return uniform(stream, batch.rows.numbers[index], count)
+    one = stream(state.seed, purpose, learner.network, batch.epoch, batch.step)
+    return uniform(one, batch.rows.numbers[index], count)
 
 
 def _weak(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, images: Tensor) -> Tensor:

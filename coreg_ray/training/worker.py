@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from coreg_ray.config import Config
+from coreg_ray.config.tree import as_older_versions, digest
 from coreg_ray.errors import UserError
 from coreg_ray.images.paper_sets import explicit_student
-from coreg_ray.methods.coreg import Epoch, fit
 from coreg_ray.pure.label_free import ENOUGH
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.records import CandidateManifest
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
 from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.fit import Epoch, fit
 from coreg_ray.training.history import History
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.rows import Images, Rows, Share, load_images, load_rows
+from coreg_ray.training.method import Method
+from coreg_ray.training.read_rows import Selection, load_images, load_rows
+from coreg_ray.training.rows import Images, Rows
 from coreg_ray.training.state import State, build_state
 
 log = logging.getLogger(__name__)
@@ -36,91 +38,97 @@ class Task:
     """What a training run learns: made by annotation, read by every process.
 
     Attributes:
-        classes: K class names.
-        images: how many the pool has.
-        prior: (K,) or None for uniform.
+        class_names: K. images: how many the pool has. prior: (K,) or None for uniform.
         fingerprint: of configuration and annotation together, wherever files lie: drivers and workers see them at
             different paths.
+        older_fingerprints: what versions without some of today's settings called the same run.
     """
 
-    classes: list[str]
+    class_names: list[str]
     images: int
     prior: Tensor | None
     fingerprint: str
+    older_fingerprints: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, config: Config, output: Folder) -> Task:
-        """From `candidates/manifest.json` of the run folder.
+    def read(cls, config: Config, run: RunFolder) -> Task:
+        """From the manifest of the run folder's candidate sets.
 
         Raises:
             UserError: nothing was annotated there, or the prior is none for these classes.
         """
-        candidates, rows = output.part("candidates"), output.part("rows") / "pool"
-        if not candidates.exists("manifest.json"):
-            raise UserError(f"{output.path} has no candidates/; annotate first (jobs/annotate.py or jobs/pipeline.py)")
-        manifest = candidates.read_json("manifest.json")
-        classes = list(manifest["class_names"])
-        images = rows.read_json("manifest.json")["images"] if rows.exists("manifest.json") else ""
-        prior = _prior(config.method.prior, manifest, len(classes))
-        settings = config.decisive()
-        del settings["start_from"], settings["student"]["pretrained"]  # where a run begins; a checkpoint lies behind it
+        manifest = run.read_candidate_manifest()
+        if manifest is None:
+            raise UserError(
+                f"{run.path} has no candidates/; annotate first (coreg-ray annotate, or coreg-ray pipeline)"
+            )
+        class_names = list(manifest.class_names)
+        rows = run.read_rows_manifest("pool")
+        prior = _prior(config.method.prior, manifest)
+        settings = config.decisive(start=False)
         if prior is not None and config.method.prior != "annotator":
             settings["method"]["prior"] = prior.tolist()
-        content = json.dumps([settings, manifest.get("fingerprint"), classes, images], sort_keys=True)
-        fingerprint = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
-        return cls(classes, manifest["quality"]["rows"], prior, fingerprint)
+        data = [manifest.fingerprint, class_names, rows.images if rows else ""]
+        older = tuple(digest([form, *data]) for form in as_older_versions(settings))
+        return cls(class_names, manifest.quality.rows, prior, digest([settings, *data]), older)
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether a checkpoint of that fingerprint is this run's."""
+        return fingerprint in (self.fingerprint, *self.older_fingerprints)
 
 
-def _prior(wanted: str, manifest: dict[str, Any], num_classes: int) -> Tensor | None:
+def _prior(given: str, manifest: CandidateManifest) -> Tensor | None:
     """The class prior (K,) that `method.prior` names; classes that the annotator never expects keep a trace of it."""
-    if wanted == "uniform":
+    if given == "uniform":
         return None
-    if wanted == "annotator":
-        return torch.tensor(manifest["prior"], dtype=torch.float32).clamp(min=1e-6)
+    if given == "annotator":
+        return torch.tensor(manifest.prior, dtype=torch.float32).clamp(min=1e-6)
     try:
-        folder, name = Folder.of_file(wanted)
+        folder, name = Folder.of_file(given)
         prior = torch.tensor(folder.read_json(name), dtype=torch.float32)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"method.prior={wanted} is no JSON list of numbers ({error}); give uniform, annotator or such a file"
+            f"method.prior={given} is no JSON list of numbers ({error}); give uniform, annotator or such a file"
         ) from error
+    num_classes = len(manifest.class_names)
     if prior.shape != (num_classes,) or not bool((prior >= 0).all()) or not float(prior.sum()) > 0:
         raise UserError(
-            f"method.prior={wanted} holds {prior.numel()} numbers; it needs one for each of the {num_classes} classes, "
+            f"method.prior={given} holds {prior.numel()} numbers; it needs one for each of the {num_classes} classes, "
             "none negative and not all zero"
         )
     return prior
 
 
-def train(config: Config, mesh: Mesh, heir_of: Folder | None = None) -> Iterator[Epoch]:
+def train(config: Config, mesh: Mesh, method: Method, clone_from: Folder | None = None) -> Iterator[Epoch]:
     """Train this process's part of a run; yields after every epoch, once its checkpoint and history are written.
 
-    Continues from the newest whole checkpoint of the same fingerprint in the run folder, else from `heir_of`, else from
-    `start_from`, else from the beginning.
+    Continues from the newest whole checkpoint of the same fingerprint in the run folder, else from `clone_from`, else
+    from `start_from`, else from the beginning.
 
     Args:
-        heir_of: checkpoint of a run with other settings of the method, whose whole state this one takes over at the
-            epoch where it stood (population based training).
+        method: a module of `methods/`. clone_from: checkpoint of a run with other settings of the method, whose whole
+            state this one takes over at the epoch where it stood (population based training).
 
     Raises:
         UserError: the folder's checkpoints belong to another run, or to other classes or networks.
         NonFiniteLossError: on every process alike; the last good checkpoint stays.
     """
-    output = Folder.at(config.output)
+    run = RunFolder.at(config.output)
     with _refused_together(mesh):
-        task = Task.read(config, output)
-        rows, scored = load_data(config, output, task, mesh)
+        task = Task.read(config, run)
+        rows, scored = load_data(config, run, task, mesh)
     with _refused_together(mesh):  # the weights to start from may lie on some nodes only
-        state = build_state(config.method, explicit_student(config), config.seed, task.classes, rows, mesh, task.prior)
+        student = explicit_student(config)
+        state = build_state(config.method, student, config.seed, task.class_names, rows, mesh, task.prior)
     with _refused_together(mesh):
-        begin(state, config, output, task, mesh, heir_of)
-    with History(output, enabled=mesh.rank == 0, settings=config.settings()) as history:
-        for epoch in fit(state, rows, scored, mesh):
+        begin(state, config, run, task, mesh, clone_from)
+    with History(run, enabled=mesh.rank == 0, settings=config.settings()) as history:
+        for epoch in fit(state, rows, scored, mesh, method):
             last = epoch.number + 1 == config.method.epochs
             if last or (epoch.number + 1) % config.checkpoint.every == 0:
-                checkpoint.save(state, output / "checkpoints", task.fingerprint, mesh)
+                checkpoint.save(state, run.checkpoints, task.fingerprint, mesh)
                 if mesh.rank == 0:
-                    checkpoint.prune(output / "checkpoints", config.checkpoint.keep)
+                    checkpoint.prune(run.checkpoints, config.checkpoint.keep)
             history.write(state.history)
             yield epoch
 
@@ -140,40 +148,42 @@ def _refused_together(mesh: Mesh) -> Iterator[None]:
         raise UserError(refusal)
 
 
-def begin(state: State, config: Config, output: Folder, task: Task, mesh: Mesh, heir_of: Folder | None = None) -> None:
-    """Put `state` where the run stands: at its newest checkpoint, at `heir_of` or `start_from`, or at the beginning."""
-    newest = checkpoint.newest(output / "checkpoints")
+def begin(
+    state: State, config: Config, run: RunFolder, task: Task, mesh: Mesh, clone_from: Folder | None = None
+) -> None:
+    """Put `state` where the run stands: at its newest checkpoint, `clone_from`, `start_from`, or the beginning."""
+    newest = checkpoint.newest(run.checkpoints)
     if newest is not None:
-        found = checkpoint.describe(newest)["fingerprint"]
-        if found != task.fingerprint:
+        stored = checkpoint.describe(newest)["fingerprint"]
+        if not task.is_of(stored):
             raise UserError(
-                f"{output.path} holds checkpoints of another run (fingerprint {found}, this is {task.fingerprint}); "
+                f"{run.path} holds checkpoints of another run (fingerprint {stored}, this is {task.fingerprint}); "
                 "choose another --output, or pass the old checkpoint with --start_from"
             )
         checkpoint.resume(state, newest, mesh)
         log.info("continuing after epoch %d of %s", state.epoch - 1, newest.path)
-    elif heir_of is not None:
-        checkpoint.resume(state, heir_of, mesh)
-        log.info("taking over after epoch %d of %s", state.epoch - 1, heir_of.path)
+    elif clone_from is not None:
+        checkpoint.resume(state, clone_from, mesh)
+        log.info("taking over after epoch %d of %s", state.epoch - 1, clone_from.path)
     elif config.start_from:
-        checkpoint.start_from(state, Folder.at(config.start_from))
+        checkpoint.start_from(state, RunFolder.at(config.start_from))
         log.info("starting from the networks of %s", config.start_from)
 
 
-def load_data(config: Config, output: Folder, task: Task, mesh: Mesh) -> tuple[Rows, Scored]:
+def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh) -> tuple[Rows, Scored]:
     """This replica's training rows, and the images that every process scores."""
     side, holdout = config.student.resolution, config.source.holdout
     # Ray Train says how many of its workers share this machine; each holds images of its own.
     limit = config.cluster.memory_share * physical_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     enough = min(1.0, ENOUGH / max(1, task.images))
 
-    def share(wanted: Share) -> Rows:
-        return load_rows(output, len(task.classes), side, wanted, limit)
+    def select(selection: Selection) -> Rows:
+        return load_rows(run, len(task.class_names), side, selection, limit)
 
-    rows = share(Share(mesh.replica, mesh.replicas, start=holdout))
-    held_out = share(Share(end=holdout)) if holdout else None
-    shown = share(Share(start=holdout, end=enough)) if 0 < holdout < enough else None
-    test = load_images(output, "test", side, Share(), limit) if config.test.kind else None
+    rows = select(Selection(mesh.replica, mesh.replicas, start=holdout))
+    held_out = select(Selection(end=holdout)) if holdout else None
+    shown = select(Selection(start=holdout, end=enough)) if 0 < holdout < enough else None
+    test = load_images(run, "test", side, Selection(), limit) if config.test.kind else None
     _to_device([rows, *(images for images in (held_out, shown, test) if images is not None)], mesh)
     return rows, Scored(held_out, test, shown)
 

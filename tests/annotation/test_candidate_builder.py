@@ -17,6 +17,7 @@ from coreg_ray.annotation.quality import Score, _pairs, warnings
 from coreg_ray.config import CandidatesConfig
 from coreg_ray.ids import row_numbers
 from coreg_ray.pure.candidates import combine_votes
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 NONE = Labels(np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -51,7 +52,7 @@ VOTES = [[0, 0, 1], [2, 2, 2], [-1, -1, -1], [1, -1, 0]]
 
 
 def test_candidate_sets_hold_votes_scores_and_trust(tmp_path: Path) -> None:
-    folder = Folder.at(tmp_path)
+    folder = RunFolder.at(tmp_path)
     score(evidence(VOTES), making(folder, manual=labels({"i1": 0, "elsewhere": 1})), "x")
     rows = written(folder)
     assert rows["i0"]["candidates"] == [0, 1]
@@ -67,8 +68,8 @@ def test_candidate_sets_hold_votes_scores_and_trust(tmp_path: Path) -> None:
     ("mode", "wanted"), [("single", [0]), ("top_k", [0, 1]), ("threshold", [0, 1]), ("ratio", [0])]
 )
 def test_other_modes_follow_the_mean(tmp_path: Path, mode: str, wanted: list[int]) -> None:
-    score(evidence(VOTES), making(Folder.at(tmp_path), mode=mode, k=2, threshold=0.3, ratio=0.9), "x")
-    assert written(Folder.at(tmp_path))["i0"]["candidates"] == wanted
+    score(evidence(VOTES), making(RunFolder.at(tmp_path), mode=mode, k=2, threshold=0.3, ratio=0.9), "x")
+    assert written(RunFolder.at(tmp_path))["i0"]["candidates"] == wanted
 
 
 def test_synthetic_sets_do_not_depend_on_the_part(tmp_path: Path) -> None:
@@ -76,18 +77,18 @@ def test_synthetic_sets_do_not_depend_on_the_part(tmp_path: Path) -> None:
     truth = labels({f"i{number}": number % 3 for number in range(30)})
     settings = {"mode": "synthetic", "partial_rate": 0.5, "noise_rate": 0.3, "labels": truth}
     whole = evidence(votes, similarity)
-    score(whole, making(Folder.at(tmp_path / "whole"), **settings), "x")
+    score(whole, making(RunFolder.at(tmp_path / "whole"), **settings), "x")
     for start in (0, 15):
         part = slice(start, start + 15)
         piece = Evidence(
             whole.image_ids[part], whole.votes[part], whole.mean[part], whole.similarity[part], whole.background[part]
         )
-        score(piece, making(Folder.at(tmp_path / "parts"), **settings), str(start))
-    assert written(Folder.at(tmp_path / "whole")) == written(Folder.at(tmp_path / "parts"))
+        score(piece, making(RunFolder.at(tmp_path / "parts"), **settings), str(start))
+    assert written(RunFolder.at(tmp_path / "whole")) == written(RunFolder.at(tmp_path / "parts"))
     kept = [
         number % 3 in row["candidates"]
         for number in range(30)
-        for row in [written(Folder.at(tmp_path / "whole"))[f"i{number}"]]
+        for row in [written(RunFolder.at(tmp_path / "whole"))[f"i{number}"]]
     ]
     assert 0.4 < np.mean(kept) < 1
     with pytest.raises(ValueError, match="needs a label for every image"):

@@ -17,12 +17,16 @@ import torch
 from toy_clip import write_toy_clip
 
 from coreg_ray.annotation.clip import TextTable, votes
-from coreg_ray.cluster import annotate as ray_data
 from coreg_ray.cluster import tasks
+from coreg_ray.cluster.annotate import annotate, annotate_splits
+from coreg_ray.cluster.candidates import build_candidates, zero_shot
+from coreg_ray.cluster.rows import write_rows
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import CLASS_NAMES, digits
 from coreg_ray.errors import UserError
 from coreg_ray.ids import row_number
+from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.records import CandidateFigures
 from coreg_ray.run.storage import Folder
 
 pytestmark = pytest.mark.timeout(120)
@@ -48,28 +52,28 @@ def table(folder: Folder) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def annotated(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, _ray_session: None) -> Folder:
-    output = Folder.at(tmp_path_factory.mktemp("run"))
-    figures = ray_data.annotate(config(toy), "pool", output)
-    assert (figures["images"], figures["encoded_images"], figures["rejected_images"]) == (1437, 1437, 0)
+def annotated(toy: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, _ray_session: None) -> RunFolder:
+    output = RunFolder.at(tmp_path_factory.mktemp("run"))
+    figures = annotate(config(toy), "pool", output)
+    assert (figures.images, figures.encoded_images, figures.rejected_images) == (1437, 1437, 0)
+    assert figures.spent is None
     return output
 
 
-def test_every_digit_is_annotated_once_and_votes_follow_from_stored_embeddings(annotated: Folder) -> None:
-    found = table(annotated / "annotations")
-    assert found["image_id"].to_pylist() == sorted(digits("train")[0])
-    folder = annotated / "annotations" / "pool"
-    folder = folder / folder.read_json("annotators.json")[0]
+def test_every_digit_is_annotated_once_and_votes_follow_from_stored_embeddings(annotated: RunFolder) -> None:
+    answers = table(annotated / "annotations")
+    assert answers["image_id"].to_pylist() == sorted(digits("train")[0])
+    (folder,) = annotated.read_used("pool")
     card = folder.read_json("manifest.json")
     assert card["prompts"] == ["a {}", "the digit {}"]
     text = TextTable.from_bytes(folder.read("text.safetensors"), card["details"]["scale"], 0.0)
-    embedding = torch.tensor(np.stack(found["embedding"].to_numpy()))
+    embedding = torch.tensor(np.stack(answers["embedding"].to_numpy()))
     assert embedding.dtype == torch.float16
-    assert votes(embedding, text).tolist() == found["votes"].to_pylist()
+    assert votes(embedding, text).tolist() == answers["votes"].to_pylist()
 
 
-def test_candidates_carry_counts_scores_and_quality(annotated: Folder, toy: dict[str, Any]) -> None:
-    figures = ray_data.build_candidates(config(toy), annotated)
+def test_candidates_carry_counts_scores_and_quality(annotated: RunFolder, toy: dict[str, Any]) -> None:
+    made = build_candidates(config(toy), annotated)
     rows = table(annotated / "candidates")
     source = {row["image_id"]: row["votes"] for row in table(annotated / "annotations").to_pylist()}
     for row in rows.to_pylist():
@@ -78,28 +82,29 @@ def test_candidates_carry_counts_scores_and_quality(annotated: Folder, toy: dict
         assert row["votes"] == [given.count(label) for label in row["candidates"]]
         assert row["row"] == row_number(row["image_id"])
     assert not any(rows["trusted"].to_pylist())
-    manifest = (annotated / "candidates").read_json("manifest.json")
-    assert manifest["num_classes"] == 10
-    assert sum(manifest["prior"]) == pytest.approx(1)
+    assert annotated.read_candidate_manifest() == made
+    assert annotated.candidates.read_json("manifest.json")["num_classes"] == 10
+    assert made.class_names == CLASS_NAMES
+    assert sum(made.prior) == pytest.approx(1)
     truth = dict(zip(*(column for column in (digits("train")[0], digits("train")[2].tolist())), strict=True))
     covered = np.mean([truth[row["image_id"]] in row["candidates"] for row in rows.to_pylist()])
-    assert figures["coverage"] == pytest.approx(covered)
+    assert made.quality.coverage == pytest.approx(covered)
 
 
 def test_candidate_sets_are_made_anew_only_when_something_changed_that_they_are_made_of(
-    annotated: Folder, toy: dict[str, Any], tmp_path: Path
+    annotated: RunFolder, toy: dict[str, Any], tmp_path: Path
 ) -> None:
-    output = Folder.at(tmp_path / "run")
+    output = RunFolder.at(tmp_path / "run")
 
-    def made(**changed: Any) -> tuple[dict[str, Any], pa.Table, list[int]]:
-        figures = ray_data.build_candidates(config(toy, **changed), output, annotated)
+    def made(**changed: Any) -> tuple[CandidateFigures, pa.Table, list[int]]:
+        figures = build_candidates(config(toy, **changed), output, annotated).quality
         times = [Path(path).stat().st_mtime_ns for path in (output / "candidates").files(".parquet")]
         return figures, table(output / "candidates"), times
 
     first, again = made(), made()
     assert again == first
     cumulative = made(candidates={"mode": "cumulative"})
-    assert cumulative[0]["mean_candidates"] != first[0]["mean_candidates"]
+    assert cumulative[0].mean_candidates != first[0].mean_candidates
     source = {"kind": "digits", "prompts": ["a {}", "the digit {}"], "manual_labels": str(tmp_path / "labels.csv")}
     for number in (0, 1):
         name = digits("train")[0][number]
@@ -113,49 +118,50 @@ def test_candidate_sets_are_made_anew_only_when_something_changed_that_they_are_
     assert made()[1] == first[1]
 
 
-def test_rows_hold_pixels_and_no_labels(annotated: Folder, toy: dict[str, Any]) -> None:
+def test_rows_hold_pixels_and_no_labels(annotated: RunFolder, toy: dict[str, Any]) -> None:
     larger = config(toy, student={"resolution": 9})
-    assert ray_data.write_rows(larger, "test", annotated)["rows"] == 360
-    assert ray_data.write_rows(config(toy), "test", annotated)["rows"] == 360
-    found = pa.concat_tables([pq.read_table(path) for path in (annotated / "rows" / "test").files(".parquet")])
-    assert found.column_names == ["row", "key", "image"]
-    assert found["image"].type == pa.binary(8 * 8 * 3)
-    assert sorted(found["row"].to_pylist()) == sorted(map(row_number, digits("test")[0]))
+    assert write_rows(larger, "test", annotated) == 360
+    assert write_rows(config(toy), "test", annotated) == 360
+    rows = pa.concat_tables([pq.read_table(path) for path in annotated.rows("test").files(".parquet")])
+    assert rows.column_names == ["row", "key", "image"]
+    assert rows["image"].type == pa.binary(8 * 8 * 3)
+    assert sorted(rows["row"].to_pylist()) == sorted(map(row_number, digits("test")[0]))
 
 
 def test_one_pass_over_both_splits_makes_annotations_and_rows_and_finds_what_is_missing(
-    annotated: Folder, toy: dict[str, Any], tmp_path: Path
+    annotated: RunFolder, toy: dict[str, Any], tmp_path: Path
 ) -> None:
-    output = Folder.at(tmp_path)
-    found = ray_data.annotate_splits(config(toy), ["pool", "test"], output, rows=True)
-    assert {split: figures["encoded_images"] for split, figures in found.items()} == {"pool": 1437, "test": 360}
+    output = RunFolder.at(tmp_path)
+    first = annotate_splits(config(toy), ["pool", "test"], output, rows=True)
+    assert {split: figures.encoded_images for split, figures in first.items()} == {"pool": 1437, "test": 360}
     assert table(output / "annotations" / "pool") == table(annotated / "annotations")
     assert sorted(table(output / "annotations" / "test")["image_id"].to_pylist()) == sorted(digits("test")[0])
-    rows = {split: rows_of(output, split) for split in ("pool", "test")}
+    splits: tuple[Split, Split] = ("pool", "test")
+    rows = {split: rows_of(output, split) for split in splits}
     assert sorted(rows["pool"]) == sorted(map(row_number, digits("train")[0]))
     lost = [Path((output / "rows/pool").files(".parquet")[0]), Path((output / "annotations/test").files(".parquet")[0])]
     count = pq.read_metadata(lost[1]).num_rows
     kept = {path: Path(path).stat().st_mtime_ns for path in (output / "rows/pool").files(".parquet")[1:]}
     for path in lost:
         path.unlink()
-    again = ray_data.annotate_splits(config(toy), ["pool", "test"], output, rows=True)
-    assert (again["pool"]["encoded_images"], again["test"]["encoded_images"]) == (0, count)
-    assert {split: rows_of(output, split) for split in ("pool", "test")} == rows
+    again = annotate_splits(config(toy), ["pool", "test"], output, rows=True)
+    assert (again["pool"].encoded_images, again["test"].encoded_images) == (0, count)
+    assert {split: rows_of(output, split) for split in splits} == rows
     assert {path: Path(path).stat().st_mtime_ns for path in kept} == kept
 
 
-def rows_of(output: Folder, split: str) -> dict[int, bytes]:
+def rows_of(output: RunFolder, split: Split) -> dict[int, bytes]:
     """Pixels by row number; a row that occurs twice fails."""
-    found = pa.concat_tables([pq.read_table(path) for path in (output / "rows" / split).files(".parquet")])
-    assert len(set(found["row"].to_pylist())) == len(found)
-    return dict(zip(found["row"].to_pylist(), found["image"].to_pylist(), strict=True))
+    rows = pa.concat_tables([pq.read_table(path) for path in output.rows(split).files(".parquet")])
+    assert len(set(rows["row"].to_pylist())) == len(rows)
+    return dict(zip(rows["row"].to_pylist(), rows["image"].to_pylist(), strict=True))
 
 
 def test_scoring_without_annotations_says_what_to_do_first(
     toy: dict[str, Any], tmp_path: Path, ray_cluster: None
 ) -> None:
     with pytest.raises(UserError, match="annotate the test images first"):
-        ray_data.zero_shot(config(toy), Folder.at(tmp_path))
+        zero_shot(config(toy), RunFolder.at(tmp_path))
 
 
 def test_long_work_says_now_and_then_how_far_it_is(

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from shutil import copy
 from subprocess import CompletedProcess
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +74,8 @@ def epochs(output: Path) -> list[str]:
 
 def smoke_job(folder: Path, output: Path) -> list[str]:
     """The pipeline's smoke twin, on images that annotators are given one by one, and trained by two workers."""
-    toy = write_toy_clip(folder, vision_cfg={**DESIGN["vision_cfg"], "image_size": 96})
+    design: dict[str, Any] = DESIGN
+    toy = write_toy_clip(folder, vision_cfg={**design["vision_cfg"], "image_size": 96})
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 8 * 8 * 3), dtype=np.uint8)
     images = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels.reshape(IMAGES, 8, 8, 3))
     pq.write_table(pa.table({"image": images}), folder / "pool.parquet", row_group_size=IMAGES // BLOCKS)
@@ -101,7 +103,7 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
     def until(happened: Callable[[], object]) -> None:
         deadline = time.monotonic() + 100
         while not happened():
-            assert time.monotonic() < deadline, cluster.said("first")
+            assert time.monotonic() < deadline, cluster.printed("first")
             time.sleep(1)  # each look is work for the cluster, too
 
     # Annotators spread onto a node that joins, and leave it when there is nothing left to do. It joins while the job
@@ -110,12 +112,12 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
     until(lambda: len(cluster.actors("_Annotator")) == 1)
     until(lambda: len(cluster.actors("_Annotator")) == 2)
     assert joined.node_id in cluster.actors("_Annotator")  # there is no room for two elsewhere
-    assert "annotated" not in cluster.said("first")
+    assert "annotated" not in cluster.printed("first")
     until(lambda: len(cluster.actors("_Annotator")) <= 1)
 
     # Training waits for nodes of its own, and begins when they are there.
-    until(lambda: "waiting for the cluster: 2 trainer (there are 0)" in cluster.said("first"))
-    assert f"{IMAGES} images annotated, {IMAGES} of them now" in cluster.said("first")
+    until(lambda: "waiting for the cluster: 2 trainer (there are 0)" in cluster.printed("first"))
+    assert f"{IMAGES} images annotated, {IMAGES} of them now" in cluster.printed("first")
     assert not epochs(output)
     cluster.nodes.remove_node(joined)  # idle by now
     cluster.add_node(cpus=2, trainer=2)
@@ -139,7 +141,7 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(cluster: LocalClust
     assert metrics["train/world_size"] == 1
     assert metrics["annotation/encoded_images"] == 0  # nothing is annotated twice
     assert (output / "report.html").exists()
-    assert "died" not in cluster.said("first")  # no worker on the way
+    assert "died" not in cluster.printed("first")  # no worker on the way
     logs = cluster.logs("second")
     assert f"epoch {EPOCHS}/{EPOCHS} coreg" in logs
     assert "Trained two networks" in logs

@@ -38,18 +38,18 @@ def test_every_metric_is_exported_and_drawn_with_its_labels() -> None:
     epoch |= {f"time/{what}_s": 0.125 for what in ("step", "exchange", "epoch")}
     metrics.show_epoch("birds", epoch)
     port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
-    wanted = {f"ray_{name}" for name in metrics.GAUGES} | {f"ray_{name}_total" for name in metrics.COUNTERS}
+    expected = {f"ray_{name}" for name in metrics.GAUGES} | {f"ray_{name}_total" for name in metrics.COUNTERS}
     exported, deadline = "", time.monotonic() + 60
-    while not wanted <= names(exported):
-        assert time.monotonic() < deadline, wanted - names(exported)
+    while not expected <= names(exported):
+        assert time.monotonic() < deadline, expected - names(exported)
         time.sleep(0.5)
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             exported = answer.read().decode()
 
     dashboard = json.loads(DASHBOARD.read_text())
     drawn = queries(dashboard)
-    assert set().union(*map(names, drawn)) == wanted
-    lines = {name: [line for line in exported.splitlines() if line.startswith(name + "{")] for name in wanted}
+    assert set().union(*map(names, drawn)) == expected
+    lines = {name: [line for line in exported.splitlines() if line.startswith(name + "{")] for name in expected}
     for query in drawn:
         (name,) = names(query)
         labels = set(re.findall(r"(\w+)=~", query)) | set(

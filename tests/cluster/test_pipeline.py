@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow.dataset as ds
 import pytest
 
-from coreg_ray.cluster.pipeline import claim, run
+from coreg_ray.cluster.pipeline import prepare, run_pipeline
 from coreg_ray.commands.base import Command, load
 from coreg_ray.errors import UserError
-from coreg_ray.run.storage import Folder
+from coreg_ray.run.folder import RunFolder, Split
 
 JOBS = Path(__file__).parents[2] / "jobs"
+SPLITS: tuple[Split, Split] = ("pool", "test")
 
 
 def command(output: Path, *more: str) -> Command:
@@ -27,7 +28,7 @@ def command(output: Path, *more: str) -> Command:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, _ray_session: None) -> tuple[Path, dict[str, Any]]:
     output = tmp_path_factory.mktemp("runs") / "smoke"
-    return output, run(command(output))
+    return output, run_pipeline(command(output))
 
 
 @pytest.mark.timeout(300)
@@ -63,7 +64,7 @@ def test_annotations_hold_one_vote_per_prompt_and_no_label(finished: tuple[Path,
 def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
     output, metrics = finished
     history = (output / "history.csv").read_text()
-    again = run(command(output))
+    again = run_pipeline(command(output))
     assert again["annotation/encoded_images"] == 0
     assert again["train/start_epoch"] == 4
     assert again["test/accuracy"] == metrics["test/accuracy"]
@@ -74,7 +75,7 @@ def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict
 def test_training_from_an_annotation_made_before(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
     output = finished[0].parent / "second"
     plain = command(output, "--method.epochs", "2", "--seed", "5", "--report.baselines", "true")
-    metrics = run(plain, annotated=str(finished[0]))
+    metrics = run_pipeline(plain, annotated=str(finished[0]))
     assert metrics["test/zero_shot_accuracy"] == finished[1]["test/zero_shot_accuracy"]
     assert metrics["annotation/coverage"] == finished[1]["annotation/coverage"]
     assert len((output / "history.csv").read_text().splitlines()) == 3
@@ -83,25 +84,44 @@ def test_training_from_an_annotation_made_before(finished: tuple[Path, dict[str,
     assert compared[0]["accuracy"] > 0.5
 
 
+@pytest.mark.timeout(120)
+def test_annotations_that_a_run_has_borrowed_serve_a_third_one(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
+) -> None:
+    first, second, third = (RunFolder.at(path) for path in (finished[0], tmp_path / "second", tmp_path / "third"))
+    prepare(command(tmp_path / "second"), second, annotated=first)
+    assert not second.exists("annotations")
+    figures = prepare(command(tmp_path / "third"), third, annotated=second)
+    expected = {name: value for name, value in finished[1].items() if name in figures and not name.startswith("time/")}
+    assert expected["annotation/rows"] == 1437
+    assert expected["test/zero_shot_accuracy"] > 0
+    assert {name: value for name, value in figures.items() if not name.startswith("time/")} == expected
+    assert third.read_candidate_manifest() == first.read_candidate_manifest()
+    assert [third.read_rows_manifest(split) for split in SPLITS] == [
+        first.read_rows_manifest(split) for split in SPLITS
+    ]
+    assert [third.annotations(split) for split in SPLITS] == [first.annotations(split) for split in SPLITS]
+
+
 def test_other_settings_on_the_same_folder_are_refused(tmp_path: Path) -> None:
-    output = Folder.at(tmp_path)
-    claim(command(tmp_path), output)
-    claim(command(tmp_path, "--cluster.num_workers", "2", "--checkpoint.keep", "5"), output)
+    output = RunFolder.at(tmp_path)
+    output.claim(command(tmp_path))
+    output.claim(command(tmp_path, "--cluster.num_workers", "2", "--checkpoint.keep", "5"))
     with pytest.raises(UserError, match=r"method\.epochs 4 -> 9.*choose another --output"):
-        claim(command(tmp_path, "--method.epochs", "9"), output)
+        output.claim(command(tmp_path, "--method.epochs", "9"))
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match=r"thesis\.tex.*choose an empty folder"):
-        claim(command(tmp_path), Folder.at(tmp_path))
+        RunFolder.at(tmp_path).claim(command(tmp_path))
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="choose another folder"):
-        claim(command(tmp_path / "file"), Folder.at(tmp_path / "file"))
+        RunFolder.at(tmp_path / "file").claim(command(tmp_path / "file"))
 
 
 @pytest.mark.parametrize(

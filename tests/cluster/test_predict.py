@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from coreg_ray.annotation.arrow import read_table, write_table
 from coreg_ray.annotation.parts import Part, parts
 from coreg_ray.cluster import predict as ray_predict
 from coreg_ray.cluster.predict import evaluate, predict
+from coreg_ray.commands import evaluate as evaluate_command
+from coreg_ray.commands import predict as predict_command
 from coreg_ray.config import ExportConfig
 from coreg_ray.deploy.export import write
 from coreg_ray.deploy.model import Model, new_network
@@ -61,17 +62,13 @@ def draw_pictures(folder: Path) -> None:
     (place / "text.jpg").write_text("<script>alert(1)</script>")
 
 
-def job(name: str, *arguments: str) -> None:
-    runpy.run_path(str(JOBS / f"{name}.py"))["main"](list(arguments))
-
-
 @pytest.fixture(scope="module")
 def predicted(model: Folder, tmp_path_factory: pytest.TempPathFactory, _ray_session: None) -> Path:
-    """`pictures/`, and in `out/` what `jobs/predict.py` wrote about them."""
+    """`pictures/`, and in `out/` what `coreg-ray predict` wrote about them."""
     place = tmp_path_factory.mktemp("predicted")
     draw_pictures(place / "pictures")
     source = ["--source.kind", "folder", "--source.path", str(place / "pictures")]
-    job("predict", "--model", model.path, *source, "--output", str(place / "out"), "--top_k", "3")
+    predict_command.main(["--model", model.path, *source, "--output", str(place / "out"), "--top_k", "3"])
     return place
 
 
@@ -79,8 +76,8 @@ def test_predictions_are_the_models_own_and_broken_files_are_reported(model: Fol
     output = Folder.at(predicted / "out")
     table = parquet(output / "predictions").to_pylist()
     assert len(table) == 40
-    classes, probabilities = Model.load(model).predict([predicted / "pictures" / row["image_id"] for row in table])
-    assert [row["class"] for row in table] == classes
+    class_names, probabilities = Model.load(model).predict([predicted / "pictures" / row["image_id"] for row in table])
+    assert [row["class"] for row in table] == class_names
     np.testing.assert_allclose([row["probability"] for row in table], probabilities.max(1), atol=1e-5)
     order = np.argsort(-probabilities, axis=1)[:, :3]
     assert [row["top_classes"] for row in table] == [[CLASSES[k] for k in row] for row in order]
@@ -105,7 +102,7 @@ def test_a_run_that_was_cut_short_goes_on_and_changed_images_are_predicted_again
     Image.fromarray(np.full((SIDE, SIDE, 3), 255, np.uint8)).save(pictures / changed)
 
     figures = predict(model, ImageFolder.at(str(pictures), None), output, top_k=3)
-    assert figures["predicted_images"] == 15 + 1
+    assert figures.predicted_images == 15 + 1
     again = {row["image_id"]: row["class"] for row in parquet(output / "predictions").to_pylist()}
     assert again.keys() == whole.keys() - {removed}
     assert all(again[name] == whole[name] for name in again if name != changed)
@@ -131,16 +128,16 @@ def test_scores_on_a_labelled_folder_by_hand(
 ) -> None:
     pictures = predicted / "pictures"
     folder = ["--test.kind", "folder", "--test.path", str(pictures), "--output", str(tmp_path)]
-    job("evaluate", "--model", model.path, *folder)
+    evaluate_command.main(["--model", model.path, *folder])
     printed, figures = capsys.readouterr().out.splitlines(), Folder.at(tmp_path).read_json("metrics.json")
     paths = sorted(pictures.rglob("[0-9]*.png"))
-    said = Model.load(model).predict(paths).probabilities.argmax(1)
+    answered = Model.load(model).predict(paths).probabilities.argmax(1)
     true = np.array([CLASSES.index(path.parent.name) for path in paths])
     assert figures["test/images"] == 40
-    assert figures["test/accuracy"] == pytest.approx((said == true).mean())
+    assert figures["test/accuracy"] == pytest.approx((answered == true).mean())
     assert 0 < figures["test/calibration_error"] < 1
     for number, line in enumerate(printed[1:5]):
-        recall = (said == true)[true == number].mean()
+        recall = (answered == true)[true == number].mean()
         assert line.split()[:3] == [CLASSES[number], str((true == number).sum()), f"{recall:.3f}"]
     assert printed[-1].endswith("40 images, 2 labelled ones unreadable")
 
@@ -161,13 +158,13 @@ def test_the_default_digits_are_no_test_for_a_model_of_something_else(model: Fol
     source = {"configuration": {"source": {"kind": "folder"}}}
     other.write_json("model.json", other.read_json("model.json") | {"provenance": source})
     with pytest.raises(UserError, match=r"give test\.kind"):
-        job("evaluate", "--model", other.path)
+        evaluate_command.main(["--model", other.path])
 
 
 def test_a_path_without_its_kind_is_not_passed_over(model: Folder, predicted: Path, tmp_path: Path) -> None:
     source = ["--source.path", str(predicted / "pictures"), "--output", str(tmp_path)]
     with pytest.raises(UserError, match=r"source\.kind"):
-        job("predict", "--model", model.path, *source)
+        predict_command.main(["--model", model.path, *source])
     assert not list(tmp_path.iterdir())
 
 
@@ -175,18 +172,19 @@ def test_a_single_image_needs_no_ray(model: Folder, predicted: Path) -> None:
     image = str(next(predicted.rglob("[0-9]*.png")))
     program = (
         "import sys, runpy\n"
-        f"runpy.run_path({str(JOBS / 'predict.py')!r})['main'](['--model', {model.path!r}, '--single', {image!r}])\n"
+        f"sys.argv = ['predict.py', '--model', {model.path!r}, '--single', {image!r}]\n"
+        f"runpy.run_path({str(JOBS / 'predict.py')!r}, run_name='__main__')\n"
         "assert 'ray' not in sys.modules\n"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    classes, probabilities = Model.load(model).predict(image)
-    assert found.stdout.split("\n")[0] == f"{probabilities.max():.4f}  {classes[0]}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    class_names, probabilities = Model.load(model).predict(image)
+    assert done.stdout.split("\n")[0] == f"{probabilities.max():.4f}  {class_names[0]}"
 
 
 def test_a_single_file_that_is_no_image_is_the_users_mistake(model: Folder, predicted: Path) -> None:
     text = next(predicted.rglob("text.jpg"))
     with pytest.raises(UserError, match="not an image"):
-        job("predict", "--model", model.path, "--single", str(text))
+        predict_command.main(["--model", model.path, "--single", str(text)])
 
 
 def test_every_core_works_for_one_actor(model: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

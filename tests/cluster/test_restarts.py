@@ -22,14 +22,16 @@ from leftovers import all_actors, left_behind
 from PIL import Image
 from toy_clip import write_toy_clip
 
-from coreg_ray.cluster import annotate as ray_data
-from coreg_ray.cluster import pipeline
-from coreg_ray.cluster.annotate_pool import annotate_pool
-from coreg_ray.cluster.estimate import estimate, in_words
-from coreg_ray.commands.base import resolved_yaml
+from coreg_ray.cluster.annotate import annotate, annotate_splits
+from coreg_ray.cluster.candidates import build_candidates, zero_shot
+from coreg_ray.cluster.estimate import estimate
+from coreg_ray.cluster.pipeline import annotate_pool, prepare
+from coreg_ray.cluster.rows import write_rows
 from coreg_ray.config import AnnotatorConfig, Config
+from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError
 from coreg_ray.report.page import write_report
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -71,46 +73,47 @@ def config(toy: dict[str, Any], images: Path, **changes: Any) -> Config:
 
 
 def table(folder: Folder, *columns: str) -> list[dict[str, Any]]:
-    found = pa.concat_tables([pq.read_table(path, columns=list(columns) or None) for path in folder.files(".parquet")])
-    return found.sort_by("image_id").to_pylist()
+    parts = [pq.read_table(path, columns=list(columns) or None) for path in folder.files(".parquet")]
+    rows: list[dict[str, Any]] = pa.concat_tables(parts).sort_by("image_id").to_pylist()
+    return rows
 
 
 @pytest.fixture(scope="module")
-def annotated(toy: dict[str, Any], images: Path, tmp_path_factory: Any, _ray_session: None) -> Folder:
+def annotated(toy: dict[str, Any], images: Path, tmp_path_factory: Any, _ray_session: None) -> RunFolder:
     """An estimate first, whose sample is kept, then the rest."""
-    output = Folder.at(tmp_path_factory.mktemp("run"))
+    output = RunFolder.at(tmp_path_factory.mktemp("run"))
     expected = estimate(config(toy, images), output)
-    assert expected["images"] == 41
-    assert expected["sample"] == 40
-    assert expected["gigabytes"] > 0
-    assert "41 images" in in_words(expected, config(toy, images))
-    figures = ray_data.annotate(config(toy, images), "pool", output)
-    assert (figures["encoded_images"], figures["rejected_images"]) == (0, 1)
+    assert expected.images == 41
+    assert expected.sample == 40
+    assert expected.gigabytes > 0
+    assert "41 images" in expected.in_words(config(toy, images).annotator.max_actors)
+    figures = annotate(config(toy, images), "pool", output)
+    assert (figures.encoded_images, figures.rejected_images) == (0, 1)
     return output
 
 
-def test_rejects_say_why_and_rows_leave_them_out(annotated: Folder, toy: dict[str, Any], images: Path) -> None:
+def test_rejects_say_why_and_rows_leave_them_out(annotated: RunFolder, toy: dict[str, Any], images: Path) -> None:
     assert [(row["image_id"], row["reason"]) for row in table(annotated / "rejects")] == [
         ("broken.jpg", "not an image")
     ]
     assert len(table(annotated / "annotations")) == 40
-    assert ray_data.write_rows(config(toy, images), "pool", annotated)["rows"] == 40
+    assert write_rows(config(toy, images), "pool", annotated) == 40
 
 
-def test_added_changed_mended_and_removed_images(toy: dict[str, Any], tmp_path: Path, annotated: Folder) -> None:
+def test_added_changed_mended_and_removed_images(toy: dict[str, Any], tmp_path: Path, annotated: RunFolder) -> None:
     pool = tmp_path / "pool"
     for number in range(6):
         picture(pool / f"{number}.png", number)
     (pool / "broken.png").write_bytes(b"no image")
-    output = Folder.at(tmp_path / "run")
-    ray_data.annotate(config(toy, pool), "pool", output)
+    output = RunFolder.at(tmp_path / "run")
+    annotate(config(toy, pool), "pool", output)
     before = {row["image_id"]: row for row in table(output / "annotations")}
     picture(pool / "new.png", 50)
     picture(pool / "1.png", 51)
     picture(pool / "broken.png", 52)
     (pool / "2.png").unlink()
-    figures = ray_data.annotate(config(toy, pool), "pool", output)
-    assert (figures["encoded_images"], figures["rejected_images"], figures["images"]) == (3, 0, 7)
+    figures = annotate(config(toy, pool), "pool", output)
+    assert (figures.encoded_images, figures.rejected_images, figures.images) == (3, 0, 7)
     after = {row["image_id"]: row for row in table(output / "annotations")}
     assert sorted(after) == ["0.png", "1.png", "3.png", "4.png", "5.png", "broken.png", "new.png"]
     assert all(after[name] == before[name] for name in ("0.png", "3.png", "4.png", "5.png"))
@@ -118,15 +121,15 @@ def test_added_changed_mended_and_removed_images(toy: dict[str, Any], tmp_path: 
 
 
 def test_what_a_kill_left_out_is_made_up_to_the_same_table(
-    toy: dict[str, Any], tmp_path: Path, annotated: Folder
+    toy: dict[str, Any], tmp_path: Path, annotated: RunFolder
 ) -> None:
     rows = {"image": [np.full((8, 8, 3), number % 256, np.uint8).tolist() for number in range(1100)]}
     pq.write_table(pa.table(rows), tmp_path / "pool.parquet", row_group_size=300)
     settings = config(
         toy, tmp_path / "pool.parquet", source={"kind": "parquet", "path": str(tmp_path / "pool.parquet")}
     )
-    output = Folder.at(tmp_path / "run")
-    ray_data.annotate(settings, "pool", output)
+    output = RunFolder.at(tmp_path / "run")
+    annotate(settings, "pool", output)
     whole = table(output / "annotations")
     files = [Path(path) for path in output.files(".parquet") if "annotations" in path]
     assert len(files) == 4
@@ -136,7 +139,7 @@ def test_what_a_kill_left_out_is_made_up_to_the_same_table(
         file.unlink()
     other = AnnotatorConfig(**toy, min_actors=2, max_actors=2, batch_size=48)  # how it runs does not change the answers
     settings = settings.model_copy(update={"annotator": other})
-    assert ray_data.annotate(settings, "pool", output)["encoded_images"] == lost
+    assert annotate(settings, "pool", output).encoded_images == lost
     assert table(output / "annotations") == whole
 
 
@@ -145,24 +148,24 @@ def annotators_so_far() -> int:
     return sum("_Annotator" in actor.class_name for actor in all_actors())
 
 
-def test_new_words_encode_no_image(annotated: Folder, toy: dict[str, Any], images: Path) -> None:
+def test_new_words_encode_no_image(annotated: RunFolder, toy: dict[str, Any], images: Path) -> None:
     started = annotators_so_far()
     assert started
     old = table(annotated / "annotations")
     words = {"prompts": ["my {}", "a {}", "no {}"], "classes": ["bird|crow", "cat", "fish"]}
-    figures = ray_data.annotate(config(toy, images, source=words), "pool", annotated)
-    assert figures["encoded_images"] == 0
+    figures = annotate(config(toy, images, source=words), "pool", annotated)
+    assert figures.encoded_images == 0
     new = table(annotated / "annotations")
     assert [row["embedding"] for row in new] == [row["embedding"] for row in old]
     assert {len(row["votes"]) for row in new} == {3}
-    assert ray_data.build_candidates(config(toy, images, source=words), annotated)["rows"] == 40
-    ray_data.annotate(config(toy, images), "pool", annotated)
+    assert build_candidates(config(toy, images, source=words), annotated).quality.rows == 40
+    annotate(config(toy, images), "pool", annotated)
     assert table(annotated / "annotations") == old
     assert annotators_so_far() == started  # a model is not even loaded for images that have their answers
 
 
 def test_a_second_annotator_and_manual_labels(
-    annotated: Folder, toy: dict[str, Any], images: Path, tmp_path: Path
+    annotated: RunFolder, toy: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("openai")
     (tmp_path / "labels.csv").write_text("image_id,label\nü0/00.png,dog\n")
@@ -170,14 +173,14 @@ def test_a_second_annotator_and_manual_labels(
         chat = {"kind": "chat", "model": "m", "endpoint": server.address, "allow_upload": True, "questions": ["{}?"]}
         source = {"manual_labels": str(tmp_path / "labels.csv")}
         both = config(toy, images, source=source, further_annotators=[chat])
-        figures = ray_data.annotate(both, "pool", annotated)
-        assert (figures["encoded_images"], figures["requests"], server.requests) == (40, 40, 40)
+        figures = annotate(both, "pool", annotated)
+        assert figures.spent is not None
+        assert (figures.encoded_images, figures.spent.requests, server.requests) == (40, 40, 40)
         refused = config(toy, images, further_annotators=[{**chat, "allow_upload": False}])
         with pytest.raises(UserError, match=r"agree with --annotator.allow_upload true"):
-            ray_data.annotate(refused, "pool", annotated)
+            annotate(refused, "pool", annotated)
     assert len(table(annotated / "annotations", "image_id")) == 80
-    found = ray_data.build_candidates(both, annotated)
-    assert found["rows"] == 40
+    assert build_candidates(both, annotated).quality.rows == 40
     clip = {
         row["image_id"]: row["votes"]
         for row in table(annotated / "annotations", "image_id", "annotator", "votes")
@@ -195,7 +198,7 @@ def test_a_killed_job_goes_on_and_asks_nothing_twice_that_was_written(tmp_path: 
     pixels = [np.full((8, 8, 3), 255 * (number % 2), np.uint8).tolist() for number in range(256)]
     ids = [f"{number:03d}" for number in range(256)]
     pq.write_table(pa.table({"image_id": ids, "image": pixels}), tmp_path / "pool.parquet", row_group_size=64)
-    output = Folder.at(tmp_path / "run")
+    output = RunFolder.at(tmp_path / "run")
     with chat_server() as server:
         chat = {"kind": "chat", "model": "m", "endpoint": server.address, "allow_upload": True, "questions": ["{}?"]}
         source = {"kind": "parquet", "path": str(tmp_path / "pool.parquet"), "classes": ["cat", "dog"]}
@@ -233,13 +236,13 @@ def test_no_training_on_images_that_nobody_answered_for(images: Path, tmp_path: 
         chat = {"kind": "chat", "model": "m", "endpoint": server.address, "allow_upload": True, "questions": ["{}?"]}
         poor, rich = (config({**chat, "price_input": 12_345, "max_requests": most}, images) for most in (30, 100))
         with pytest.raises(UserError, match=r"10 of 41 images have no answer yet.*same command again"):
-            pipeline.prepare(poor, Folder.at(tmp_path))
-        metrics = pipeline.prepare(rich, Folder.at(tmp_path))
+            prepare(poor, RunFolder.at(tmp_path))
+        metrics = prepare(rich, RunFolder.at(tmp_path))
     assert (metrics["annotation/requests"], metrics["annotation/requests_in_all"]) == (10, 40)
     assert metrics["annotation/cost_in_all"] == 4 * metrics["annotation/cost"]
-    assert metrics["annotation/rows"] == ray_data.write_rows(rich, "pool", Folder.at(tmp_path))["rows"] == 40
-    Folder.at(tmp_path).write_json("metrics.json", metrics)
-    write_report(Folder.at(tmp_path))
+    assert metrics["annotation/rows"] == write_rows(rich, "pool", RunFolder.at(tmp_path)) == 40
+    RunFolder.at(tmp_path).update_metrics(metrics)
+    write_report(RunFolder.at(tmp_path))
     page = (tmp_path / "report.html").read_text()
     assert "Requests<b>40</b>" in page
     assert "Cost<b>4.938</b>" in page  # 40 requests of 10 tokens
@@ -248,45 +251,45 @@ def test_no_training_on_images_that_nobody_answered_for(images: Path, tmp_path: 
 @pytest.mark.parametrize("models", [["m"], ["m", "n"]])
 def test_where_nobody_answered_at_all_that_is_said(images: Path, tmp_path: Path, models: list[str]) -> None:
     pytest.importorskip("openai")
-    output = Folder.at(tmp_path / "run")
+    output = RunFolder.at(tmp_path / "run")
     with chat_server() as server:
         chat = {"kind": "chat", "endpoint": server.address, "allow_upload": True, "questions": ["{}?", "a {}?"]}
         first, *others = ({**chat, "model": model, "max_requests": 1} for model in models)  # an image takes two
         silent = config(first, images, further_annotators=others)
         with pytest.raises(UserError, match=r"40 of 41 images have no answer yet.*same command again"):
-            pipeline.prepare(silent, output)
+            prepare(silent, output)
         assert server.requests == 0
     with pytest.raises(UserError, match="holds no answer about any image; annotate there first"):
-        ray_data.build_candidates(silent, Folder.at(tmp_path / "other"), output)
+        build_candidates(silent, RunFolder.at(tmp_path / "other"), output)
     (tmp_path / "run/annotations/pool").rename(tmp_path / "run/annotations/test")
-    assert ray_data.zero_shot(silent, output) == {}
+    assert zero_shot(silent, output) == {}
 
 
 def test_an_estimate_of_a_pool_that_nobody_can_decode_says_so(toy: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="none of the 1 images of the sample can be decoded"):
-        estimate(config(toy, tmp_path), Folder.at(tmp_path / "run"))
+        estimate(config(toy, tmp_path), RunFolder.at(tmp_path / "run"))
 
 
 def test_mistakes_are_refused_before_work_starts(toy: dict[str, Any], images: Path, tmp_path: Path) -> None:
-    output = Folder.at(tmp_path / "run")
+    output = RunFolder.at(tmp_path / "run")
     for name in ("a", "b"):
         pq.write_table(pa.table({"image": [b""], "image_id": ["same"]}), tmp_path / f"{name}.parquet")
     twice = config(toy, images, source={"kind": "parquet", "path": str(tmp_path)})
     with pytest.raises(
         UserError, match=r"^1 image_ids occur more than once, for example 'same'; make every id unique$"
     ):
-        ray_data.annotate(twice, "pool", output)
+        annotate(twice, "pool", output)
     (tmp_path / "labels.csv").write_text("image_id,label\nnot there,dog\n")
     strange = config(toy, images, source={"manual_labels": str(tmp_path / "labels.csv")})
     with pytest.raises(UserError, match="labels 1 images that the pool does not hold"):
-        ray_data.annotate(strange, "pool", output)
+        annotate(strange, "pool", output)
     pq.write_table(pa.table({"image": [b""] * 3}), tmp_path / "unlabelled.parquet")
     blank = config(toy, images, test={"kind": "parquet", "path": str(tmp_path / "unlabelled.parquet")})
     with pytest.raises(UserError, match=r"none of the 3 test images has a label; .*--source.label_column"):
-        ray_data.annotate_splits(blank, ["pool", "test"], output)
+        annotate_splits(blank, ["pool", "test"], output)
     with pytest.raises(UserError, match=r"^annotator\.model=nothing is not known"):
-        ray_data.annotate(config({**toy, "model": "nothing"}, images), "pool", output)
+        annotate(config({**toy, "model": "nothing"}, images), "pool", output)
     assert not output.exists("annotations")
 
 
@@ -299,6 +302,6 @@ def test_a_servers_refusal_comes_back_in_one_line_and_nobody_keeps_a_cpu(
         chat = {"kind": "chat", "model": "m", "endpoint": server.address, "allow_upload": True}
         # Held on to, as a notebook holds its last error.
         with pytest.raises(UserError, match=r"^http://127.* refuses with status 401; [^\n]*$") as held:
-            ray_data.annotate(config(chat, images), "pool", Folder.at(tmp_path))
+            annotate(config(chat, images), "pool", RunFolder.at(tmp_path))
         assert not left_behind(free_before)
         assert held.value.__context__ is None

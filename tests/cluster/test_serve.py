@@ -20,6 +20,7 @@ from toy import CLASSES, images
 from coreg_ray.deploy.export import export
 from coreg_ray.deploy.model import Model
 from coreg_ray.errors import UserError
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
@@ -29,9 +30,9 @@ LIMIT = 50_000
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    run = finished_run(Folder.at(tmp_path_factory.mktemp("run")), CLASSES)
+    run = finished_run(RunFolder.at(tmp_path_factory.mktemp("run")), CLASSES)
     export(run)
-    return run / "model"
+    return run.model
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +71,15 @@ def test_images_asked_together_get_the_models_own_answers(address: str, model: F
     pixels = images(24, seed=5)[0].numpy()
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda image: ask(address, png(image)), pixels))
-    classes, probabilities = Model.load(model).predict(pixels)
+    class_names, probabilities = Model.load(model).predict(pixels)
     assert [status for status, _ in answers] == [200] * 24
-    assert [answer["class"] for _, answer in answers] == classes
+    assert [answer["class"] for _, answer in answers] == class_names
     np.testing.assert_allclose([answer["probability"] for _, answer in answers], probabilities.max(1), atol=1e-4)
     assert [entry["class"] for entry in answers[0][1]["top"]] == [CLASSES[k] for k in probabilities[0].argsort()[::-1]]
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "method", "status", "said"),
+    ("path", "body", "method", "status", "reason"),
     [
         ("/", b"no image", "POST", 400, "not an image"),
         ("/", b"", "POST", 400, "empty"),
@@ -89,16 +90,16 @@ def test_images_asked_together_get_the_models_own_answers(address: str, model: F
     ],
 )
 def test_what_a_client_does_wrong_is_said(
-    address: str, path: str, body: bytes | None, method: str, status: int, said: str
+    address: str, path: str, body: bytes | None, method: str, status: int, reason: str
 ) -> None:
-    found, answer = ask(address + path, body, method)
-    assert found == status
-    assert said in answer["error"]
+    answered, answer = ask(address + path, body, method)
+    assert answered == status
+    assert reason in answer["error"]
 
 
 def test_a_body_of_unknown_length_is_cut_off_at_the_limit(address: str) -> None:
-    found, answer = ask(address, (b"x" * 10_000 for _ in range(20)), "POST")
-    assert (found, str(LIMIT) in answer["error"]) == (413, True)
+    status, answer = ask(address, (b"x" * 10_000 for _ in range(20)), "POST")
+    assert (status, str(LIMIT) in answer["error"]) == (413, True)
 
 
 def test_after_all_that_it_still_answers(address: str) -> None:

@@ -22,8 +22,11 @@ import toy
 
 from coreg_ray.config import ClusterConfig, Config
 from coreg_ray.errors import UserError
-from coreg_ray.methods.coreg import NonFiniteLossError
+from coreg_ray.methods import coreg
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.history import Epochs
 from coreg_ray.training import worker
+from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 
 pytestmark = pytest.mark.timeout(180)
@@ -38,27 +41,12 @@ def prepared(folder: Path, **cluster: Any) -> Config:
     )
 
 
-def csv_of(folder: Path) -> list[dict[str, float | str]]:
-    lines = [line.split(",") for line in (folder / "history.csv").read_text().splitlines()]
-    return [
-        {name: _number(cell) for name, cell in zip(lines[0], line, strict=True) if not name.startswith("time/")}
-        for line in lines[1:]
-    ]
-
-
-def _number(cell: str) -> float | str:
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
-
-
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float | str]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Epochs:
     """The history that every run here must end with, whatever befalls it."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    list(worker.train(prepared(folder), Mesh()))
-    return csv_of(folder)
+    list(worker.train(prepared(folder), Mesh(), coreg))
+    return RunFolder.at(folder).read_history()
 
 
 def when_epochs_are_done(folder: Path, count: int, action: Callable[[], None]) -> threading.Thread:
@@ -67,7 +55,7 @@ def when_epochs_are_done(folder: Path, count: int, action: Callable[[], None]) -
     def watch() -> None:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
-            if (folder / "history.csv").exists() and len(csv_of(folder)) >= count:
+            if (folder / "history.csv").exists() and len(RunFolder.at(folder).read_history()) >= count:
                 action()
                 return
             time.sleep(0.02)
@@ -88,7 +76,7 @@ def descendants(pid: int) -> list[int]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_worker_costs_no_more_than_an_epoch(tmp_path: Path, undisturbed: list[dict[str, float | str]]) -> None:
+def test_a_killed_worker_costs_no_more_than_an_epoch(tmp_path: Path, undisturbed: Epochs) -> None:
     import ray
     from ray.util.state import list_actors
 
@@ -99,17 +87,17 @@ def test_a_killed_worker_costs_no_more_than_an_epoch(tmp_path: Path, undisturbed
 
     def kill() -> None:
         alive = list_actors(ray.get_runtime_context().gcs_address, filters=[("state", "=", "ALIVE")])
-        killed.append(next(actor.pid for actor in alive if "TrainWorker" in actor.class_name))
+        killed.append(next(actor.pid for actor in alive if actor.pid and "TrainWorker" in actor.class_name))
         os.kill(killed[0], signal.SIGKILL)
 
     watcher = when_epochs_are_done(tmp_path / "run", 2, kill)
-    metrics = fit(config)
+    trained = fit(config)
     watcher.join()
     assert len(killed) == 1
-    assert metrics["start_epoch"] >= 2
-    assert metrics["world_size"] == 2
-    assert metrics["epoch"] == SETTINGS["epochs"] - 1
-    toy.same(csv_of(tmp_path / "run"), undisturbed, tolerance=1e-4)
+    assert trained.start_epoch >= 2
+    assert trained.world_size == 2
+    assert trained.figures["epoch"] == SETTINGS["epochs"] - 1
+    toy.same(RunFolder.at(tmp_path / "run").read_history(), undisturbed, tolerance=1e-4)
 
 
 DRIVER = """
@@ -119,7 +107,7 @@ from coreg_ray.config import Config
 from coreg_ray.cluster.train import fit
 
 ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-print("started at", fit(Config.model_validate_json(sys.stdin.read()))["start_epoch"])
+print("started at", fit(Config.model_validate_json(sys.stdin.read())).start_epoch)
 """
 
 
@@ -141,17 +129,15 @@ def start_driver(config: Config, code: str = DRIVER) -> subprocess.Popen[str]:
 
 def finish(driver: subprocess.Popen[str], *words: str) -> list[str]:
     """The rest of the lines that begin with `words`, one each; Ray's own processes may speak in between."""
-    said, complaints = driver.communicate(timeout=150)
+    printed, complaints = driver.communicate(timeout=150)
     assert driver.returncode == 0, complaints[-3000:]
-    found = [[line.removeprefix(word) for line in said.splitlines() if line.startswith(word)] for word in words]
-    assert all(len(lines) == 1 for lines in found), said + complaints[-3000:]
-    return [line for lines in found for line in lines]
+    rests = [[line.removeprefix(word) for line in printed.splitlines() if line.startswith(word)] for word in words]
+    assert all(len(lines) == 1 for lines in rests), printed + complaints[-3000:]
+    return [line for lines in rests for line in lines]
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_killed_driver_continues_with_the_same_command(
-    tmp_path: Path, undisturbed: list[dict[str, float | str]]
-) -> None:
+def test_a_killed_driver_continues_with_the_same_command(tmp_path: Path, undisturbed: Epochs) -> None:
     from coreg_ray.cluster.train import fit
 
     config = prepared(tmp_path / "run")
@@ -168,9 +154,9 @@ def test_a_killed_driver_continues_with_the_same_command(
     for pid in family:  # what Ray leaves behind of this one driver
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    assert 2 <= len(csv_of(tmp_path / "run")) < SETTINGS["epochs"]
-    assert fit(config)["start_epoch"] >= 2
-    toy.same(csv_of(tmp_path / "run"), undisturbed)
+    assert 2 <= len(RunFolder.at(tmp_path / "run").read_history()) < SETTINGS["epochs"]
+    assert fit(config).start_epoch >= 2
+    toy.same(RunFolder.at(tmp_path / "run").read_history(), undisturbed)
 
 
 LOSING = """
@@ -180,15 +166,19 @@ import ray
 from ray.cluster_utils import Cluster
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.methods import coreg
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.history import Epochs
 from coreg_ray.cluster.resources import refuse_unreachable
 from coreg_ray.cluster.train import fit
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 config = Config.model_validate_json(sys.stdin.read())
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 lost = cluster.add_node(num_cpus=1)
 ray.init(address=cluster.address, log_to_driver=False)
-seen = Folder.at(config.output)
+seen = RunFolder.at(config.output)
 hidden = Folder(seen.filesystem, f"/proc/self/fd/{os.open(config.output, os.O_RDONLY)}")  # this process's alone
 try:
     refuse_unreachable(hidden)
@@ -196,7 +186,7 @@ except UserError as error:
     print("refused", error)
 assert seen.entries() == hidden.entries()
 answer = {}
-thread = threading.Thread(target=lambda: answer.update(fit(config)))
+thread = threading.Thread(target=lambda: answer.update(trained=fit(config)))
 thread.start()
 history = Path(config.output, "history.csv")
 while thread.is_alive() and not (history.exists() and len(history.read_text().splitlines()) > 2):
@@ -204,14 +194,14 @@ while thread.is_alive() and not (history.exists() and len(history.read_text().sp
 cluster.remove_node(lost, allow_graceful=False)
 cluster.add_node(num_cpus=1)
 thread.join()
-print("started at", answer["start_epoch"])
+print("started at", answer["trained"].start_epoch)
 ray.shutdown()
 cluster.shutdown()
 """
 
 
 def test_a_lost_node_costs_no_more_than_an_epoch(
-    tmp_path: Path, undisturbed: list[dict[str, float | str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: Epochs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_health_check_period_ms", "500")
     monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
@@ -219,7 +209,7 @@ def test_a_lost_node_costs_no_more_than_an_epoch(
     start, refusal = finish(driver, "started at ", "refused ")
     assert int(start) >= 2
     assert re.search(r"cannot be seen from 2 of 2 nodes \([\d., ]+\); use a shared folder \(NFS\) or a URI", refusal)
-    toy.same(csv_of(tmp_path / "run"), undisturbed, tolerance=1e-4)
+    toy.same(RunFolder.at(tmp_path / "run").read_history(), undisturbed, tolerance=1e-4)
 
 
 @pytest.mark.usefixtures("ray_cluster")

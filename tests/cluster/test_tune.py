@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -24,13 +24,15 @@ from PIL import Image
 from coreg_ray.cluster.address import refuse_silent
 from coreg_ray.cluster.tune import search
 from coreg_ray.cluster.tune_trial import CandidateMaker, Study
+from coreg_ray.commands import train, tune
 from coreg_ray.config import Config
+from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.embedded.digits import CLASS_NAMES, Split, digits
 from coreg_ray.errors import UserError
-from coreg_ray.run.storage import Folder
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.search_folder import SearchFolder
 from coreg_ray.search.definition import Search, claim_search
 from coreg_ray.search.space import read_space
-from coreg_ray.search.trials import read_history
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("ray_cluster")]
 
@@ -77,7 +79,7 @@ def config(images: Path, tmp_path: Path) -> Config:
 
 
 def space_file(folder: Path, **keys: Any) -> str:
-    (folder / "space.yaml").write_text(yaml.safe_dump({key.replace("__", "."): said for key, said in keys.items()}))
+    (folder / "space.yaml").write_text(yaml.safe_dump(keys))
     return str(folder / "space.yaml")
 
 
@@ -85,13 +87,13 @@ def table(output: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((output / "trials.csv").open()))
 
 
-def with_annotation(donor: Path, wanted: Search, config: Config) -> Search:
+def with_annotation(donor: Path, definition: Search, config: Config) -> Search:
     """The state of a search that was killed before its first trial began, and how to go on with it."""
-    output = Folder.at(config.output)
-    claim_search(wanted, config, read_space(wanted.space, config), output)
+    output = SearchFolder.at(config.output)
+    claim_search(definition, config, read_space(definition.space, config), output)
     for part in ("annotations", "labels", "rows", "candidates"):
         copytree(donor / part, Path(output.path) / part)
-    return wanted.model_copy(update={"resume": True})
+    return definition.model_copy(update={"resume": True})
 
 
 def with_schedule(config: Config, epochs: int) -> Config:
@@ -100,8 +102,8 @@ def with_schedule(config: Config, epochs: int) -> Config:
 
 def histories(output: Path) -> dict[str, list[dict[str, Any]]]:
     """By name of the run folder, the epochs of each trial."""
-    runs = Folder.at(output) / "trials"
-    return {name: read_history(runs / name) for name in runs.entries()}
+    folder = SearchFolder.at(output)
+    return {name: folder.trial(name).read_history() for name in folder.trials.entries()}
 
 
 def gcs_address() -> str:
@@ -111,16 +113,6 @@ def gcs_address() -> str:
 def trial_processes() -> set[str]:
     """All that ever ran trials on this cluster."""
     return {actor.actor_id for actor in all_actors() if "ImplicitFunc" in actor.class_name}
-
-
-def train_job(arguments: list[str]) -> None:
-    """jobs/train.py, in this process, which has joined a cluster already."""
-    found = importlib.util.spec_from_file_location("train_job", ROOT / "jobs/train.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    module.main(arguments)
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +126,11 @@ def first(images: Path, tmp_path_factory: pytest.TempPathFactory, _ray_session: 
         "source.prompts": {"choice": [PROMPTS, PROMPTS[:1]]},
         "student.resolution": {"grid": [8, 10]},
     }
-    wanted = Search(
-        space=space_file(folder, **keys), num_samples=1, grace_period=1, reduction_factor=2, max_concurrent=1
-    )
-    (folder / "said").write_text(search(wanted, short_trials(images, folder / "search")))
+    (folder / "run.yaml").write_text(resolved_yaml(short_trials(images, folder / "search")))
+    options = ["--config", str(folder / "run.yaml"), "--space", space_file(folder, **keys), "--num_samples", "1"]
+    options += ["--grace_period", "1", "--reduction_factor", "2", "--max_concurrent", "1"]
+    with (folder / "printed").open("w") as printed, redirect_stdout(printed):
+        tune.main(options)
     return folder / "search"
 
 
@@ -151,7 +144,10 @@ def test_candidates_prompts_prior_and_resolution_are_searched_over_one_annotatio
     assert rows[0]["status"] == "finished"
     ended = [epoch["criterion/combined"] for epoch in histories(first)[rows[0]["trial"]][-3:]]
     assert float(rows[0]["objective"]) == pytest.approx(sum(ended) / len(ended))
-    assert f"Best by criterion/combined: trial {rows[0]['trial']}" in (first.parent / "said").read_text()
+    printed = (first.parent / "printed").read_text()
+    assert [line.split()[0] for line in printed.splitlines()[1:5]] == [row["trial"] for row in rows]
+    assert f"Best by criterion/combined: trial {rows[0]['trial']}" in printed
+    assert f"--annotations {first}/annotations --config {first}/best.yaml" in printed  # what to do next
     assert (first / "trials.svg").read_text().count("</svg>") == 1
     assert len(list((first / "annotations/pool").glob("*/"))) == 1
     assert {len(list((first / "trials" / row["trial"] / "checkpoints").glob("epoch-*"))) for row in rows} <= {1, 2, 3}
@@ -163,7 +159,7 @@ def test_candidates_prompts_prior_and_resolution_are_searched_over_one_annotatio
 def test_the_best_configuration_is_one_that_the_training_job_takes(config: Config, first: Path, tmp_path: Path) -> None:
     output = tmp_path / "best"
     given = ["--annotations", str(first / "annotations"), "--config", str(first / "best.yaml"), "--output", str(output)]
-    train_job(given)
+    train.main(given)
     (best,) = (row for row in table(first) if row["trial"] in (first / "best.yaml").read_text().splitlines()[0])
     metrics = json.loads((output / "metrics.json").read_text())
     # The same settings, seed, rows and candidate sets: the same training.
@@ -189,25 +185,25 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
 ) -> None:
     config = with_schedule(config, epochs=6)
     config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"max_failures": 1})})
-    wanted = Search(
+    definition = Search(
         space=space_file(tmp_path, **{"method.learning_rate": {"choice": [0.02, DIVERGES]}}),
         num_samples=3, scheduler="median", search="optuna", max_concurrent=2,
     )  # fmt: skip
-    with_annotation(first, wanted, config)
+    with_annotation(first, definition, config)
     output = Path(config.output)
     (tmp_path / "run.yaml").write_text((output / "config.yaml").read_text())
-    command = ["--config", str(tmp_path / "run.yaml"), "--output", str(output), "--space", str(wanted.space)]
+    command = ["--config", str(tmp_path / "run.yaml"), "--output", str(output), "--space", str(definition.space)]
     command += ["--num_samples", "3", "--scheduler", "median", "--search", "optuna", "--max_concurrent", "2"]
     environment = {"RAY_ADDRESS": gcs_address(), "TUNE_GLOBAL_CHECKPOINT_S": "1"}
-    with (tmp_path / "said").open("w") as said:
+    with (tmp_path / "printed").open("w") as printed:
         driver = subprocess.Popen(
             [sys.executable, "jobs/tune.py", *command],
-            cwd=ROOT, stdout=said, stderr=said, env=os.environ | environment,
+            cwd=ROOT, stdout=printed, stderr=printed, env=os.environ | environment,
         )  # fmt: skip
         deadline = time.monotonic() + 90
         while not any(len(history) > 1 for history in histories(output).values()):
-            assert driver.poll() is None, (tmp_path / "said").read_text()
-            assert time.monotonic() < deadline, (tmp_path / "said").read_text()
+            assert driver.poll() is None, (tmp_path / "printed").read_text()
+            assert time.monotonic() < deadline, (tmp_path / "printed").read_text()
             time.sleep(0.05)
         driver.kill()
         driver.wait()
@@ -215,7 +211,7 @@ def test_a_killed_search_goes_on_where_it_was_and_a_loss_that_is_not_finite_fail
     before = histories(output)
     assert all(len(history) < 6 for history in before.values())
 
-    search(wanted.model_copy(update={"resume": True}), config)
+    search(definition.model_copy(update={"resume": True}), config)
     rows, after = table(output), histories(output)
     assert len(rows) == 3
     # One that Tune did not know yet begins anew, under another name, and its folder goes.
@@ -242,19 +238,19 @@ def test_a_population_takes_over_the_state_of_its_best(config: Config, first: Pa
     )
     # One learns and the other does not, so that it is never by chance who takes over from whom.
     keys = {"method.learning_rate": {"grid": [0.05, 1e-7]}, "method.lambda_u": {"uniform": [0.5, 2]}}
-    wanted = Search(
+    definition = Search(
         space=space_file(tmp_path, **keys),
         num_samples=1, scheduler="pbt", perturbation_interval=4, objective="test/accuracy",
     )  # fmt: skip
     before = trial_processes()
-    search(with_annotation(first, wanted, config), config)
+    search(with_annotation(first, definition, config), config)
     assert len(trial_processes() - before) == 2  # who takes over goes on in the process that it has
     rows = table(Path(config.output))
     assert len(rows) == 2
     assert {row["epochs"] for row in rows} == {"15"}
     heirs = [row["run"] for row in rows if "-from-" in row["run"]]
     assert heirs
-    history = read_history(Folder.at(config.output) / heirs[0])
+    history = RunFolder.at(f"{config.output}/{heirs[0]}").read_history()
     assert [row["epoch"] for row in history] == list(range(15))  # the donor's epochs, then its own
     for row in rows:
         assert float(row["method.learning_rate"]) in (0.05, 1e-7)
@@ -265,8 +261,8 @@ def test_mlflow_gets_every_trial(config: Config, first: Path, tmp_path: Path) ->
     mlflow = pytest.importorskip("mlflow", reason="the extra mlflow is not installed")
     address = f"sqlite:///{tmp_path}/mlflow.db"
     keys = {"method.learning_rate": {"grid": [0.02, 0.04]}}
-    wanted = Search(space=space_file(tmp_path, **keys), num_samples=1, scheduler="fifo", mlflow=address)
-    search(with_annotation(first, wanted, config), config)
+    definition = Search(space=space_file(tmp_path, **keys), num_samples=1, scheduler="fifo", mlflow=address)
+    search(with_annotation(first, definition, config), config)
     client = mlflow.tracking.MlflowClient(address)
     runs = client.search_runs([client.get_experiment_by_name("search").experiment_id])
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -279,8 +275,8 @@ def test_wandb_gets_every_trial(config: Config, first: Path, tmp_path: Path, mon
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")  # its runs then lie beside Tune's own logs
     keys = {"method.learning_rate": {"grid": [0.02, 0.04]}}
-    wanted = Search(space=space_file(tmp_path, **keys), num_samples=1, scheduler="fifo", wandb="digits")
-    search(with_annotation(first, wanted, config), config)
+    definition = Search(space=space_file(tmp_path, **keys), num_samples=1, scheduler="fifo", wandb="digits")
+    search(with_annotation(first, definition, config), config)
     runs = list(Path(config.output).glob("tune/*/wandb/offline-run-*/*.wandb"))
     assert {run.stem.removeprefix("run-") for run in runs} == {row["trial"] for row in table(Path(config.output))}
     assert any(b"criterion/combined" in run.read_bytes() for run in runs)
@@ -295,8 +291,8 @@ def test_trials_of_several_workers_leave_nothing_behind_when_stopped(
         config.settings() | {"cluster": cluster, "method": config.method.model_dump() | schedule}
     )
     keys = {"method.learning_rate": {"grid": [0.05, 1e-7]}}
-    wanted = Search(space=space_file(tmp_path, **keys), num_samples=1, grace_period=3)
-    search(with_annotation(first, wanted, config), config)
+    definition = Search(space=space_file(tmp_path, **keys), num_samples=1, grace_period=3)
+    search(with_annotation(first, definition, config), config)
     rows = table(Path(config.output))
     assert [(row["status"], row["epochs"]) for row in rows] == [("finished", "4"), ("stopped early", "3")]
     assert not left_behind(free_before)
@@ -306,11 +302,11 @@ def test_what_cannot_work_is_refused_before_anything_is_annotated(config: Config
     rate = {"method.learning_rate": {"grid": [0.01, 0.02]}}
 
     def refused(
-        message: str, keys: dict[str, Any] = rate, wanted: dict[str, Any] | None = None, **settings: Any
+        message: str, keys: dict[str, Any] = rate, options: dict[str, Any] | None = None, **settings: Any
     ) -> None:
         changed = Config.model_validate(config.settings() | settings)
         with pytest.raises(UserError, match=message):
-            search(Search(space=space_file(tmp_path, **keys), **(wanted or {})), changed)
+            search(Search(space=space_file(tmp_path, **keys), **(options or {})), changed)
         assert not (Path(config.output) / "annotations").exists()
 
     refused(r"unknown setting method.rate; .*learning_rate", {"method.rate": {"uniform": [0, 1]}})
@@ -324,16 +320,16 @@ def test_what_cannot_work_is_refused_before_anything_is_annotated(config: Config
         r"cluster.num_workers=4 needs 4.01 CPU, its driver's share among it, and the cluster has 4 CPU",
         cluster={"num_workers": 4},
     )
-    refused("test/accuracy needs labelled images", wanted={"objective": "test/accuracy"}, test={})
+    refused("test/accuracy needs labelled images", options={"objective": "test/accuracy"}, test={})
     unlabelled = tmp_path / "unlabelled.parquet"
     pictures = [picture.read_bytes() for picture in sorted((images / "test").rglob("*.png"))[:4]]
     pq.write_table(pa.table({"image": pictures}), unlabelled)
     refused(
         "objective=test/accuracy needs labels, and the test images have none",
-        wanted={"objective": "test/accuracy"}, test={"kind": "parquet", "path": str(unlabelled)},
+        options={"objective": "test/accuracy"}, test={"kind": "parquet", "path": str(unlabelled)},
     )  # fmt: skip
-    Folder.at(config.output).write("tune/tuner.pkl", "")  # from here on, this is a search that has begun
-    refused("another search.*num_samples 6 -> 7", wanted={"num_samples": 7, "resume": True})
+    RunFolder.at(config.output).write("tune/tuner.pkl", "")  # from here on, this is a search that has begun
+    refused("another search.*num_samples 6 -> 7", options={"num_samples": 7, "resume": True})
 
 
 def test_without_a_cluster_at_the_address_a_job_ends_at_once(tmp_path: Path) -> None:

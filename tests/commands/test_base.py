@@ -14,8 +14,9 @@ import pytest
 import yaml
 from pydantic import Field
 
-from coreg_ray.commands.base import Command, load, resolved_yaml, run
+from coreg_ray.commands.base import Command, load, run
 from coreg_ray.config import Config
+from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError
 
 

@@ -26,19 +26,20 @@ from coreg_ray.deploy.model import Model
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.errors import UserError
 from coreg_ray.pure.rng import generator
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.sample import read_sample
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    folder = finished_run(Folder.at(tmp_path_factory.mktemp("run")))
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = finished_run(RunFolder.at(tmp_path_factory.mktemp("run")))
     export(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def model(run: Folder) -> Model:
+def model(run: RunFolder) -> Model:
     return coreg_ray.load(f"{run.path}/model")
 
 
@@ -46,24 +47,24 @@ def photographs(count: int = 3, side: int = SIDE) -> np.ndarray[Any, Any]:
     return torch.randint(0, 256, (count, side, side, 3), generator=generator(1), dtype=torch.uint8).numpy()
 
 
-def test_the_model_says_what_the_trained_network_says(run: Folder, model: Model) -> None:
+def test_the_model_says_what_the_trained_network_says(run: RunFolder, model: Model) -> None:
     pair = Pair.of(run)
     assert pair is not None
     pixels = photographs()
     name = run.read_json("model/model.json")["networks"][0]
     logits = getattr(pair, name).classify(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     expected = (logits / model.temperature).softmax(1).detach().numpy()
-    classes, probabilities = model.predict(pixels)
+    class_names, probabilities = model.predict(pixels)
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
-    assert classes == [NAMES[number] for number in expected.argmax(1)]
+    assert class_names == [NAMES[number] for number in expected.argmax(1)]
 
 
-def test_model_json_and_weights_suffice_without_the_package(run: Folder, model: Model) -> None:
+def test_model_json_and_weights_suffice_without_the_package(run: RunFolder, model: Model) -> None:
     card = run.read_json("model/model.json")
     assert (card["classes"], card["resolution"]) == (NAMES, SIDE)
     pixels = torch.from_numpy(photographs()).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(card[name])[:, None, None] for name in ("mean", "std"))
-    network = model.networks[card["networks"][0]]
+    network: Any = model.networks[card["networks"][0]]
     by_hand = network.classifier(network.encoder((pixels / 255 - mean) / std)) / card["temperature"]
     np.testing.assert_allclose(by_hand.softmax(1).detach(), model.probabilities(pixels), atol=1e-4)
     assert not any("projector" in name for name in model.networks.state_dict())
@@ -101,14 +102,15 @@ def test_batch_size_changes_nothing_and_an_empty_batch_is_one(model: Model) -> N
     whole = model.predict(pixels).probabilities
     np.testing.assert_allclose(model.predict(pixels, batch_size=2).probabilities, whole, atol=1e-5)
     np.testing.assert_allclose(model.predict(list(pixels), batch_size=3).probabilities, whole, atol=1e-5)
-    for empty in ([], np.empty((0, SIDE, SIDE, 3), np.uint8), torch.empty(0, 3, 5, 5)):
-        classes, probabilities = model.predict(empty)
-        assert classes == []
+    empty_batches: list[Any] = [[], np.empty((0, SIDE, SIDE, 3), np.uint8), torch.empty(0, 3, 5, 5)]
+    for empty in empty_batches:
+        class_names, probabilities = model.predict(empty)
+        assert class_names == []
         assert probabilities.shape == (0, 4)
 
 
 @pytest.mark.parametrize(
-    ("image", "said"),
+    ("image", "reason"),
     [
         ("missing.png", "missing.png"),
         (b"", "empty file"),
@@ -122,8 +124,8 @@ def test_batch_size_changes_nothing_and_an_empty_batch_is_one(model: Model) -> N
         (np.zeros((0, 4), np.uint8), "no pixel"),
     ],
 )
-def test_what_is_no_image_is_named(model: Model, image: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_image_is_named(model: Model, image: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         model.predict(image)
 
 
@@ -135,7 +137,7 @@ def test_the_broken_image_among_many_is_named(model: Model, tmp_path: Path) -> N
         model.predict([good, bad])
 
 
-def test_folders_that_hold_no_model_are_refused(run: Folder, tmp_path: Path) -> None:
+def test_folders_that_hold_no_model_are_refused(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean .*/model"):
         coreg_ray.load(run.path)
     with pytest.raises(UserError, match=r"no model\.json"):
@@ -143,7 +145,7 @@ def test_folders_that_hold_no_model_are_refused(run: Folder, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         (lambda card, weights: (card | {"format": 2}, weights), "upgrade"),
         (lambda card, weights: ({"classes": []}, weights), "format"),
@@ -155,15 +157,15 @@ def test_folders_that_hold_no_model_are_refused(run: Folder, tmp_path: Path) -> 
         (lambda card, weights: (card, b"garbage"), "damaged"),
     ],
 )
-def test_a_damaged_model_is_refused(run: Folder, tmp_path: Path, change: Any, said: str) -> None:
+def test_a_damaged_model_is_refused(run: RunFolder, tmp_path: Path, change: Any, reason: str) -> None:
     card, weights = change(run.read_json("model/model.json"), run.read("model/model.safetensors"))
     (tmp_path / "model.json").write_text(json.dumps(card))
     (tmp_path / "model.safetensors").write_bytes(weights)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=reason):
         coreg_ray.load(tmp_path)
 
 
-def test_a_model_without_weights_or_with_broken_json_is_refused(run: Folder, tmp_path: Path) -> None:
+def test_a_model_without_weights_or_with_broken_json_is_refused(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(run.read("model/model.json"))
     with pytest.raises(UserError, match="lacks"):
         coreg_ray.load(tmp_path)
@@ -174,24 +176,24 @@ def test_a_model_without_weights_or_with_broken_json_is_refused(run: Folder, tmp
 
 def test_a_run_without_checkpoint_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train first"):
-        export(Folder.at(tmp_path))
+        export(RunFolder.at(tmp_path))
 
 
-def test_the_ensemble_is_the_sum_of_logits_and_stays_one_when_loaded(run: Folder, tmp_path: Path) -> None:
+def test_the_ensemble_is_the_sum_of_logits_and_stays_one_when_loaded(run: RunFolder, tmp_path: Path) -> None:
     pair = Pair.of(run)
     assert pair is not None
     names, temperature = choose(pair, ExportConfig(network="ensemble", calibrate=False), None)
     assert (names, temperature) == (["a", "b"], 1.0)
-    both = Model(pair.classes, pair.student, torch.nn.ModuleDict({"a": pair.a, "b": pair.b}))
+    both = Model(pair.class_names, pair.student, torch.nn.ModuleDict({"a": pair.a, "b": pair.b}))
     write(both, Folder.at(tmp_path / "m"), ExportConfig(onnx=False))
     pixels = torch.from_numpy(photographs()).permute(0, 3, 1, 2)
     expected = pair.logits(pixels).mean(0).softmax(1)
-    found = coreg_ray.load(tmp_path / "m").predict(pixels).probabilities
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    loaded = coreg_ray.load(tmp_path / "m")
+    np.testing.assert_allclose(loaded.predict(pixels).probabilities, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("better", ["a", "b"])
-def test_the_network_whose_class_is_more_often_a_candidate_is_deployed(run: Folder, better: str) -> None:
+def test_the_network_whose_class_is_more_often_a_candidate_is_deployed(run: RunFolder, better: str) -> None:
     pair = Pair.of(run)
     assert pair is not None
     sample = read_sample(run, "pool", SIDE, len(NAMES), 100)
@@ -200,6 +202,15 @@ def test_the_network_whose_class_is_more_often_a_candidate_is_deployed(run: Fold
     sets = F.one_hot(best, len(NAMES)).bool()
     favourable = replace(sample, candidates=sets)
     assert choose(pair, ExportConfig(calibrate=False), favourable)[0] == [better]
+
+
+def test_only_what_the_method_deploys_is_chosen(run: RunFolder) -> None:
+    pair = Pair.of(run)
+    sample = read_sample(run, "pool", SIDE, len(NAMES), 100)
+    assert pair is not None
+    for deployed in (("a",), ("b",)):
+        for known in (sample, None):
+            assert choose(pair, ExportConfig(), known, deployed)[0] == list(deployed)
 
 
 def test_a_temperature_undoes_a_known_scale() -> None:
@@ -231,8 +242,8 @@ def test_onnx_agrees_with_pytorch_at_any_batch_size(model: Model, tmp_path: Path
     assert [entry.name for entry in session.get_inputs()] == ["images"]
     for count in (1, 7):
         images = torch.rand(count, 3, SIDE, SIDE, generator=generator(count))
-        found = session.run(["probabilities"], {"images": images.numpy()})[0]
-        np.testing.assert_allclose(found, model.probabilities(images * 255), atol=1e-4)
+        probabilities = session.run(["probabilities"], {"images": images.numpy()})[0]
+        np.testing.assert_allclose(probabilities, model.probabilities(images * 255), atol=1e-4)
 
 
 def test_the_exported_program_agrees_at_any_batch_size(model: Model, tmp_path: Path) -> None:
@@ -249,13 +260,13 @@ def test_files_of_an_earlier_export_do_not_stay(model: Model, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "model.json", "model.safetensors"]
 
 
-def test_the_model_card_cannot_be_broken_by_a_class_name(run: Folder) -> None:
+def test_the_model_card_cannot_be_broken_by_a_class_name(run: RunFolder) -> None:
     text = run.read("model/README.md").decode()
     assert "<b>" not in text
     assert "`&lt;b>bold&lt;/b>`" in text
 
 
-def test_loading_needs_neither_ray_nor_open_clip_and_leaves_the_generator_alone(run: Folder) -> None:
+def test_loading_needs_neither_ray_nor_open_clip_and_leaves_the_generator_alone(run: RunFolder) -> None:
     program = (
         "import sys, torch, coreg_ray, numpy\n"
         "before = torch.get_rng_state()\n"

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreg_ray.config import StudentConfig
 from coreg_ray.methods import coreg
-from coreg_ray.methods.coreg import NonFiniteLossError, co_regularise, fit
 from coreg_ray.pure.rng import generator
-from coreg_ray.training import assess as opinions
+from coreg_ray.training import assess as assessment
 from coreg_ray.training.assess import Opinion, assess, opinion_metrics, swap_opinions
 from coreg_ray.training.evaluate import Scored, evaluate
+from coreg_ray.training.fit import NonFiniteLossError, _set_learning_rate, fit, train_epoch
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import pack
 from coreg_ray.training.plan import coreg_plan
@@ -32,7 +32,7 @@ SHORT: dict[str, Any] = {"epochs": 3, "warmup_epochs": 1}
 def trained(seed: int = 0, count: int = 80, **settings: Any) -> State:
     data = toy.toy(count=count)
     state, rows = toy.start(data, Mesh(), seed, **(SHORT | settings))
-    list(fit(state, rows, data.scored, Mesh()))
+    list(fit(state, rows, data.scored, Mesh(), coreg))
     return state
 
 
@@ -79,7 +79,7 @@ def test_the_learning_rate_falls_to_a_thousandth_over_the_configured_epochs() ->
     rates = []
     for epoch in (0, 5, 10):
         state.method = state.method.model_copy(update={"epochs": 10})
-        coreg._set_learning_rate(state.learners[0], state, epoch)
+        _set_learning_rate(state.learners[0], state, epoch)
         rates.append(state.learners[0].optimizer.learning_rate)
     assert rates == pytest.approx([0.1, 0.05005, 0.0001])
 
@@ -87,7 +87,7 @@ def test_the_learning_rate_falls_to_a_thousandth_over_the_configured_epochs() ->
 def test_a_poisoned_network_stops_the_run() -> None:
     data = toy.toy(count=40)
     state, rows = toy.start(data, Mesh(), **SHORT)
-    epochs = fit(state, rows, data.scored, Mesh())
+    epochs = fit(state, rows, data.scored, Mesh(), coreg)
     next(epochs)
     state.learners[1].student.classifier.bias.data[2] = torch.inf
     with pytest.raises(NonFiniteLossError, match=r"^epoch 1, step 0, network b: the \w+ loss is not finite; lower"):
@@ -109,7 +109,8 @@ def test_without_a_clean_row_the_network_warms_up_once_more(
 
     monkeypatch.setattr(coreg, "swap_opinions", nothing_for_a)
     with caplog.at_level(logging.WARNING):
-        metrics = co_regularise(state, rows, Mesh(), epoch=1)
+        turns = coreg.turns(state, rows, Mesh(), epoch=1)
+        metrics = train_epoch(state, rows, Mesh(), 1, turns, coreg)
     assert [record.message for record in caplog.records] == ["epoch 1, network a: no clean row; it warms up once more"]
     assert metrics["partial/a"] > 0 == metrics["label/a"]
     assert metrics["label/b"] > 0 == metrics["partial/b"]
@@ -129,24 +130,24 @@ def test_shares_of_rows_are_counted_from_the_opinions() -> None:
         return opinion_metrics(state, {0: one, 1: other}, {0: other, 1: one}, rows, Mesh())
 
     b = [0.9, 0.1, 0.1, 0.1, 0.8, 1.0, 0.3, 0.7]
-    found = metrics([0.1, 0.6, 0.5, 0.9], [0.2, 0.8, 0.1, 0.1, 0.8, 1.0, 0.5, 0.5], b)
-    assert found == {
+    figures = metrics([0.1, 0.6, 0.5, 0.9], [0.2, 0.8, 0.1, 0.1, 0.8, 1.0, 0.5, 0.5], b)
+    assert figures == {
         "clean/a": 0.5,
         "agreement": 0.5,
         "clean/b": 1.0,
     }
     assert state.learners[0].choices.tolist() == [1, 2, 0, 0]  # the first of equals
-    found = metrics([1, 1, 1, 1], [0.7, 0.3, 0.1, 0.1, 0.8, 1.0, 0.5, 0.5], b)
-    assert found["churn/a"] == 0.25
-    assert found["churn/b"] == 0
+    figures = metrics([1, 1, 1, 1], [0.7, 0.3, 0.1, 0.1, 0.8, 1.0, 0.5, 0.5], b)
+    assert figures["churn/a"] == 0.25
+    assert figures["churn/b"] == 0
 
 
 def bytes_per(state: State, rows: Rows, tensors: list[Tensor]) -> tuple[float, float]:
     """Bytes per row and per candidate, told apart by the tensors' lengths."""
     per_row = per_candidate = 0.0
     for tensor in tensors:
-        if len(rows.classes) in tensor.shape:
-            per_candidate += tensor.nbytes / len(rows.classes)
+        if len(rows.indices) in tensor.shape:
+            per_candidate += tensor.nbytes / len(rows.indices)
         elif rows.numbers.shape[0] in tensor.shape or rows.numbers.shape[0] + 1 in tensor.shape:
             per_row += tensor.nbytes / len(rows)
     return per_row, per_candidate
@@ -154,12 +155,12 @@ def bytes_per(state: State, rows: Rows, tensors: list[Tensor]) -> tuple[float, f
 
 def test_the_state_of_a_row_takes_few_bytes() -> None:
     state, rows = toy.start(toy.toy(count=1000, partial=0.3), Mesh(), **SHORT)
-    assert len(rows.classes) > 1001
+    assert len(rows.indices) > 1001
     own = {learner.network: assess(state, learner, rows, Mesh(), 1) for learner in state.learners}
     others = swap_opinions(own, Mesh())
-    shared = [rows.numbers, rows.offsets, rows.classes, rows.trusted]
+    shared = [rows.numbers, rows.indptr, rows.indices, rows.trusted]
     of_a = [state.learners[0].losses, state.learners[0].choices]
-    of_a += [own[0].clean, own[0].labels, others[0].clean, others[0].labels]
+    of_a += [own[0].clean, own[0].soft_labels, others[0].clean, others[0].soft_labels]
     per_row, per_candidate = bytes_per(state, rows, shared + of_a)
     assert 30 < per_row <= 40.1
     assert per_candidate <= 10
@@ -180,34 +181,34 @@ class Largest(TorchDispatchMode):
         return answer
 
 
-def many_classes(count: int, classes: int) -> Rows:
+def many_classes(count: int, num_classes: int) -> Rows:
     sizes = torch.tensor([1, 2]).repeat(count // 2)
     return Rows(
         numbers=torch.arange(count),
         pixels=torch.randint(0, 256, (count, 8, 8, 3), generator=generator(0)).to(torch.uint8),
-        num_classes=classes,
-        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
-        classes=(torch.arange(int(sizes.sum())) % classes).int(),
+        num_classes=num_classes,
+        indptr=torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
+        indices=(torch.arange(int(sizes.sum())) % num_classes).int(),
         trusted=torch.zeros(count, dtype=torch.bool),
     )
 
 
 def test_nothing_has_the_size_of_rows_times_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    classes = 3000
-    monkeypatch.setitem(opinions.ASSESS_CELLS, "cpu", 100 * classes)
+    num_classes = 3000
+    monkeypatch.setitem(assessment.ASSESS_CELLS, "cpu", 100 * num_classes)
     student = StudentConfig(resolution=8, width=4, projection=2, precision="float32")
-    names = [str(number) for number in range(classes)]
+    class_names = [str(number) for number in range(num_classes)]
     settings = toy.method(batch_size=8, contrast_delay=0, warmup_epochs=0)
     largest = []
     for count in (200, 800):
-        rows = many_classes(count, classes)
-        state = build_state(settings, student, 0, names, rows, Mesh())
+        rows = many_classes(count, num_classes)
+        state = build_state(settings, student, 0, class_names, rows, Mesh())
         with Largest() as seen:
             own = {learner.network: assess(state, learner, rows, Mesh(), 1) for learner in state.learners}
             others = swap_opinions(own, Mesh())
             opinion_metrics(state, own, others, rows, Mesh())
             plan = coreg_plan(rows, others[0].clean, 0.5, 0.25, 0, 0, 1, 8, Mesh())
-            coreg_step(state, state.learners[0], Batch(rows, plan, 0, 1), others[0], Mesh())
+            coreg_step(state, state.learners[0], Batch(rows, plan, 0, 1), Mesh(), others[0])
             evaluate(state, Scored(None, None), Mesh())
         largest.append(seen.nbytes)
-    assert largest[0] == largest[1] == 4 * 100 * classes  # float32 of the rows that are judged at once
+    assert largest[0] == largest[1] == 4 * 100 * num_classes  # float32 of the rows that are judged at once

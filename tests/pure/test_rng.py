@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from coreg_ray.pure.rng import generator, key, uniform
+from coreg_ray.pure.rng import generator, stream, uniform
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 ROWS = 20_000
 
 
 def _sample(columns: int = 8) -> torch.Tensor:
-    return uniform(key(0, "sample"), torch.arange(ROWS), columns)
+    return uniform(stream(0, "sample"), torch.arange(ROWS), columns)
 
 
 def _splitmix(state: int) -> int:
@@ -25,42 +25,42 @@ def _splitmix(state: int) -> int:
 
 
 def test_key_is_stable_across_processes_and_versions():
-    assert key(7, "weak", 3, -1) == 6539236793424412124
+    assert stream(7, "weak", 3, -1) == 6539236793424412124
 
 
 def test_key_tells_parts_apart_and_fits_63_bits():
     parts = [(), (0,), ("0",), (0, 0), ("ab", "c"), ("a", "bc"), ("abc",), (-1,), (1,)]
-    keys = {key(0, *some) for some in parts} | {key(1)}
+    keys = {stream(0, *some) for some in parts} | {stream(1)}
     assert len(keys) == len(parts) + 1
     assert all(0 <= some < 2**63 for some in keys)
     with pytest.raises(ValueError, match=r"1\.5"):
-        key(0, 1.5)
+        stream(0, 1.5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_uniform_equals_the_hash_written_in_whole_numbers(device):
     counters = [0, 1, 2**40, 2**63 - 1, -5]
-    some_key, gamma = key(3, "x"), 0x9E3779B97F4A7C15
+    some_key, gamma = stream(3, "x"), 0x9E3779B97F4A7C15
     expected = [
         [(_splitmix(_splitmix(some_key + counter * gamma) + column * gamma) >> 40) / 2**24 for column in (1, 2, 3)]
         for counter in counters
     ]
-    found = uniform(some_key, torch.tensor(counters, device=device), 3)
-    assert found.dtype == torch.float32
-    assert found.device.type == device
-    assert found.tolist() == expected
+    drawn = uniform(some_key, torch.tensor(counters, device=device), 3)
+    assert drawn.dtype == torch.float32
+    assert drawn.device.type == device
+    assert drawn.tolist() == expected
 
 
 def test_uniform_depends_on_key_and_counter_only():
     whole = _sample()
     shuffled = torch.randperm(ROWS, generator=generator(0))
-    assert torch.equal(uniform(key(0, "sample"), shuffled, 8), whole[shuffled])
+    assert torch.equal(uniform(stream(0, "sample"), shuffled, 8), whole[shuffled])
     assert torch.equal(_sample(3), whole[:, :3])
-    assert (uniform(key(1, "sample"), torch.arange(ROWS), 8) == whole).float().mean() < 1e-3
+    assert (uniform(stream(1, "sample"), torch.arange(ROWS), 8) == whole).float().mean() < 1e-3
 
 
 def test_uniform_never_reaches_one():
-    values = uniform(key(0, "edge"), torch.arange(2_000_000), 4)
+    values = uniform(stream(0, "edge"), torch.arange(2_000_000), 4)
     assert values.min() >= 0
     assert values.max() < 1
     assert values.max() > 1 - 1e-6
@@ -79,7 +79,7 @@ def test_uniform_mean_variance_and_histogram():
 
 def test_uniform_columns_neighbours_and_keys_are_uncorrelated():
     values = _sample().double().numpy()
-    other = uniform(key(0, "sample", 1), torch.arange(ROWS), 8).double().numpy()
+    other = uniform(stream(0, "sample", 1), torch.arange(ROWS), 8).double().numpy()
     stacked = np.concatenate([values[1:], values[:-1], other[1:]], axis=1)
     correlation = np.corrcoef(stacked.T) - np.eye(stacked.shape[1])
     assert np.abs(correlation).max() < 5 / np.sqrt(ROWS)
@@ -105,7 +105,7 @@ def test_uniform_refuses_other_counters():
 
 
 def test_generator_repeats_itself():
-    assert torch.equal(torch.randperm(50, generator=generator(key(1))), torch.randperm(50, generator=generator(key(1))))
+    assert torch.equal(torch.randperm(50, generator=generator(stream(1))), torch.randperm(50, generator=generator(stream(1))))
     assert not torch.equal(
-        torch.randperm(50, generator=generator(key(1))), torch.randperm(50, generator=generator(key(2)))
+        torch.randperm(50, generator=generator(stream(1))), torch.randperm(50, generator=generator(stream(2)))
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from coreg_ray.pure.rng import key, uniform
+from coreg_ray.pure.rng import stream, uniform
 from coreg_ray.pure.views import augment as views
 from coreg_ray.pure.views.augment import STRONG_DRAWS, WEAK_DRAWS, apply_operation, mixup, strong, weak
 from coreg_ray.pure.views.operations import Operation, magnitudes
@@ -39,7 +39,7 @@ def _pictures(count: int, side: int, channels: int = 3, seed: int = 0) -> torch.
 
 
 def _draws(count: int, columns: int, seed: int = 0) -> torch.Tensor:
-    return uniform(key(seed, "test"), torch.arange(count), columns)
+    return uniform(stream(seed, "test"), torch.arange(count), columns)
 
 
 def _pillow(image: torch.Tensor, operation: Operation, magnitude: float) -> np.ndarray:
@@ -80,10 +80,10 @@ def test_operation_equals_pillow(operation, side, channels, device):
     magnitude = torch.from_numpy(np.random.default_rng(1).uniform(low, high, count)).float()
     if operation is Operation.POSTERIZE:
         magnitude = magnitude.round()
-    found = apply_operation(images.to(device), operation, magnitude).cpu()
+    changed = apply_operation(images.to(device), operation, magnitude).cpu()
     expected = np.stack([_pillow(image, operation, float(m)) for image, m in zip(images, magnitude, strict=True)])
-    assert np.array_equal(found.numpy(), expected)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(changed.numpy(), expected)
+    assert changed.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_operations_are_the_fourteen_and_change_pictures():
@@ -99,12 +99,12 @@ def test_operations_are_the_fourteen_and_change_pictures():
 @pytest.mark.parametrize("operation", Operation)
 def test_magnitudes_are_uniform_over_their_range(operation):
     draws = np.arange(100_000) / 100_000
-    found = magnitudes(np.full(100_000, operation), draws)
+    amounts = magnitudes(np.full(100_000, operation), draws)
     low, high = RANGES[operation]
     if operation is Operation.POSTERIZE:
-        assert np.array_equal(np.unique(found, return_counts=True), ([4, 5, 6, 7, 8], [20_000] * 5))
+        assert np.array_equal(np.unique(amounts, return_counts=True), ([4, 5, 6, 7, 8], [20_000] * 5))
     else:
-        assert np.allclose(found, low + (high - low) * draws)
+        assert np.allclose(amounts, low + (high - low) * draws)
 
 
 # ---- crop and mirror: a picture whose pixels tell where they stood ----
@@ -135,8 +135,8 @@ def _placement(view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Te
 )
 def test_crop_offsets_are_uniform_and_half_the_rows_are_mirrored(side, padding, expected):
     count, values = 4_000 if side < 64 else 1_500, 2 * expected + 1
-    found = weak(_positions(1, side).expand(count, -1, -1, -1), _draws(count, WEAK_DRAWS), padding=padding)
-    down, across, mirrored = _placement(found)
+    shown = weak(_positions(1, side).expand(count, -1, -1, -1), _draws(count, WEAK_DRAWS), padding=padding)
+    down, across, mirrored = _placement(shown)
     for shift in (down, across):
         occurred, counts = shift.unique(return_counts=True)
         assert occurred.tolist() == list(range(-expected, expected + 1))
@@ -152,7 +152,7 @@ def test_weak_view_is_a_zero_padded_crop_maybe_mirrored(height, width, channels,
     count, padding = 60, 4
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=random)
-    found = weak(images.to(device), _draws(count, WEAK_DRAWS)).cpu()
+    shown = weak(images.to(device), _draws(count, WEAK_DRAWS)).cpu()
     padded = torch.nn.functional.pad(images, (padding,) * 4)
     windows = (
         padded.unfold(2, height, 1)
@@ -161,8 +161,8 @@ def test_weak_view_is_a_zero_padded_crop_maybe_mirrored(height, width, channels,
         .reshape(count, -1, channels, height, width)
     )
     candidates = torch.cat([windows, windows.flip(-1)], dim=1)
-    assert (candidates == found[:, None]).flatten(2).all(2).any(1).all()
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert (candidates == shown[:, None]).flatten(2).all(2).any(1).all()
+    assert shown.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_no_mirroring_where_told():
@@ -179,7 +179,7 @@ def test_strong_is_weak_then_operation_then_hole():
     count = 280
     images = _pictures(count, 32)
     draws = _draws(count, STRONG_DRAWS)
-    found = strong(images, draws)
+    shown = strong(images, draws)
     base = weak(images, draws[:, :WEAK_DRAWS].contiguous())
     operations = (draws[:, 3].double() * 14).long()
     assert len(operations.unique()) == 14
@@ -194,7 +194,7 @@ def test_strong_is_weak_then_operation_then_hole():
         expected[:, max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)] = np.array(
             [[[125]], [[123]], [[114]]]
         )
-        assert np.array_equal(found[row].numpy(), expected), operation.name
+        assert np.array_equal(shown[row].numpy(), expected), operation.name
 
 
 def test_operations_are_drawn_uniformly():
@@ -218,9 +218,9 @@ def test_hole_area_place_and_fill(channels, fill):
     draws = _draws(count, STRONG_DRAWS)
     draws[:, :3] = 0.5  # no shift, no mirroring
     draws[:, 3] = (Operation.IDENTITY + 0.5) / 14
-    found = strong(torch.full((count, channels, side, side), 7, dtype=torch.uint8), draws)
-    changed = found != 7
-    assert (found.movedim(1, -1)[changed[:, 0]] == torch.tensor(fill, dtype=torch.uint8)).all()
+    shown = strong(torch.full((count, channels, side, side), 7, dtype=torch.uint8), draws)
+    changed = shown != 7
+    assert (shown.movedim(1, -1)[changed[:, 0]] == torch.tensor(fill, dtype=torch.uint8)).all()
     assert (changed == changed[:, :1]).all()
     tall, wide = (changed[:, 0].any(dim).sum(1) for dim in (2, 1))
     assert torch.equal(changed[:, 0].sum((1, 2)), tall * wide)
@@ -239,12 +239,12 @@ def test_policy_hole_is_the_weak_view_with_one_hole_of_half_the_side():
     images = _pictures(count, 32, 1)
     draws = _draws(count, STRONG_DRAWS)
     base = weak(images, draws[:, :WEAK_DRAWS].contiguous())
-    found = strong(images, draws, policy="hole")
+    shown = strong(images, draws, policy="hole")
     for row in range(count):
         expected = base[row].clone()
         top, left = (int(float(draws[row, column]) * 32) - 8 for column in (6, 7))
         expected[:, max(top, 0) : top + 16, max(left, 0) : left + 16] = 123
-        assert torch.equal(found[row], expected)
+        assert torch.equal(shown[row], expected)
 
 
 # ---- laws ----
@@ -295,10 +295,10 @@ def test_gpu_equals_processor_without_waiting():
     strong(there, draws)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = strong(there, draws)
+        shown = strong(there, draws)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.equal(found.cpu(), strong(images, draws))
+    assert torch.equal(shown.cpu(), strong(images, draws))
 
 
 def test_other_images_and_draws_are_refused():
@@ -332,9 +332,9 @@ def test_mixup_is_the_weighted_mean(dtype):
         assert mixed_inputs.dtype == dtype
         assert mixed_inputs.is_contiguous(memory_format=torch.channels_last)
         for row, (other, share) in enumerate(zip(permutation.tolist(), shares, strict=True)):
-            for found, source in ((mixed_inputs, inputs.float()), (mixed_targets, targets)):
+            for mixed, source in ((mixed_inputs, inputs.float()), (mixed_targets, targets)):
                 expected = share * source[row] + (1 - share) * source[other]
-                assert torch.allclose(found[row].float(), expected, atol=1e-6 if found.dtype == torch.float32 else 1e-2)
+                assert torch.allclose(mixed[row].float(), expected, atol=1e-6 if mixed.dtype == torch.float32 else 1e-2)
     assert torch.allclose(mixed_targets.sum(1), torch.ones(6))
     unmixed = mixup(inputs, targets, 1.0, permutation)
     assert torch.equal(unmixed[0], inputs)

@@ -22,7 +22,7 @@ from coreg_ray.images.base import block
 from coreg_ray.report import sections
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.report.data import Looked, Run
-from coreg_ray.run.storage import Folder
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.training.sample import Sample
 
 MANY = 3000  # classes; a matrix of int64 has 72 MB
@@ -115,7 +115,7 @@ def test_evaluation_needs_none_either(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(predict, "_answered", lambda *_: Answered(ids, predicted))
     evaluations: list[predict.Evaluation] = []
     assert len(set(row_numbers(ids))) == ROWS
-    assert peak(lambda: evaluations.append(predict.evaluate(Folder.at(tmp_path), source))) < 10_000_000
+    assert peak(lambda: evaluations.append(predict.evaluate(RunFolder.at(tmp_path), source))) < 10_000_000
     (found,) = evaluations
     known = np.arange(ROWS) % 10 > 0
     right = torch.from_numpy((true == predicted)[known])

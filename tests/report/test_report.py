@@ -16,37 +16,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from finished_run import NAMES, POOL, TEST, finished_run, run_config
+from finished_run import NAMES, POOL, PROMPTS, TEST, finished_run, run_config
 from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
 
 from coreg_ray.annotation.arrow import write_table
-from coreg_ray.commands.base import resolved_yaml
+from coreg_ray.cluster.pipeline import finish
 from coreg_ray.config import Config
-from coreg_ray.deploy.export import export, read_config
+from coreg_ray.deploy import export as exporting
+from coreg_ray.deploy.export import export
 from coreg_ray.deploy.predictions import Judgement
 from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.pure.rng import generator
 from coreg_ray.report import baselines
-from coreg_ray.report.baselines import Baseline, compare, distil, fit_probe
+from coreg_ray.report.baselines import compare, distil, fit_probe
 from coreg_ray.report.data import read_run
 from coreg_ray.report.gallery import pool_galleries, thumbnail
 from coreg_ray.report.page import write_report
 from coreg_ray.report.review import COLUMNS, review_order, with_labels_kept, write_review
-from coreg_ray.report.sections import comparison, margin, test_tables, training_figures, verdict
-from coreg_ray.run.storage import Folder
-from coreg_ray.training.sample import read_sample
+from coreg_ray.report.sections import annotation_figures, comparison, margin, training_figures, verdict
+from coreg_ray.report.sections import test_tables as tables_of_test_images  # pytest would take its name for a test's
+from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.records import Baseline
+from coreg_ray.training import sample as sampling
+from coreg_ray.training.sample import Sample, Samples, read_sample
 
-test_tables.__test__ = False  # a function of the library whose name pytest would take for a test
 SCREENSHOTS = Path(__file__).parents[2] / "screenshots"
 ATTACK = "<img src=x onerror=\"document.title='taken over'\">"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    folder = finished_run(Folder.at(tmp_path_factory.mktemp("run")), [ATTACK, *NAMES[1:]])
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = finished_run(RunFolder.at(tmp_path_factory.mktemp("run")), [ATTACK, *NAMES[1:]])
     export(folder)
-    config = read_config(folder)
+    config = folder.read_config()
     assert config is not None
     compare(folder, config)
     write_report(folder)
@@ -54,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 @pytest.fixture(scope="module")
-def page(run: Folder) -> str:
+def page(run: RunFolder) -> str:
     return run.read("report.html").decode()
 
 
@@ -90,9 +93,9 @@ def test_judgements_by_hand() -> None:
     np.testing.assert_allclose(judged.belief[0], torch.tensor([[3.0, 0], [0, 3], [3, 0], [0, 3]]).softmax(1)[:, 0])
 
 
-def test_the_tables_agree_with_the_metrics(run: Folder) -> None:
+def test_the_tables_agree_with_the_metrics(run: RunFolder) -> None:
     facts = read_run(run)
-    tables = test_tables(facts)
+    tables = tables_of_test_images(facts)
     assert tables is not None
     assert tables["images"] == TEST
     assert tables["accuracy"] == pytest.approx(facts.metrics["test/accuracy"])
@@ -102,15 +105,69 @@ def test_the_tables_agree_with_the_metrics(run: Folder) -> None:
     assert sum(facts.sizes) == POOL
 
 
-def copied(run: Folder, tmp_path: Path) -> tuple[Folder, Config]:
+def copied(run: RunFolder, tmp_path: Path) -> tuple[RunFolder, Config]:
     """The run in a folder that a test may change, and its configuration."""
-    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
-    config = read_config(other)
+    other = RunFolder.at(shutil.copytree(run.path, tmp_path / "run"))
+    config = other.read_config()
     assert config is not None
     return other, config
 
 
-def test_a_probe_learns_from_candidate_sets_and_baselines_are_not_made_twice(run: Folder, tmp_path: Path) -> None:
+def dissent_figure(run: RunFolder) -> str:
+    """The figure that has a bar for each prompt, as SVG."""
+    (figure,) = [figure for figure in annotation_figures(read_run(run)) if "each prompt votes against" in figure.caption]
+    return str(figure.svg)
+
+
+def test_prompts_are_named_where_the_annotations_lie_in_another_run(run: RunFolder, tmp_path: Path) -> None:
+    borrower, _ = copied(run, tmp_path)
+    borrower.delete("annotations")
+    assert read_run(borrower).prompts == []
+    assert "prompt 1" in dissent_figure(borrower)
+    borrower.link(annotations=run / "annotations")
+    assert read_run(borrower).prompts == list(PROMPTS)
+    figure = dissent_figure(borrower)
+    assert all(f">{prompt}</text>" in figure for prompt in PROMPTS)
+    assert "prompt 1" not in figure
+    write_report(borrower)
+    assert figure in borrower.read("report.html").decode()
+
+
+def test_one_samples_object_reads_each_split_once_for_all(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(run: RunFolder, split: Split, *numbers: int) -> Sample | None:
+        read.append(split)
+        return read_sample(run, split, *numbers)
+
+    def take_home(run: RunFolder, config: Config, samples: Samples | None) -> list[str]:
+        """Export, compare and report; returns the splits whose pixels were read for it."""
+        read.clear()
+        run.delete("baselines.json")
+        export(run, samples)
+        compare(run, config, samples=samples)
+        write_report(run, samples)
+        return sorted(read)
+
+    monkeypatch.setattr(sampling, "read_sample", counted)
+    monkeypatch.setattr(exporting, "ASKED_IMAGES", 50)  # each asks for another number of images
+    monkeypatch.setattr(baselines, "MOST_IMAGES", 70)
+    other, _ = copied(run, tmp_path)
+    config = run_config(other, [ATTACK, *NAMES[1:]], report={"images": 60})
+    other.write_config(config)
+    assert take_home(other, config, None) == ["pool"] * 3 + ["test"] * 2
+    apart = [other.read(name) for name in ("model/model.safetensors", "review.csv")]
+    assert take_home(other, config, Samples(other, SIDE, len(NAMES), 70)) == ["pool", "test"]
+    assert [other.read(name) for name in ("model/model.safetensors", "review.csv")] == apart
+    read.clear()
+    other.delete("baselines.json")
+    finish(config, other, trained_s=0.0)
+    assert sorted(read) == ["pool", "test"]
+
+
+def test_a_probe_learns_from_candidate_sets_and_baselines_are_not_made_twice(run: RunFolder, tmp_path: Path) -> None:
     other, config = copied(run, tmp_path)
     kept = other.read_json("baselines.json")
     probe, distilled = kept["baselines"]
@@ -124,7 +181,7 @@ def test_a_probe_learns_from_candidate_sets_and_baselines_are_not_made_twice(run
 
 
 def test_baselines_scored_on_a_sample_of_the_test_images_say_so(
-    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, config = copied(run, tmp_path)
     assert all(made.images == TEST and "sample" not in made.note for made in compare(other, config))
@@ -140,7 +197,7 @@ def test_baselines_scored_on_a_sample_of_the_test_images_say_so(
 
 
 def test_with_very_many_classes_the_probe_or_both_baselines_are_left_out(
-    run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, config = copied(run, tmp_path)
     other.delete("baselines.json")
@@ -158,7 +215,7 @@ def test_with_very_many_classes_the_probe_or_both_baselines_are_left_out(
     assert baselines.PROBE in {row["name"] for row in comparison(read_run(other))}
 
 
-def test_a_student_is_distilled_in_the_time_there_is_or_not_at_all(run: Folder) -> None:
+def test_a_student_is_distilled_in_the_time_there_is_or_not_at_all(run: RunFolder) -> None:
     settings = method(epochs=20, batch_size=8).model_dump()
     config, sample = run_config(run, CLASSES, method=settings), read_sample(run, "pool", SIDE, len(CLASSES), 200)
     assert sample is not None
@@ -174,8 +231,8 @@ def test_the_probe_separates_what_can_be_separated() -> None:
     embedding = F.normalize(torch.eye(4, 6)[labels] + 0.1 * torch.randn(300, 6, generator=generator(2)), dim=1)
     sets = F.one_hot(labels, 4).bool() | (torch.rand(300, 4, generator=generator(3)) < 0.3)
     weights = fit_probe(embedding, sets)
-    said = (embedding @ weights[:-1] + weights[-1]).argmax(1)
-    assert float((said == labels).float().mean()) > 0.95
+    predicted = (embedding @ weights[:-1] + weights[-1]).argmax(1)
+    assert float((predicted == labels).float().mean()) > 0.95
 
 
 def test_review_takes_one_image_of_each_doubtful_group_first() -> None:
@@ -207,7 +264,7 @@ def test_only_the_most_doubtful_are_weighed(monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(review_order(probs, torch.eye(10), 10).tolist()) == [0, 1, 2]
 
 
-def test_review_csv_is_what_manual_labels_take(run: Folder, tmp_path: Path) -> None:
+def test_review_csv_is_what_manual_labels_take(run: RunFolder, tmp_path: Path) -> None:
     from coreg_ray.annotation.manual import read_manual
     from coreg_ray.annotation.vocabulary import Vocabulary
 
@@ -230,8 +287,8 @@ HEADER = ",".join(COLUMNS) + "\n"
 FRESH = HEADER + "".join(f"pool/{name}.png,,cat,0.5,cat,0.5,dog,0.5,cat\n" for name in "abc")
 
 
-def test_labels_that_a_person_wrote_survive_another_report(run: Folder, tmp_path: Path) -> None:
-    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
+def test_labels_that_a_person_wrote_survive_another_report(run: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder.at(shutil.copytree(run.path, tmp_path / "run"))
     lines = other.read("review.csv").decode().splitlines(keepends=True)
     name, _, rest = lines[3].split(",", 2)
     kept = "".join([*lines[:3], f"{name},cross,{rest}", *lines[4:60], f"pool/239.png,cross{',' * 7}\n"])
@@ -272,7 +329,7 @@ def test_rows_are_appended_under_the_columns_that_a_person_left() -> None:
 def test_a_review_file_that_cannot_be_read_is_left_alone(
     there: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    output = Folder.at(tmp_path)
+    output = RunFolder.at(tmp_path)
     output.write("review.csv", there)
     write_review(output, FRESH)
     assert output.read("review.csv") == there
@@ -287,18 +344,19 @@ def test_a_review_file_that_cannot_be_read_is_left_alone(
     assert [output.read(name) for name in ("review.csv", "review-new.csv")] == [there, there]
 
 
-def test_training_curves_tell_what_the_history_holds(run: Folder) -> None:
+def test_training_curves_tell_what_the_history_holds(run: RunFolder) -> None:
     facts = read_run(run)
     assert [figure.caption.split()[0] for figure in training_figures(facts)] == [
         "Loss.", "Candidate", "Images", "Labels", "Accuracy",
     ]  # fmt: skip
     assert any(row["churn/a"] for row in facts.history[3:])
-    without = replace(facts, history=[{**row, "churn/a": None, "churn/b": None} for row in facts.history])
+    churn = {"churn/a", "churn/b"}
+    without = replace(facts, history=[{name: row[name] for name in row.keys() - churn} for row in facts.history])
     assert len(training_figures(without)) == 4
 
 
 def test_the_verdict_weighs_the_gain_against_the_chance_of_the_test_images() -> None:
-    def said(ours: float, probe: float | None, images: int) -> str:
+    def verdict_on(ours: float, probe: float | None, images: int) -> str:
         ways = {"Annotator alone": 0.5, "Linear probe": probe, "Co-Reg, both": ours}
         return verdict(
             [
@@ -307,13 +365,13 @@ def test_the_verdict_weighs_the_gain_against_the_chance_of_the_test_images() -> 
             ]
         )
 
-    assert said(0.8, 0.6, 10_000) == (
+    assert verdict_on(0.8, 0.6, 10_000) == (
         "Of the annotator's errors on the test images, 60% are gone. "
         "It paid: +0.200 against the best cheaper way (Linear probe, 0.600)."
     )
-    assert "did not pay: -0.100" in said(0.6, 0.7, 10_000)
-    assert "may be chance" in said(0.8, 0.7, 40)
-    assert "errors" not in said(0.4, None, 10_000)
+    assert "did not pay: -0.100" in verdict_on(0.6, 0.7, 10_000)
+    assert "may be chance" in verdict_on(0.8, 0.7, 40)
+    assert "errors" not in verdict_on(0.4, None, 10_000)
     assert verdict([]) == ""
 
 
@@ -322,7 +380,7 @@ def test_margins_are_wilsons() -> None:
     assert 0 < margin(1.0, 10) < 0.2
 
 
-def test_every_kind_of_change_has_its_turn(run: Folder) -> None:
+def test_every_kind_of_change_has_its_turn(run: RunFolder) -> None:
     sample = read_sample(run, "pool", SIDE, len(NAMES), 6)
     assert sample is not None
     after, sure = torch.tensor([1, 1, 1, 2, 0, 3]), torch.tensor([1.0, 3.0, 2.0, 5.0, 1.0, 1.0])
@@ -334,11 +392,11 @@ def test_every_kind_of_change_has_its_turn(run: Folder) -> None:
     assert changed.pictures[0].head == f"{NAMES[0]} \u2192 {NAMES[1]}"
 
 
-def test_review_asks_for_nothing_that_training_would_not_use(run: Folder, tmp_path: Path) -> None:
-    def asked(folder: Folder) -> list[str]:
+def test_review_asks_for_nothing_that_training_would_not_use(run: RunFolder, tmp_path: Path) -> None:
+    def asked(folder: RunFolder) -> list[str]:
         return [row["image_id"] for row in csv.DictReader(io.StringIO(folder.read("review.csv").decode()))]
 
-    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
+    other = RunFolder.at(shutil.copytree(run.path, tmp_path / "run"))
     first = asked(other)
     assert not held_out(row_numbers(first), 0.1).any()
     (name,) = [name for name in (other / "candidates").entries() if name.endswith(".parquet")]
@@ -351,10 +409,10 @@ def test_review_asks_for_nothing_that_training_would_not_use(run: Folder, tmp_pa
     assert not set(first[:20]) & set(asked(other))
 
 
-def test_private_pools_show_no_picture_and_no_review(run: Folder, tmp_path: Path) -> None:
-    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
+def test_private_pools_show_no_picture_and_no_review(run: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder.at(shutil.copytree(run.path, tmp_path / "run"))
     config = run_config(other, CLASSES, report={"pictures": 0, "review": 0, "baselines": False})
-    other.write("config.yaml", resolved_yaml(config))
+    other.write_config(config)
     other.delete("review.csv")
     write_report(other)
     page = other.read("report.html").decode()
@@ -370,18 +428,18 @@ def test_private_pools_show_no_picture_and_no_review(run: Folder, tmp_path: Path
         "annotations",
     ],
 )  # fmt: skip
-def test_a_report_is_written_whatever_is_missing(run: Folder, tmp_path: Path, missing: str) -> None:
-    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
+def test_a_report_is_written_whatever_is_missing(run: RunFolder, tmp_path: Path, missing: str) -> None:
+    other = RunFolder.at(shutil.copytree(run.path, tmp_path / "run"))
     other.delete(missing)
     write_report(other)
     assert "headline" in sections(other.read("report.html").decode())
 
 
-def test_a_report_of_nothing_and_of_one_epoch(run: Folder, tmp_path: Path) -> None:
-    empty = Folder.at(tmp_path / "empty")
+def test_a_report_of_nothing_and_of_one_epoch(run: RunFolder, tmp_path: Path) -> None:
+    empty = RunFolder.at(tmp_path / "empty")
     write_report(empty)
     assert sections(empty.read("report.html").decode()) == {"headline", "annotation"}
-    other = Folder.at(shutil.copytree(run.path, tmp_path / "run"))
+    other = RunFolder.at(shutil.copytree(run.path, tmp_path / "run"))
     other.write("history.csv", "\n".join(other.read("history.csv").decode().splitlines()[:2]))
     write_report(other)
     assert "training" in sections(other.read("report.html").decode())
@@ -431,18 +489,18 @@ def browse(page: Path, width: int, *options: str) -> subprocess.CompletedProcess
 @needs_chromium
 @pytest.mark.parametrize(("width", "name"), [(390, "phone"), (1280, "desktop")])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_renders_in_a_browser(run: Folder, tmp_path: Path, width: int, name: str, scheme: str) -> None:
+def test_the_page_renders_in_a_browser(run: RunFolder, tmp_path: Path, width: int, name: str, scheme: str) -> None:
     page = tmp_path / "report.html"
     page.write_text(run.read("report.html").decode().replace("</body>", PROBE))
     colours = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
     seen = browse(page, width, colours, "--dump-dom")
     assert "CONSOLE" not in seen.stderr, seen.stderr
-    found = _title(seen.stdout)
-    assert found["wide"] <= found["window"], "the page scrolls sideways"
-    assert found["images"] > 10
-    assert found["sort"] == "ascending"
-    assert found["sorted"] == sorted(found["sorted"], key=lambda text: float(text or 0))
-    light = sum(map(int, re.findall(r"\d+", found["ink"])[:3])) > 3 * 128
+    shown = _title(seen.stdout)
+    assert shown["wide"] <= shown["window"], "the page scrolls sideways"
+    assert shown["images"] > 10
+    assert shown["sort"] == "ascending"
+    assert shown["sorted"] == sorted(shown["sorted"], key=lambda text: float(text or 0))
+    light = sum(map(int, re.findall(r"\d+", shown["ink"])[:3])) > 3 * 128
     assert light == (scheme == "dark")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     picture = SCREENSHOTS / f"report-{name}-{scheme}.png"
@@ -461,6 +519,7 @@ def _title(dom: str) -> dict[str, Any]:
     import html
     import json
 
-    found = re.search(r"<title>(.*?)</title>", dom, re.S)
-    assert found is not None
-    return json.loads(html.unescape(found.group(1)))
+    title = re.search(r"<title>(.*?)</title>", dom, re.S)
+    assert title is not None
+    content: dict[str, Any] = json.loads(html.unescape(title.group(1)))
+    return content

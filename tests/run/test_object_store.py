@@ -16,14 +16,16 @@ from PIL import Image
 from s3_server import s3_server
 from toy_clip import write_toy_clip
 
-from coreg_ray.cluster import annotate, train
+from coreg_ray.cluster import train
+from coreg_ray.cluster.annotate import annotate_splits
+from coreg_ray.cluster.candidates import build_candidates
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.images import open_source
 from coreg_ray.images.base import Source
 from coreg_ray.images.folder import split_glob
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
-from coreg_ray.search.trials import read_history
 
 NAMES = {"cat": 0, "dog": 1}
 
@@ -67,9 +69,9 @@ def contents(source: Source) -> dict[str, Any]:
 
 
 def test_every_kind_of_file_is_read(s3: Callable[[str], str]) -> None:
-    found = contents(opened("folder", s3("images")))
-    assert len(found) == 13
-    assert found["cat/02 ä.png"] == png(40)
+    pictures = contents(opened("folder", s3("images")))
+    assert len(pictures) == 13
+    assert pictures["cat/02 ä.png"] == png(40)
     assert sorted(contents(opened("folder", s3("images/*/0[01]*")))) == ["cat/00 ä.png", "dog/01 ä.png"]
     assert contents(opened("parquet", s3("tables/*.parquet"))) == {"a": png(1), "b": png(2)}
     assert contents(opened("webdataset", s3("shards"))) == {"s.tar/01.png": png(7)}
@@ -93,23 +95,23 @@ def test_a_run_lies_on_the_store_and_goes_on(s3: Callable[[str], str], tmp_path:
         output=s3("run"), source=source, annotator=write_toy_clip(tmp_path), student=student, method=method,
         cluster={"resources_per_worker": {"CPU": 1}},
     )  # fmt: skip
-    output = Folder.at(config.output)
-    found = annotate.annotate_splits(config, ["pool"], output, rows=True)["pool"]
-    assert (found["images"], found["encoded_images"], found["rejected_images"]) == (13, 12, 1)
+    output = RunFolder.at(config.output)
+    figures = annotate_splits(config, ["pool"], output, rows=True)["pool"]
+    assert (figures.images, figures.encoded_images, figures.rejected_images) == (13, 12, 1)
     votes, rows = table(output / "annotations"), table(output / "rows")
-    assert annotate.build_candidates(config, output)["rows"] == 12
+    assert build_candidates(config, output).quality.rows == 12
     for part in (output / "annotations").files(".parquet") + (output / "rows").files(".parquet"):
         output.filesystem.delete_file(part)  # as if the run had been killed before they were written
-    again = annotate.annotate_splits(config, ["pool"], output, rows=True)["pool"]
-    assert again["encoded_images"] == 12
+    again = annotate_splits(config, ["pool"], output, rows=True)["pool"]
+    assert again.encoded_images == 12
     assert table(output / "annotations") == votes
     assert table(output / "rows") == rows
     assert np.frombuffer(rows[0]["image"], np.uint8).size == 8 * 8 * 3
-    assert train.fit(config)["epoch"] == 1
-    assert [row["epoch"] for row in read_history(output)] == [0, 1]
+    assert train.fit(config).figures["epoch"] == 1
+    assert [row["epoch"] for row in output.read_history()] == [0, 1]
     assert {name for name in output.entries() if "?" in name or "=" in name} == set()
 
 
 def table(folder: Folder) -> list[dict[str, Any]]:
-    found = [pq.read_table(path, filesystem=folder.filesystem) for path in folder.files(".parquet")]
-    return sorted(pa.concat_tables(found).to_pylist(), key=lambda row: row.get("image_id", row.get("row")))
+    parts = [pq.read_table(path, filesystem=folder.filesystem) for path in folder.files(".parquet")]
+    return sorted(pa.concat_tables(parts).to_pylist(), key=lambda row: row.get("image_id", row.get("row")))

@@ -44,16 +44,16 @@ def test_a_uri_grows_before_its_options() -> None:
 def test_a_file_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: Callable[[str], str]) -> None:
     monkeypatch.chdir(tmp_path)
     for path, folder in (("a.txt", str(tmp_path)), ("/a.txt", "/"), ("/b/a.txt", "/b")):
-        found, name = Folder.of_file(path)
-        assert (found.path or "/", name) == (folder, "a.txt")
-    Folder.at(s3("deep")).write("a.txt", "found")
-    found, name = Folder.of_file(s3("deep/a.txt"))
-    assert (found.path, found.read(name)) == ("bucket/deep", b"found")
+        above, name = Folder.of_file(path)
+        assert (above.path or "/", name) == (folder, "a.txt")
+    Folder.at(s3("deep")).write("a.txt", "content")
+    above, name = Folder.of_file(s3("deep/a.txt"))
+    assert (above.path, above.read(name)) == ("bucket/deep", b"content")
 
 
 def test_credentials_are_cut_out_of_every_uri_in_what_is_shown() -> None:
-    said = {"path": STORE, "list": [f"see {STORE}, and http://user:pw@host/v1"], "seed": 1, "mail": "me@home"}
-    shown = without_credentials(said)
+    settings = {"path": STORE, "list": [f"see {STORE}, and http://user:pw@host/v1"], "seed": 1, "mail": "me@home"}
+    shown = without_credentials(settings)
     assert shown["path"] == "s3://bucket/runs/a?endpoint_override=host:9000&scheme=http"
     assert shown["list"] == [f"see {shown['path']}, and http://host/v1"]
     assert (shown["seed"], shown["mail"]) == (1, "me@home")
@@ -120,9 +120,9 @@ def test_files_are_found_at_any_depth(folder: Folder) -> None:
     assert folder.files(".parquet") == []
     for name in ("b/c/1.parquet", "a.parquet", "b/2.json"):
         folder.write(name, "x")
-    found = folder.files(".parquet")
-    assert [path.removeprefix(folder.path + "/") for path in found] == ["a.parquet", "b/c/1.parquet"]
-    with folder.filesystem.open_input_stream(found[1]) as stream:
+    paths = folder.files(".parquet")
+    assert [path.removeprefix(folder.path + "/") for path in paths] == ["a.parquet", "b/c/1.parquet"]
+    with folder.filesystem.open_input_stream(paths[1]) as stream:
         assert stream.read() == b"x"
     assert len(folder.files()) == 3
 

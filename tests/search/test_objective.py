@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy.stats import spearmanr
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.run.search_folder import SearchFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.search.definition import Search, claim_search, is_restorable
 from coreg_ray.search.figure import trials_svg
@@ -38,8 +40,8 @@ def test_the_interval_holds_the_correlation_and_narrows_with_more_trials() -> No
     random = np.random.default_rng(1)
     truth = random.normal(size=400)
     seen = truth + random.normal(size=400)
-    narrow, wide = spearman_interval(seen, truth), spearman_interval(seen[:20], truth[:20])
-    assert narrow[0] < spearman(seen, truth) < narrow[1]
+    narrow, wide = (spearman_interval(seen[:n].tolist(), truth[:n].tolist()) for n in (400, 20))
+    assert narrow[0] < spearman(seen.tolist(), truth.tolist()) < narrow[1]
     assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
 
 
@@ -75,7 +77,7 @@ def test_what_cannot_work_together_is_refused(
 
 
 def test_a_search_folder_belongs_to_one_search(tmp_path: Path) -> None:
-    output = Folder.at(tmp_path / "search")
+    output = SearchFolder.at(tmp_path / "search")
     config = CONFIG.model_copy(update={"output": str(tmp_path / "search")})
     with pytest.raises(UserError, match="holds no search; leave --resume out"):
         claim_search(Search(resume=True), config, SPACE, output)
@@ -100,7 +102,7 @@ def test_a_search_folder_belongs_to_one_search(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("precious")
     with pytest.raises(UserError, match=r"thesis\.tex\) and no search; choose an empty folder"):
-        claim_search(Search(), config, SPACE, Folder.at(tmp_path / "full"))
+        claim_search(Search(), config, SPACE, SearchFolder.at(tmp_path / "full"))
 
 
 def test_a_state_that_a_kill_has_cut_is_no_end_of_a_search(tmp_path: Path) -> None:
@@ -130,12 +132,12 @@ TRIALS = [
 
 
 def test_finished_trials_come_first_and_failed_ones_last() -> None:
-    assert [found.name for found in ranked(TRIALS, DEFAULT)] == ["d", "b", "a", "c"]
+    assert [each.name for each in ranked(TRIALS, DEFAULT)] == ["d", "b", "a", "c"]
 
 
 def test_trials_are_ranked_by_the_mean_of_their_last_three_epochs() -> None:
     lucky, steady = trial("lucky", "finished", [0.9, 0.7, 0.7, 0.88]), trial("steady", "finished", [0.1, 0.8, 0.8, 0.8])
-    assert [found.name for found in ranked([lucky, steady], DEFAULT)] == ["steady", "lucky"]
+    assert [each.name for each in ranked([lucky, steady], DEFAULT)] == ["steady", "lucky"]
     assert lucky.score(DEFAULT) == pytest.approx(0.76)
     assert trial("lost", "finished", [0.9, math.nan]).score(DEFAULT) == -math.inf
     assert trial("none", "failed", []).score(DEFAULT) == -math.inf
@@ -170,22 +172,22 @@ def test_a_replay_of_asha_stops_the_trials_that_ray_tune_stops() -> None:
     random = np.random.default_rng(2)
     for _ in range(5):
         scores = random.normal(size=(16, 14)).cumsum(axis=1)
-        found = replay(scores.tolist(), grace=3, reduction=4, at_once=1)
-        bracket = _Bracket(3, 14, 4, 0)
+        replayed = replay(scores.tolist(), grace=3, reduction=4, at_once=1)
+        bracket: Any = _Bracket(3, 14, 4, 0)
         for number, history in enumerate(scores):
             epochs = 0
             for epochs, score in enumerate(history, 1):
                 if bracket.on_result(Known(number), epochs, score) == "STOP":
                     break
-            assert found.epochs[number] == epochs
+            assert replayed.epochs[number] == epochs
     assert rungs(14, 3, 4) == [3, 12]
 
 
 def test_a_replay_spends_little_on_trials_that_are_worse_from_the_start() -> None:
     scores = [[level + epoch / 100 for epoch in range(12)] for level in (0.5, 0.1, 0.2, 0.3, 0.9, 0.4)]
-    found = replay(scores, grace=3)
-    assert found.epochs == [12, 3, 3, 3, 12, 3]
-    assert found.winner == 4
+    replayed = replay(scores, grace=3)
+    assert replayed.epochs == [12, 3, 3, 3, 12, 3]
+    assert replayed.winner == 4
 
 
 def test_the_study_trains_varied_trials_and_ranks_the_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,11 +196,11 @@ def test_the_study_trains_varied_trials_and_ranks_the_criteria(monkeypatch: pyte
     short = {"epochs": 2, "warmup_epochs": 1, "batch_size": 64, "warmup_batch_size": 64, "queue_size": 64}
     monkeypatch.setattr(objectives, "settings", lambda regime, number: {**short, "learning_rate": 0.02 + number / 50})
     monkeypatch.setitem(objectives.SIDES, "wide", 8)
-    found = list(objectives.run_trials("synthetic", "wide", range(3), done={1}))
-    assert [each["trial"] for each in found] == [0, 2]
-    lines = objectives.correlations(found)
+    trained = list(objectives.run_trials("synthetic", "wide", range(3), done={1}))
+    assert [each["trial"] for each in trained] == [0, 2]
+    lines = objectives.correlations(trained)
     assert len(lines) == 1 + len(WITHOUT_LABELS)
     assert lines[0].startswith("2 trials")
-    stopped = objectives.early_stopping(found)
+    stopped = objectives.early_stopping(trained)
     assert stopped[0].startswith("2 trials a search, reduction 3")
     assert len(stopped) == 6

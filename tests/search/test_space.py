@@ -83,9 +83,9 @@ def test_grids_multiply(tmp_path: Path) -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, content: Any, words: list[str]) -> None:
-    said = refusal(tmp_path, content)
+    message = refusal(tmp_path, content)
     for word in words:
-        assert word in said
+        assert word in message
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

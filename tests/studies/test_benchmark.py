@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreg_ray.config import MethodConfig, StudentConfig
-from coreg_ray.pure.rng import generator, key, uniform
+from coreg_ray.pure.rng import generator, stream, uniform
 from coreg_ray.pure.views.augment import STRONG_DRAWS, WEAK_DRAWS, strong, weak
 from coreg_ray.studies import epochs, steps, suite, views, workers
 from coreg_ray.studies.clock import machine, take_turns
@@ -30,7 +31,7 @@ CPU = torch.device("cpu")
 JOB = Path(__file__).parents[2] / "jobs" / "benchmark.py"
 
 
-def tiny(precision: str = "float32", **method: float) -> Problem:
+def tiny(precision: str = "float32", **method: Any) -> Problem:
     settings = {"queue_size": 64, "prototype_momentum": 0.9, "key_momentum": 0.9} | method
     return build_problem(synthetic_rows(96, side=16), 8, 4, precision, **settings)
 
@@ -53,8 +54,9 @@ def test_the_benchmark_needs_torch_alone() -> None:
         "        if name.split('.')[0] in sys.argv[1].split(): raise ModuleNotFoundError(name, name=name)\n"
         "sys.meta_path.insert(0, Bare())\n"
         "sys.path.insert(0, sys.argv[2])\n"
-        "import benchmark\n"
-        "figures = benchmark.Figures({})\n"
+        "from benchmark import benchmark\n"  # the command, as its launcher sees it
+        "from coreg_ray.studies.suite import Figures\n"
+        "figures = Figures({})\n"
         "benchmark.through_ray(figures, 512)\n"
         "print(figures.table())"
     )
@@ -75,9 +77,9 @@ def same_views(problem: Problem, step: int) -> Views:
         images = problem.rows.take(index, CPU)
         made = []
         for number in (1, 2):
-            stream = key(state.seed, f"{kind} {number}", learner.network, batch.epoch, batch.step)
+            views = stream(state.seed, f"{kind} {number}", learner.network, batch.epoch, batch.step)
             count = WEAK_DRAWS if kind == "weak" else STRONG_DRAWS
-            draws = uniform(stream, problem.rows.numbers[index], count)
+            draws = uniform(views, problem.rows.numbers[index], count)
             made.append((weak if kind == "weak" else strong)(images, draws, flip=state.flip).float().contiguous())
         return made[0], made[1]
 
@@ -88,9 +90,9 @@ def same_mixing(problem: Problem, step: int) -> Mixing:
     state, batch = problem.state, problem.batches[step]
     purpose = (state.seed, "mixup", problem.learner.network, batch.epoch, batch.step)
     alpha = state.method.mixup_alpha
-    share = np.random.default_rng(key(*purpose)).beta(alpha, alpha)
+    share = np.random.default_rng(stream(*purpose)).beta(alpha, alpha)
     rows = 2 * (len(batch.labelled) + len(batch.unlabelled))
-    return Mixing(max(share, 1 - share), torch.randperm(rows, generator=generator(key(*purpose, 0))))
+    return Mixing(max(share, 1 - share), torch.randperm(rows, generator=generator(stream(*purpose, 0))))
 
 
 def test_the_plain_step_computes_what_the_fast_one_does() -> None:
@@ -102,11 +104,11 @@ def test_the_plain_step_computes_what_the_fast_one_does() -> None:
     for step in range(3):
         batch = problem.batches[step]
         views, mixing = same_views(problem, step), same_mixing(problem, step)
-        opinion = problem.rows.scatter(batch.labelled, problem.opinion.labels, CPU).float()
+        opinion = problem.rows.scatter(batch.labelled, problem.opinion.soft_labels, CPU).float()
         clean, ramp = problem.opinion.clean[batch.labelled], batch.position / method.ramp_epochs
         expected = plain.step(views, opinion, clean, mixing, ramp, method)
-        found = coreg_step(problem.state, learner, batch, problem.opinion, problem.mesh)[2:]
-        assert found.tolist() == pytest.approx(expected, rel=1e-4)
+        terms = coreg_step(problem.state, learner, batch, problem.mesh, problem.opinion)[2:]
+        assert terms.tolist() == pytest.approx(expected, rel=1e-4)
         assert all(term > 0 for term in expected)
     torch.testing.assert_close(learner.prototypes, plain.prototypes, rtol=1e-4, atol=1e-5)
     for ours, theirs in ((learner.student, plain.student), (learner.keys, plain.keys)):
@@ -138,10 +140,10 @@ def test_tasks_take_turns_after_one_call_to_warm_up() -> None:
 def test_figures_as_table_and_json(figures: Figures) -> None:
     figures.add_ratio("step/x", [4.0, 2.0, 9.0], [2.0, 2.0, 3.0], "a note")
     figures.skipped["epoch/y"] = "no GPU"
-    found = json.loads(json.dumps(figures.as_json()))
-    assert found["step/x"] == 2.0
-    assert found["spread"]["step/x"] == [1.0, 3.0]
-    assert found["skipped"] == {"epoch/y": "no GPU"}
+    content = json.loads(json.dumps(figures.as_json()))
+    assert content["step/x"] == 2.0
+    assert content["spread"]["step/x"] == [1.0, 3.0]
+    assert content["skipped"] == {"epoch/y": "no GPU"}
     assert "not measured: no GPU" in figures.table()
     assert "a note" in figures.table()
 
@@ -150,18 +152,18 @@ def test_parts_of_a_step_and_its_work(figures: Figures) -> None:
     problem = tiny()
     steps.measure_steps(figures, problem, tiny("bf16"), tiny(weak_views=2), 2)
     steps.measure_parts(figures, problem, 2, "float32")
-    found = figures.as_json()
+    content = figures.as_json()
     for name in ("step/speedup_over_plain", "step/speedup_bf16", "flops_float32/share_of_ceiling"):
-        assert found[name] > 0
+        assert content[name] > 0
     parts = ("views", "no_gradient_passes", "forward_backward", "optimiser", "exchange")
-    assert all(found[f"parts_float32/{part}_ms"] > 0 for part in parts)
+    assert all(content[f"parts_float32/{part}_ms"] > 0 for part in parts)
     # 23 forward passes' worth a labelled row; a little less, because pixels take no gradient
     network = problem.learner.peer
     forward = 1e-12 * 23 * 8 * forward_flops(problem, network)
-    assert 0.9 * forward < found["flops_float32/step_tflop"] < forward
+    assert 0.9 * forward < content["flops_float32/step_tflop"] < forward
     with FlopCounterMode(display=False) as counter:
         tiny(weak_views=2).step()
-    more = counter.get_total_flops() - 1e12 * found["flops_float32/step_tflop"]
+    more = counter.get_total_flops() - 1e12 * content["flops_float32/step_tflop"]
     b, u = len(problem.batches[1].labelled), len(problem.batches[1].unlabelled)
     expected = (b + u) * forward_flops(problem, network) + u * forward_flops(problem, network.classify)
     assert more == pytest.approx(expected, rel=1e-6)
@@ -190,12 +192,12 @@ def test_views_assessment_mixture_and_row_counts(figures: Figures) -> None:
     epochs.measure_assessment(figures, tiny(), tiny("bf16"), 1)
     epochs.measure_mixture(figures, CPU, 1, 1000)
     epochs.measure_row_counts(figures, CPU, (160, 400), 2)
-    found = figures.as_json()
-    wanted = (
+    content = figures.as_json()
+    names = (
         "views/strong_per_s_core", "views/weak_per_s_core", "views/speedup_over_pil", "assess/rows_per_s_float32",
         "assess/rows_per_s_bf16", "assess/mixture_million_s", "rows/many_over_few",
     )  # fmt: skip
-    assert all(found[name] > 0 for name in wanted)
+    assert all(content[name] > 0 for name in names)
 
 
 def test_whole_epochs_label_the_clean_rows(figures: Figures) -> None:
@@ -206,9 +208,9 @@ def test_whole_epochs_label_the_clean_rows(figures: Figures) -> None:
 def test_one_process_and_two_train_epochs_in_turns(figures: Figures) -> None:
     workers.measure_workers(figures, 1, 48, 8, 4)
     workers.measure_exchange(figures, 1, 4, 4)
-    found = figures.as_json()
-    assert found["workers/two_over_one"] > 0
-    assert 0 < found["exchange/share_of_epoch"] < 1
+    content = figures.as_json()
+    assert content["workers/two_over_one"] > 0
+    assert 0 < content["exchange/share_of_epoch"] < 1
 
 
 def test_a_failing_worker_is_named() -> None:

@@ -14,9 +14,10 @@ import toy
 from safetensors.torch import load_file
 
 from coreg_ray.errors import UserError
-from coreg_ray.methods.coreg import fit
+from coreg_ray.methods import coreg
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
+from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import pack
 from coreg_ray.training.state import State, build_state
@@ -32,7 +33,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, Folder]:
     folder = Folder.at(tmp_path_factory.mktemp("run") / "checkpoints")
     data = toy.toy(**DATA)
     state, rows = toy.start(data, Mesh(), **SETTINGS)
-    for _ in fit(state, rows, data.scored, Mesh()):
+    for _ in fit(state, rows, data.scored, Mesh(), coreg):
         checkpoint.save(state, folder, "mark", Mesh())
     return state, folder
 
@@ -50,7 +51,7 @@ def test_resuming_equals_not_stopping(whole: tuple[State, Folder], epoch: int) -
     state, rows = toy.start(data, Mesh(), seed=0, **SETTINGS)
     checkpoint.resume(state, folder / f"epoch-{epoch:06d}", Mesh())
     assert state.epoch == epoch + 1
-    list(fit(state, rows, data.scored, Mesh()))
+    list(fit(state, rows, data.scored, Mesh(), coreg))
     toy.same(state.history, finished.history)
     for one, other in zip(state.learners, finished.learners, strict=True):
         assert torch.equal(pack(one.student), pack(other.student))
@@ -100,9 +101,9 @@ def test_a_checkpoint_cut_short_gives_way_to_the_one_before(
     else:
         _truncate(newest, name)
     with caplog.at_level(logging.WARNING):
-        found = checkpoint.newest(Folder.at(copied))
-    assert found is not None
-    assert found.name == "epoch-000003"
+        newest_whole = checkpoint.newest(Folder.at(copied))
+    assert newest_whole is not None
+    assert newest_whole.name == "epoch-000003"
     assert "epoch-000004 is not whole" in caplog.text
     assert fault in caplog.text
     with pytest.raises(UserError, match="no whole checkpoint"):
@@ -111,9 +112,9 @@ def test_a_checkpoint_cut_short_gives_way_to_the_one_before(
 
 def test_a_missing_file_is_noticed(copied: Path) -> None:
     (copied / "epoch-000004/rows_a_0.safetensors").unlink()
-    found = checkpoint.newest(Folder.at(copied))
-    assert found is not None
-    assert found.name == "epoch-000003"
+    newest_whole = checkpoint.newest(Folder.at(copied))
+    assert newest_whole is not None
+    assert newest_whole.name == "epoch-000003"
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
@@ -123,10 +124,10 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
 def _with_scores(folder: Path, label_free: list[float], test: list[float]) -> None:
     """Rewrite what the newest checkpoint remembers of each epoch's scores."""
     file = folder / "epoch-000004/state.json"
-    said = json.loads(file.read_text())
-    for metrics, criterion, accuracy in zip(said["history"], label_free, test, strict=True):
+    stored = json.loads(file.read_text())
+    for metrics, criterion, accuracy in zip(stored["history"], label_free, test, strict=True):
         metrics |= {"criterion/combined": criterion, "test/accuracy": accuracy}
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(stored))
     manifest = json.loads((folder / "epoch-000004/manifest.json").read_text())
     manifest["state.json"] = file.stat().st_size
     (folder / "epoch-000004/manifest.json").write_text(json.dumps(manifest))
@@ -149,20 +150,20 @@ def test_pruning_counts_whole_checkpoints_only(copied: Path) -> None:
     _truncate(copied / "epoch-000004", "state.json")
     _truncate(copied / "epoch-000003", "state.json")
     checkpoint.prune(Folder.at(copied), keep=1)
-    found = checkpoint.newest(Folder.at(copied))
-    assert found is not None
-    assert found.name == "epoch-000002"
+    newest_whole = checkpoint.newest(Folder.at(copied))
+    assert newest_whole is not None
+    assert newest_whole.name == "epoch-000002"
 
 
 def _other(**changes: Any) -> State:
     data = toy.toy(**DATA)
     student = toy.STUDENT.model_copy(update=changes.pop("student", {}))
-    classes = changes.pop("classes", toy.CLASSES)
-    return build_state(toy.method(**SETTINGS), student, 0, classes, data.rows, Mesh())
+    class_names = changes.pop("class_names", toy.CLASSES)
+    return build_state(toy.method(**SETTINGS), student, 0, class_names, data.rows, Mesh())
 
 
 def test_other_classes_are_refused(whole: tuple[State, Folder]) -> None:
-    other, newest = _other(classes=["horizontal", "vertical", "cross", "dot"]), whole[1] / "epoch-000004"
+    other, newest = _other(class_names=["horizontal", "vertical", "cross", "dot"]), whole[1] / "epoch-000004"
     message = r"knows 4 classes \(horizontal, .*this run has 4 .*same names"
     with pytest.raises(UserError, match=message):
         checkpoint.resume(other, newest, Mesh())
@@ -202,8 +203,8 @@ def test_what_belongs_to_a_row_is_found_by_its_number() -> None:
         {"numbers": torch.tensor([7, 3]), "losses": torch.tensor([[0.7, 0.3]]).half(), "choices": torch.tensor([1, 0])},
         {"numbers": torch.tensor([5]), "losses": torch.tensor([[0.5]]).half(), "choices": torch.tensor([2])},
     ]
-    wanted = torch.tensor([3, 4, 5, 9])
-    losses = checkpoint._of_rows(wanted, parts, "losses", torch.nan)
+    numbers = torch.tensor([3, 4, 5, 9])
+    losses = checkpoint._of_rows(numbers, parts, "losses", torch.nan)
     expected = torch.tensor([[0.3, torch.nan, 0.5, torch.nan]]).half()
     torch.testing.assert_close(losses, expected, equal_nan=True, atol=0, rtol=0)
-    assert checkpoint._of_rows(wanted, parts, "choices", -1).tolist() == [0, -1, 2, -1]
+    assert checkpoint._of_rows(numbers, parts, "choices", -1).tolist() == [0, -1, 2, -1]

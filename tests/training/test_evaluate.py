@@ -10,7 +10,7 @@ import toy
 from torch import Tensor
 
 from coreg_ray.pure.label_free import VIEWS
-from coreg_ray.pure.rng import key, uniform
+from coreg_ray.pure.rng import stream, uniform
 from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
 from coreg_ray.training.evaluate import Scored, evaluate
 from coreg_ray.training.mesh import Mesh
@@ -20,14 +20,17 @@ from coreg_ray.training.state import State
 
 DATA = toy.toy(40)
 CPU = torch.device("cpu")
-TEST, HELD_OUT = DATA.scored.test, DATA.scored.held_out
+assert DATA.scored.test is not None
+assert DATA.scored.test.labels is not None
+assert DATA.scored.held_out is not None
+TEST, LABELS, HELD_OUT = DATA.scored.test, DATA.scored.test.labels, DATA.scored.held_out
 
 
 def state_of(mesh: Mesh | None = None) -> State:
     state, _ = toy.start(DATA, mesh or Mesh())
     for index in torch.arange(200).split(50):  # a little life for the batch-norm statistics
         for learner in state.learners:
-            learner.student(TEST.take(index, torch.device("cpu")))
+            learner.student(TEST.take(index, CPU))
     for learner in state.learners:
         learner.peer = frozen_copy(state.learners[1 - learner.network].student)
     return state
@@ -45,10 +48,10 @@ class One(Mesh):
     def __init__(self, rank: int, world: int) -> None:
         super().__init__()
         self.rank, self.world = rank, world
-        self.said = torch.zeros(30)
+        self.counts = torch.zeros(30)
 
     def world_sum(self, tensor: Tensor) -> Tensor:
-        self.said = tensor
+        self.counts = tensor
         return tensor
 
 
@@ -57,7 +60,7 @@ def test_accuracies_and_agreement_are_what_their_names_say() -> None:
     metrics = evaluate(state, DATA.scored, Mesh())
     a, b = logits(state, TEST)
     for name, values in (("", a + b), ("_a", a), ("_b", b)):
-        assert metrics[f"test/accuracy{name}"] == float((values.argmax(1) == TEST.labels).double().mean())
+        assert metrics[f"test/accuracy{name}"] == float((values.argmax(1) == LABELS).double().mean())
     a, b = logits(state, HELD_OUT)
     assert metrics["criterion/label_free"] == float((a.argmax(1) == b.argmax(1)).double().mean())
 
@@ -72,11 +75,11 @@ def test_images_that_are_trained_on_add_to_all_criteria_but_the_agreement() -> N
         for part in (slice(half), slice(half, None))
     )
     together, apart = evaluate(state, Scored(whole), Mesh()), evaluate(state, Scored(one), Mesh())
-    found = evaluate(state, Scored(one, shown=other), Mesh())
-    assert found.pop("criterion/label_free") == apart["criterion/label_free"]
+    with_shown = evaluate(state, Scored(one, shown=other), Mesh())
+    assert with_shown.pop("criterion/label_free") == apart["criterion/label_free"]
     together.pop("criterion/label_free")
-    assert found == together
-    assert found["criterion/combined"] != apart["criterion/combined"]
+    assert with_shown == together
+    assert with_shown["criterion/combined"] != apart["criterion/combined"]
     assert evaluate(state, Scored(shown=other), Mesh()) == {}
 
 
@@ -88,14 +91,14 @@ def test_criteria_compare_predictions_on_views_with_each_other_and_with_the_cand
     plain = HELD_OUT.pixels.permute(0, 3, 1, 2)
     shown = [plain]
     for view in range(1, 1 + VIEWS):
-        shown.append(weak(plain, uniform(key(0, "stability", view), HELD_OUT.numbers, WEAK_DRAWS), flip=state.flip))
+        shown.append(weak(plain, uniform(stream(0, "stability", view), HELD_OUT.numbers, WEAK_DRAWS), flip=state.flip))
     stable, inside, predicted = [], [], [0] * 4
     students = [learner.student.eval() for learner in state.learners]
     with torch.no_grad():
         first = [student.classify(plain).argmax(1).tolist() for student in students]
         for view, images in enumerate(shown):
-            said = [student.classify(images).argmax(1).tolist() for student in students]
-            for row, pair in enumerate(zip(*said, strict=True)):
+            predictions = [student.classify(images).argmax(1).tolist() for student in students]
+            for row, pair in enumerate(zip(*predictions, strict=True)):
                 inside += [bool(candidates[row, k]) for k in pair]
                 for k in pair:
                     predicted[k] += 1
@@ -132,7 +135,7 @@ def test_what_is_not_there_is_not_scored() -> None:
 
 def test_images_of_unknown_class_do_not_count() -> None:
     state = state_of()
-    labels = TEST.labels.clone()
+    labels = LABELS.clone()
     labels[::3] = -1
     some = evaluate(state, Scored(test=Images(TEST.numbers, TEST.pixels, labels)), Mesh())
     known = labels >= 0
@@ -144,15 +147,15 @@ def test_processes_share_the_images_and_their_counts_add_up() -> None:
     state = state_of()
     whole = One(0, 1)
     evaluate(state, DATA.scored, whole)
-    assert whole.said[3] == len(TEST)
+    assert whole.counts[3] == len(TEST)
     parts = [One(rank, 3) for rank in range(3)]
     for part in parts:
         evaluate(state, DATA.scored, part)
-    assert torch.equal(sum(part.said for part in parts), whole.said)
+    assert torch.equal(torch.stack([part.counts for part in parts]).sum(0), whole.counts)
 
 
 def test_more_processes_than_images() -> None:
     state = state_of()
-    few = Scored(test=Images(TEST.numbers[:2], TEST.pixels[:2], TEST.labels[:2]))
+    few = Scored(test=Images(TEST.numbers[:2], TEST.pixels[:2], LABELS[:2]))
     assert evaluate(state, few, One(3, 4)) == {}
     assert "test/accuracy" in evaluate(state, few, One(1, 4))

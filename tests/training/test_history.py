@@ -12,8 +12,10 @@ from pyarrow import fs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from coreg_ray.run.storage import Folder
-from coreg_ray.training.history import COLUMNS, History, as_csv
+from coreg_ray.metrics import HISTORY
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.history import as_csv
+from coreg_ray.training.history import History
 
 
 def epoch(number: int, **metrics: Any) -> dict[str, Any]:
@@ -30,11 +32,11 @@ def scalars(folder: Path, name: str) -> dict[int, float]:
 def test_columns_are_the_fixed_ones_then_others_then_times() -> None:
     text = as_csv([epoch(0, **{"time/epoch_s": 2.5}), epoch(1, zeta=3, alpha=1, **{"time/assess_s": 1.0})])
     header, first, second = csv.reader(io.StringIO(text))
-    assert header == [*COLUMNS, "alpha", "zeta", "time/assess_s", "time/epoch_s"]
+    assert header == [*HISTORY, "alpha", "zeta", "time/assess_s", "time/epoch_s"]
     assert header[:2] == ["epoch", "phase"]
     assert dict(zip(header, first, strict=True))["alpha"] == ""
     assert dict(zip(header, second, strict=True)) == {
-        **dict.fromkeys(COLUMNS, ""), "epoch": "1", "phase": "coreg", "loss/a": "0.5", "loss/b": "2.0",
+        **dict.fromkeys(HISTORY, ""), "epoch": "1", "phase": "coreg", "loss/a": "0.5", "loss/b": "2.0",
         "alpha": "1", "zeta": "3", "time/assess_s": "1.0", "time/epoch_s": "",
     }  # fmt: skip
 
@@ -46,7 +48,7 @@ def test_values_are_written_in_full() -> None:
 
 def test_both_files_grow_epoch_by_epoch(tmp_path: Path) -> None:
     done: list[dict[str, Any]] = []
-    with History(Folder.at(tmp_path)) as history:
+    with History(RunFolder.at(tmp_path)) as history:
         history.write(done)
         assert not (tmp_path / "history.csv").exists()
         for number in range(3):
@@ -60,7 +62,7 @@ def test_both_files_grow_epoch_by_epoch(tmp_path: Path) -> None:
 
 
 def test_the_csv_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with History(Folder.at(tmp_path)) as history:
+    with History(RunFolder.at(tmp_path)) as history:
         history.write([epoch(0)])
         before = (tmp_path / "history.csv").read_text()
 
@@ -75,18 +77,18 @@ def test_the_csv_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_epochs_that_are_trained_again_are_purged_from_the_events(tmp_path: Path) -> None:
     """A run died in epoch 4, its last checkpoint is that of epoch 1: epochs 2 and 3 are trained anew."""
-    with History(Folder.at(tmp_path)) as history:
+    with History(RunFolder.at(tmp_path)) as history:
         for last in range(4):
             history.write([epoch(number, agreement=0.1) for number in range(last + 1)])
     kept = [epoch(number, agreement=0.1) for number in range(2)]
-    with History(Folder.at(tmp_path)) as history:
+    with History(RunFolder.at(tmp_path)) as history:
         history.write([*kept, epoch(2, agreement=0.9)])
     assert scalars(tmp_path / "tensorboard", "agreement") == pytest.approx({0: 0.1, 1: 0.1, 2: 0.9})
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 4
 
 
 def test_words_and_missing_values_are_no_curves(tmp_path: Path) -> None:
-    with History(Folder.at(tmp_path)) as history:
+    with History(RunFolder.at(tmp_path)) as history:
         history.write([epoch(0, note="text", agreement=None)])
     for name in ("phase", "note", "agreement"):
         assert scalars(tmp_path / "tensorboard", name) == {}
@@ -95,7 +97,7 @@ def test_words_and_missing_values_are_no_curves(tmp_path: Path) -> None:
 def test_tensorboard_gets_the_settings_as_hyper_parameters(tmp_path: Path) -> None:
     settings = {"seed": 3, "start_from": None, "method": {"learning_rate": 0.02}, "source": {"prompts": ["a {}"]}}
     for last in range(2):  # an interrupted run tells them again, and nothing is counted twice
-        with History(Folder.at(tmp_path), settings=settings) as history:
+        with History(RunFolder.at(tmp_path), settings=settings) as history:
             history.write([epoch(number, **{"test/accuracy": 0.5}) for number in range(last + 1)])
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
@@ -110,14 +112,14 @@ def test_tensorboard_gets_the_settings_as_hyper_parameters(tmp_path: Path) -> No
 
 
 def test_only_the_first_rank_writes(tmp_path: Path) -> None:
-    with History(Folder.at(tmp_path), enabled=False) as history:
+    with History(RunFolder.at(tmp_path), enabled=False) as history:
         history.write([epoch(0)])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_events_reach_a_folder_that_is_not_local(tmp_path: Path) -> None:
-    output = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run")
-    with History(output) as history:
+    run = RunFolder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run")
+    with History(run) as history:
         history.write([epoch(0)])
         history.write([epoch(0), epoch(1)])
     assert sorted(scalars(tmp_path / "bucket/run/tensorboard", "loss/b")) == [0, 1]

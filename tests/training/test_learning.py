@@ -19,9 +19,10 @@ from coreg_ray.annotation.clip import ClipAnnotator, embed_text, load_model, vot
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.embedded.digits import CLASS_NAMES, PROMPTS, digits
-from coreg_ray.methods.coreg import fit
+from coreg_ray.methods import coreg
 from coreg_ray.pure.rng import generator
 from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Images, make_rows
 from coreg_ray.training.state import build_state
@@ -50,15 +51,15 @@ def annotated() -> dict[str, Annotated]:
     model = load_model("embedded", None)
     table = embed_text(model, Vocabulary(tuple((name,) for name in NAMES), PROMPTS))
     annotator = ClipAnnotator(model, table)
-    found = {}
+    by_split = {}
     for split in ("train", "test"):
         _, images, numbers = digits(split)
         of_these = np.isin(numbers, [CLASS_NAMES.index(name) for name in NAMES])
         labels = torch.tensor([NAMES.index(CLASS_NAMES[number]) for number in numbers[of_these]])
         votes_cast = votes(annotator.embed(torch.from_numpy(images[of_these])), table).long()
         small = torch.from_numpy(digits(split, SIDE)[1][of_these])
-        found[split] = Annotated(small, labels, votes_cast)
-    return found
+        by_split[split] = Annotated(small, labels, votes_cast)
+    return by_split
 
 
 def accuracy(annotated: dict[str, Annotated], seed: int, warmup_epochs: int) -> float:
@@ -72,7 +73,7 @@ def accuracy(annotated: dict[str, Annotated], seed: int, warmup_epochs: int) -> 
     rows = make_rows(numbers, train.pixels, train.candidates)
     state = build_state(MethodConfig(**settings), STUDENT, seed, NAMES, rows, Mesh())
     scored = Scored(None, Images(torch.arange(len(test.labels)), test.pixels, test.labels))
-    *_, last = fit(state, rows, scored, Mesh())
+    *_, last = fit(state, rows, scored, Mesh(), coreg)
     return float(last.metrics["test/accuracy"])
 
 
@@ -80,7 +81,9 @@ def accuracy(annotated: dict[str, Annotated], seed: int, warmup_epochs: int) -> 
 def test_co_pseudo_labelling_beats_the_annotator_and_partial_cross_entropy(annotated: dict[str, Annotated]) -> None:
     test = annotated["test"]
     zero_shot = float((test.votes == test.labels[:, None]).double().mean())
-    coreg = [accuracy(annotated, seed, WARMUP) for seed in SEEDS]
+    co_regularised = [accuracy(annotated, seed, WARMUP) for seed in SEEDS]
     alone = [accuracy(annotated, seed, EPOCHS) for seed in SEEDS]
-    assert np.mean(coreg) >= np.mean(alone) + MARGIN, f"Co-Reg {coreg}, partial cross-entropy alone {alone}"
-    assert np.mean(coreg) >= zero_shot + MARGIN, f"Co-Reg {coreg}, zero-shot {zero_shot:.3f}"
+    assert np.mean(co_regularised) >= np.mean(alone) + MARGIN, (
+        f"Co-Reg {co_regularised}, partial cross-entropy alone {alone}"
+    )
+    assert np.mean(co_regularised) >= zero_shot + MARGIN, f"Co-Reg {co_regularised}, zero-shot {zero_shot:.3f}"

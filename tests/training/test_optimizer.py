@@ -33,8 +33,8 @@ def test_steps_are_those_of_torch(momentum: float, weight_decay: float) -> None:
         images = torch.randn(5, 3)
         for network in (own, other):
             hidden = network[0](images)
-            said = network[1](hidden) if step else hidden  # the last layer has no gradient at first
-            said.square().sum().backward()
+            output = network[1](hidden) if step else hidden  # the last layer has no gradient at first
+            output.square().sum().backward()
         mine.step()
         theirs.step()
         mine.zero_grad()
@@ -45,7 +45,7 @@ def test_steps_are_those_of_torch(momentum: float, weight_decay: float) -> None:
 
 
 def test_training_does_not_load_torchs_compiler() -> None:
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", TRAINS],
         cwd=Path(__file__).parent,
         capture_output=True,
@@ -53,4 +53,4 @@ def test_training_does_not_load_torchs_compiler() -> None:
         timeout=120,
         check=True,
     )
-    assert said.stdout.strip() == "False"
+    assert process.stdout.strip() == "False"

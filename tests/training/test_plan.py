@@ -57,13 +57,13 @@ class Meeting:
     """Where the replicas wait for each other; who waits in vain fails."""
 
     def __init__(self, replicas: int) -> None:
-        self.said: dict[int, Tensor] = {}
+        self.messages: dict[int, Tensor] = {}
         self.barrier = Barrier(replicas, timeout=20)
 
     def collect(self, replica: int, tensor: Tensor) -> Tensor:
-        self.said[replica] = tensor
+        self.messages[replica] = tensor
         self.barrier.wait()
-        everything = torch.stack([self.said[member] for member in sorted(self.said)])
+        everything = torch.stack([self.messages[member] for member in sorted(self.messages)])
         self.barrier.wait()
         return everything
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from coreg_ray.errors import UserError
 from coreg_ray.pure.rng import generator
-from coreg_ray.run.storage import Folder
-from coreg_ray.training.rows import Rows, Share, load_images, load_rows, make_rows, pixel_sums, share
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.training.read_rows import Selection, load_images, load_rows
+from coreg_ray.training.rows import Rows, make_rows, part_of, pixel_sums
 
 CPU = torch.device("cpu")
 SIDE, CLASSES = 4, 5
@@ -78,8 +80,8 @@ def test_entries_name_the_place_of_every_candidate() -> None:
     data = by_number(dense(20))
     rows = rows_of(data)
     index = torch.tensor([4, 19, 4, 0])
-    found = [(int(r), int(rows.classes[p])) for r, p in zip(*rows.entries(index), strict=True)]
-    assert found == [(r, k) for r, i in enumerate(index) for k in range(CLASSES) if data.candidates[i, k]]
+    entries = [(int(r), int(rows.indices[p])) for r, p in zip(*rows.entries(index), strict=True)]
+    assert entries == [(r, k) for r, i in enumerate(index) for k in range(CLASSES) if data.candidates[i, k]]
 
 
 def test_scatter_and_gather_are_inverse() -> None:
@@ -119,9 +121,9 @@ def test_pixel_sums_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
-def test_shares_are_a_partition_by_row_number(replicas: int) -> None:
+def test_parts_are_a_partition_by_row_number(replicas: int) -> None:
     data = by_number(dense(40))
-    parts = [share(rows_of(data), replica, replicas) for replica in range(replicas)]
+    parts = [part_of(rows_of(data), replica, replicas) for replica in range(replicas)]
     assert sorted(int(n) for part in parts for n in part.numbers) == data.numbers.tolist()
     for replica, part in enumerate(parts):
         mine = data.numbers % replicas == replica
@@ -131,9 +133,9 @@ def test_shares_are_a_partition_by_row_number(replicas: int) -> None:
 # Rows from stored tables.
 
 
-def store(folder: Path, data: Dense, split: str = "pool", parts: int = 3) -> Folder:
+def store(folder: Path, data: Dense, split: str = "pool", parts: int = 3) -> RunFolder:
     """Images and candidate sets in unequal files; the sets in another order than the images."""
-    numbers, table = data.numbers.tolist(), range(len(data.numbers))
+    numbers, table = data.numbers.tolist(), list(range(len(data.numbers)))
     edges = [
         0,
         *sorted(torch.randperm(len(numbers) - 1, generator=generator(9))[: parts - 1].add(1).tolist()),
@@ -151,46 +153,46 @@ def store(folder: Path, data: Dense, split: str = "pool", parts: int = 3) -> Fol
             folder / f"candidates/{part}.parquet",
             {"row": [numbers[i] for i in mine], "candidates": sets, "trusted": trusted},
         )
-    return Folder.at(folder)
+    return RunFolder.at(folder)
 
 
-def write(path: Path, columns: dict[str, object]) -> None:
+def write(path: Path, columns: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(dict(columns)), path)
 
 
 def test_stored_rows_are_the_same_rows(tmp_path: Path) -> None:
     data = dense(50)
-    same(load_rows(store(tmp_path, data), CLASSES, SIDE, Share(), LIMIT), by_number(data))
+    same(load_rows(store(tmp_path, data), CLASSES, SIDE, Selection(), LIMIT), by_number(data))
 
 
 def test_the_order_of_files_does_not_matter(tmp_path: Path) -> None:
     data = dense(50)
     one, other = store(tmp_path / "1", data, parts=1), store(tmp_path / "2", data, parts=7)
-    same(load_rows(one, CLASSES, SIDE, Share(), LIMIT), by_number(data))
-    same(load_rows(other, CLASSES, SIDE, Share(), LIMIT), by_number(data))
+    same(load_rows(one, CLASSES, SIDE, Selection(), LIMIT), by_number(data))
+    same(load_rows(other, CLASSES, SIDE, Selection(), LIMIT), by_number(data))
 
 
-def test_each_replica_reads_its_share_and_nobody_the_held_out(tmp_path: Path) -> None:
+def test_each_replica_reads_its_part_and_nobody_the_held_out(tmp_path: Path) -> None:
     data = by_number(dense(80))
     output = store(tmp_path, data)
     out = data.numbers < 0.25 * 2**63
     assert 5 < out.sum() < 40
     for replica in range(2):
         mine = ~out & (data.numbers % 2 == replica)
-        rows = load_rows(output, CLASSES, SIDE, Share(replica, 2, start=0.25), LIMIT)
+        rows = load_rows(output, CLASSES, SIDE, Selection(replica, 2, start=0.25), LIMIT)
         same(rows, Dense(data.numbers[mine], data.pixels[mine], data.candidates[mine], data.trusted[mine]))
-    held_out = load_images(output, "pool", SIDE, Share(end=0.25), LIMIT)
+    held_out = load_images(output, "pool", SIDE, Selection(end=0.25), LIMIT)
     assert torch.equal(held_out.numbers, data.numbers[out])
     assert torch.equal(held_out.pixels, data.pixels[out])
 
 
 def test_without_a_holdout_every_row_is_trained_on() -> None:
     numbers = torch.tensor([0, 1, 2**63 - 1]).numpy()
-    assert Share().mask(numbers).tolist() == [True, True, True]
-    assert Share(end=0).mask(numbers).tolist() == [False, False, False]
-    assert Share(start=0.5).mask(numbers).tolist() == [False, False, True]
-    assert Share(start=0.0, end=0.5).mask(numbers).tolist() == [True, True, False]
+    assert Selection().mask(numbers).tolist() == [True, True, True]
+    assert Selection(end=0).mask(numbers).tolist() == [False, False, False]
+    assert Selection(start=0.5).mask(numbers).tolist() == [False, False, True]
+    assert Selection(start=0.0, end=0.5).mask(numbers).tolist() == [True, True, False]
 
 
 def test_large_images_are_mapped_and_the_log_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -198,10 +200,10 @@ def test_large_images_are_mapped_and_the_log_says_so(tmp_path: Path, caplog: pyt
     output = store(tmp_path, data)
     size = 50 * SIDE * SIDE * 3
     with caplog.at_level(logging.INFO, "coreg_ray"):
-        same(load_rows(output, CLASSES, SIDE, Share(), size), data)
+        same(load_rows(output, CLASSES, SIDE, Selection(), size), data)
         assert "pool: 50 images, 0.0 MB in memory" in caplog.text
         assert "memory-mapped" not in caplog.text
-        mapped = load_rows(output, CLASSES, SIDE, Share(), size - 1)
+        mapped = load_rows(output, CLASSES, SIDE, Selection(), size - 1)
         assert "pool: 50 images, 0.0 MB memory-mapped at" in caplog.text
     same(mapped, data)
     assert torch.equal(mapped.take(torch.tensor([49, 0]), CPU), data.pixels[[49, 0]].permute(0, 3, 1, 2))
@@ -217,38 +219,38 @@ def test_labels_come_along_only_where_rows_score(tmp_path: Path) -> None:
     for split in ("test", "pool"):
         write(tmp_path / f"labels/{split}/0.parquet", {"row": rows, "label": [*labels[known].tolist(), 1]})
     expected = {int(n): -1 if i < 3 else int(labels[i]) for i, n in enumerate(data.numbers)}
-    images = load_images(output, "test", SIDE, Share(), LIMIT)
+    images = load_images(output, "test", SIDE, Selection(), LIMIT)
     assert images.labels is not None
     assert dict(zip(images.numbers.tolist(), images.labels.tolist(), strict=True)) == expected
-    assert load_images(output, "pool", SIDE, Share(), LIMIT).labels is None
+    assert load_images(output, "pool", SIDE, Selection(), LIMIT).labels is None
     (tmp_path / "labels/test/0.parquet").unlink()
     (tmp_path / "labels/test").rmdir()
-    assert load_images(output, "test", SIDE, Share(), LIMIT).labels is None
+    assert load_images(output, "test", SIDE, Selection(), LIMIT).labels is None
 
 
 def test_another_resolution_is_refused(tmp_path: Path) -> None:
     output = store(tmp_path, dense(10))
     with pytest.raises(UserError, match=r"rows/pool does not hold 8 px images; remove it and give the command again"):
-        load_rows(output, CLASSES, 8, Share(), LIMIT)
+        load_rows(output, CLASSES, 8, Selection(), LIMIT)
 
 
 def test_images_and_candidate_sets_belong_together(tmp_path: Path) -> None:
     output = store(tmp_path, dense(12))
     (tmp_path / "candidates/0.parquet").unlink()
     with pytest.raises(UserError, match="12 images and 9 candidate sets do not belong to the same rows"):
-        load_rows(output, CLASSES, SIDE, Share(), LIMIT)
+        load_rows(output, CLASSES, SIDE, Selection(), LIMIT)
     output = store(tmp_path / "other", dense(12))
     numbers = pq.read_table(tmp_path / "other/candidates/0.parquet").column("row").to_pylist()
     table = {"row": [1, *numbers[1:]], "candidates": [[0]] * len(numbers), "trusted": [False] * len(numbers)}
     write(tmp_path / "other/candidates/0.parquet", table)
     with pytest.raises(UserError, match="12 images and 12 candidate sets do not belong to the same rows"):
-        load_rows(output, CLASSES, SIDE, Share(), LIMIT)
+        load_rows(output, CLASSES, SIDE, Selection(), LIMIT)
 
 
 def test_a_replica_without_rows_says_so(tmp_path: Path) -> None:
     data = dense(6)
     data.numbers = torch.arange(6) * 2
     with pytest.raises(UserError, match="replica 1 of 2 has no rows; use fewer workers"):
-        load_rows(store(tmp_path, data), CLASSES, SIDE, Share(1, 2), LIMIT)
+        load_rows(store(tmp_path, data), CLASSES, SIDE, Selection(1, 2), LIMIT)
     with pytest.raises(UserError, match="replica 0 of 1 has no rows"):
-        load_rows(Folder.at(tmp_path / "empty"), CLASSES, SIDE, Share(), LIMIT)
+        load_rows(RunFolder.at(tmp_path / "empty"), CLASSES, SIDE, Selection(), LIMIT)

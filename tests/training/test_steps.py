@@ -29,7 +29,7 @@ def scene(
     data, mesh = toy.toy(count=40), Mesh(device)
     state, rows = toy.start(data, mesh, **({"batch_size": 8, "warmup_epochs": 1} | settings))
     rows.pixels = rows.pixels.to(mesh.device)
-    labels = assess(state, state.learners[1], rows, mesh, epoch).labels
+    labels = assess(state, state.learners[1], rows, mesh, epoch).soft_labels
     sound = (torch.arange(len(rows)) < clean * len(rows)).float() * 0.9
     plan = coreg_plan(rows, sound, 0.5, 0.25, 0, 0, epoch, 8, Mesh())
     return state, rows, Opinion(sound, labels), Batch(rows, plan, 0, epoch)
@@ -58,7 +58,7 @@ def test_warm_up_has_two_terms_and_leaves_the_projection_alone() -> None:
 def test_prototypes_and_contrast_join_after_the_delay(epoch: int, branch: bool) -> None:
     state, _, opinion, batch = scene(epoch, contrast_delay=1, warmup_epochs=1)
     learner = state.learners[0]
-    terms = named(coreg_step(state, learner, batch, opinion, Mesh()))
+    terms = named(coreg_step(state, learner, batch, Mesh(), opinion))
     assert (terms["prototype"] > 0) == branch
     assert (terms["contrast"] > 0) == branch
     assert (learner.keys is not None) == branch
@@ -72,7 +72,7 @@ def test_prototypes_and_contrast_join_after_the_delay(epoch: int, branch: bool) 
 def test_one_sided_batches(clean: float, sizes: tuple[int, int]) -> None:
     state, _, opinion, batch = scene(clean=clean)
     assert (len(batch.labelled), len(batch.unlabelled)) == sizes
-    terms = coreg_step(state, state.learners[0], batch, opinion, Mesh())
+    terms = coreg_step(state, state.learners[0], batch, Mesh(), opinion)
     assert terms.isfinite().all()
     assert (named(terms)["consistency"] > 0) == (sizes[1] > 0)
 
@@ -82,7 +82,7 @@ def test_a_replica_without_rows_changes_nothing_but_keeps_pace() -> None:
     learner = state.learners[0]
     empty = torch.zeros(0, dtype=torch.int64)
     before = pack(learner.student)
-    terms = coreg_step(state, learner, Batch(rows, Plan([empty], [empty], [4], [4], 4), 0, 2), opinion, Mesh())
+    terms = coreg_step(state, learner, Batch(rows, Plan([empty], [empty], [4], [4], 4), 0, 2), Mesh(), opinion)
     assert not terms.any()
     assert torch.equal(pack(learner.student), before)
 
@@ -92,7 +92,7 @@ def test_the_ramp_follows_the_steps() -> None:
     for epoch, step in ((1, 0), (1, 2), (2, 0), (3, 0)):
         state, rows, opinion, batch = scene(epoch, warmup_epochs=1, ramp_epochs=2, contrast_delay=9)
         at = Plan([batch.labelled] * 4, [batch.unlabelled] * 4, [8] * 4, [8] * 4, 8)
-        spread.append(named(coreg_step(state, state.learners[0], Batch(rows, at, step, epoch), opinion, Mesh())))
+        spread.append(named(coreg_step(state, state.learners[0], Batch(rows, at, step, epoch), Mesh(), opinion)))
     amounts = [terms["consistency"] for terms in spread]
     assert amounts[0] == 0
     assert 0 < amounts[1] < amounts[3]
@@ -102,15 +102,15 @@ def test_the_ramp_follows_the_steps() -> None:
 def test_targets_of_labelled_rows_follow_the_other_network_as_far_as_it_is_sure() -> None:
     state, rows, opinion, batch = scene()
     images = rows.take(torch.cat([batch.labelled, batch.unlabelled]), torch.device("cpu"))
-    sure = Opinion(torch.ones_like(opinion.clean), opinion.labels)
+    sure = Opinion(torch.ones_like(opinion.clean), opinion.soft_labels)
     targets, features = pseudo_labels(state, state.learners[0], batch, sure, images)
     b = len(batch.labelled)
-    said = rows.scatter(batch.labelled, opinion.labels, torch.device("cpu")).float()
-    torch.testing.assert_close(targets[:b], purify.sharpen(said, state.method.temperature))
+    others = rows.scatter(batch.labelled, opinion.soft_labels, torch.device("cpu")).float()
+    torch.testing.assert_close(targets[:b], purify.sharpen(others, state.method.temperature))
     assert not (targets[:b][~rows.candidates(batch.labelled, torch.device("cpu"))]).any()
     torch.testing.assert_close(targets.sum(1), torch.ones(len(targets)))
     torch.testing.assert_close(features.norm(dim=1), torch.ones(b))
-    doubtful = Opinion(torch.zeros_like(opinion.clean), opinion.labels)
+    doubtful = Opinion(torch.zeros_like(opinion.clean), opinion.soft_labels)
     own, _ = pseudo_labels(state, state.learners[0], batch, doubtful, images)
     assert not torch.allclose(own[:b], targets[:b])
     assert torch.equal(own[b:], targets[b:])  # the unlabelled side drops its candidate sets
@@ -143,7 +143,7 @@ def test_the_key_encoder_follows_with_its_buffers() -> None:
     state, _, opinion, batch = scene(3, contrast_delay=0, key_momentum=0.9)
     learner = state.learners[0]
     before = pack(learner.student)
-    coreg_step(state, learner, batch, opinion, Mesh())
+    coreg_step(state, learner, batch, Mesh(), opinion)
     assert learner.keys is not None
     torch.testing.assert_close(pack(learner.keys), 0.9 * before + 0.1 * pack(learner.student), atol=1e-5, rtol=1e-4)
 
@@ -174,14 +174,14 @@ class Waits(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.operations: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
         indices = [i for i in args[1] if i is not None] if name in ("index", "index_put", "index_put_") else []
         masked = any(index.dtype in (torch.bool, torch.uint8) for index in indices)
         if masked or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"):
-            self.found.append(name)
+            self.operations.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -192,7 +192,7 @@ def test_no_step_waits_for_the_device(warm: bool, device: str) -> None:
     learner, mesh = state.learners[0], Mesh(device)
 
     def step() -> Tensor:
-        return warmup_step(state, learner, batch, mesh) if warm else coreg_step(state, learner, batch, opinion, mesh)
+        return warmup_step(state, learner, batch, mesh) if warm else coreg_step(state, learner, batch, mesh, opinion)
 
     step()  # the first one makes the key encoder
     if device == "cuda":
@@ -203,7 +203,7 @@ def test_no_step_waits_for_the_device(warm: bool, device: str) -> None:
     finally:
         if device == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-    assert waits.found == []
+    assert waits.operations == []
     assert terms.isfinite().all()
     assert warm or named(terms)["contrast"] > 0
 
@@ -213,4 +213,4 @@ def test_waiting_is_noticed() -> None:
     with Waits() as waits:
         numbers[numbers > 1].sum().item()
         numbers[numbers.flip(0)] += 1
-    assert waits.found == ["index", "_local_scalar_dense"]
+    assert waits.operations == ["index", "_local_scalar_dense"]

@@ -13,8 +13,9 @@ import toy
 
 from coreg_ray.config import ClusterConfig, Config, MethodConfig
 from coreg_ray.errors import UserError
-from coreg_ray.methods.coreg import NonFiniteLossError
-from coreg_ray.run.storage import Folder
+from coreg_ray.methods import coreg
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import build_student
 from coreg_ray.training.worker import Task, load_data, train
@@ -36,14 +37,14 @@ def csv_of(config: Config) -> list[list[str]]:
 
 
 def test_a_run_broken_off_ends_like_one_that_was_not(config: Config, tmp_path: Path) -> None:
-    for epoch in train(config, Mesh()):
+    for epoch in train(config, Mesh(), coreg):
         if epoch.number == 1:
             break
     assert len(csv_of(config)) == 1 + 2
-    assert [epoch.number for epoch in train(config, Mesh())] == [2, 3]
-    assert list(train(config, Mesh())) == []  # a finished run has nothing left to do
+    assert [epoch.number for epoch in train(config, Mesh(), coreg)] == [2, 3]
+    assert list(train(config, Mesh(), coreg)) == []  # a finished run has nothing left to do
     undisturbed = toy.prepare_run(tmp_path / "other", toy.toy(**DATA), method=config.method)
-    assert [epoch.number for epoch in train(undisturbed, Mesh())] == [0, 1, 2, 3]
+    assert [epoch.number for epoch in train(undisturbed, Mesh(), coreg)] == [0, 1, 2, 3]
     assert csv_of(config) == csv_of(undisturbed)
     columns = csv_of(config)[0]
     assert columns[:11] == [
@@ -55,57 +56,57 @@ def test_a_run_broken_off_ends_like_one_that_was_not(config: Config, tmp_path: P
 
 
 def test_a_checkpoint_cut_short_costs_one_epoch(config: Config, caplog: pytest.LogCaptureFixture) -> None:
-    for epoch in train(config, Mesh()):
+    for epoch in train(config, Mesh(), coreg):
         if epoch.number == 2:
             break
     file = Path(config.output, "checkpoints/epoch-000002/network_b.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
     with caplog.at_level(logging.WARNING):
-        assert [epoch.number for epoch in train(config, Mesh())] == [2, 3]
+        assert [epoch.number for epoch in train(config, Mesh(), coreg)] == [2, 3]
     assert "epoch-000002 is not whole (network_b.safetensors has 1000 of" in caplog.text
 
 
 def test_checkpoints_are_written_every_few_epochs_and_at_the_end(config: Config) -> None:
     changed = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every": 3, "keep": 1})})
-    list(train(changed, Mesh()))
+    list(train(changed, Mesh(), coreg))
     kept = {path.name for path in Path(config.output, "checkpoints").iterdir()}
     assert "epoch-000003" in kept
     assert kept <= {"epoch-000002", "epoch-000003"}
 
 
 def test_another_fingerprint_is_refused(config: Config) -> None:
-    next(iter(train(config, Mesh())))
+    next(iter(train(config, Mesh(), coreg)))
     other = config.model_copy(update={"seed": 1})
     with pytest.raises(UserError, match=r"holds checkpoints of another run .* --start_from"):
-        list(train(other, Mesh()))
+        list(train(other, Mesh(), coreg))
     moved = config.model_copy(update={"cluster": ClusterConfig(max_failures=7)})
-    assert next(iter(train(moved, Mesh()))).number == 1  # where it runs decides nothing
+    assert next(iter(train(moved, Mesh(), coreg))).number == 1  # where it runs decides nothing
 
 
 def test_annotating_anew_makes_another_run(config: Config) -> None:
-    before = Task.read(config, Folder.at(config.output))
+    before = Task.read(config, RunFolder.at(config.output))
     manifest = Path(config.output, "candidates/manifest.json")
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "other prompts"}))
-    assert Task.read(config, Folder.at(config.output)).fingerprint != before.fingerprint
+    assert Task.read(config, RunFolder.at(config.output)).fingerprint != before.fingerprint
 
 
 def test_starting_from_another_run(config: Config, tmp_path: Path) -> None:
-    list(train(config, Mesh()))
+    list(train(config, Mesh(), coreg))
     last = str(Path(config.output, "checkpoints/epoch-000003"))
     settings = {"method": toy.method(epochs=1, warmup_epochs=1, learning_rate=1e-9), "seed": 5, "start_from": last}
     second = toy.prepare_run(tmp_path / "second", toy.toy(**DATA), **settings)
-    (epoch,) = train(second, Mesh())
+    (epoch,) = train(second, Mesh(), coreg)
     assert epoch.number == 0
     of_run = toy.prepare_run(tmp_path / "of run", toy.toy(**DATA), **(settings | {"start_from": config.output}))
-    (same,) = train(of_run, Mesh())  # a run folder stands for its newest checkpoint
+    (same,) = train(of_run, Mesh(), coreg)  # a run folder stands for its newest checkpoint
     assert same.metrics["loss/a"] == epoch.metrics["loss/a"]
     start = toy.prepare_run(tmp_path / "third", toy.toy(**DATA), **(settings | {"start_from": None}))
-    (fresh,) = train(start, Mesh())
+    (fresh,) = train(start, Mesh(), coreg)
     assert epoch.metrics["loss/a"] != fresh.metrics["loss/a"]
     wrong = second.model_copy(update={"output": config.output, "start_from": str(tmp_path)})
     Path(config.output, "checkpoints").rename(tmp_path / "moved away")
     with pytest.raises(UserError, match=r"no whole checkpoint .*give a folder like"):
-        list(train(wrong, Mesh()))
+        list(train(wrong, Mesh(), coreg))
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
@@ -116,36 +117,36 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     healthy = steps.losses.partial_cross_entropy
     spoiled = toy.method(epochs=3, warmup_epochs=3)
     config = config.model_copy(update={"method": spoiled})
-    epochs = train(config, Mesh())
+    epochs = train(config, Mesh(), coreg)
     assert next(epochs).number == 0
     monkeypatch.setattr(steps.losses, "partial_cross_entropy", lambda *a, **k: healthy(*a, **k) * torch.inf)
     with pytest.raises(NonFiniteLossError, match=r"epoch 1, step 0, network a: the partial loss .*learning_rate"):
         next(epochs)
     monkeypatch.undo()
     assert [path.name for path in Path(config.output, "checkpoints").iterdir()] == ["epoch-000000"]
-    assert [epoch.number for epoch in train(config, Mesh())] == [1, 2]
+    assert [epoch.number for epoch in train(config, Mesh(), coreg)] == [1, 2]
 
 
 def test_an_absurd_learning_rate_stops(tmp_path: Path) -> None:
     settings = toy.method(epochs=3, warmup_epochs=3, learning_rate=1e30)
     config = toy.prepare_run(tmp_path / "run", toy.toy(**DATA), method=settings)
     with pytest.raises(NonFiniteLossError, match=r"epoch \d, step \d, network [ab]: the (partial|entropy) loss"):
-        list(train(config, Mesh()))
+        list(train(config, Mesh(), coreg))
 
 
 def test_a_folder_without_candidates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no candidates/; annotate first"):
-        list(train(toy.run_config(tmp_path), Mesh()))
+        list(train(toy.run_config(tmp_path), Mesh(), coreg))
 
 
 def test_another_resolution_than_the_rows_is_refused(config: Config) -> None:
     student = toy.STUDENT.model_copy(update={"resolution": 16})
     with pytest.raises(UserError, match="does not hold 16 px images; remove it"):
-        list(train(config.model_copy(update={"student": student}), Mesh()))
+        list(train(config.model_copy(update={"student": student}), Mesh(), coreg))
 
 
 def test_rows_held_out_are_not_trained_on(config: Config) -> None:
-    output = Folder.at(config.output)
+    output = RunFolder.at(config.output)
     rows, scored = load_data(config, output, Task.read(config, output), Mesh())
     assert scored.held_out is not None
     assert scored.held_out.labels is None
@@ -158,10 +159,10 @@ def test_rows_held_out_are_not_trained_on(config: Config) -> None:
 def test_rows_beyond_the_memory_share_are_mapped(config: Config, caplog: pytest.LogCaptureFixture) -> None:
     small = config.model_copy(update={"cluster": ClusterConfig(memory_share=1e-9)})
     with caplog.at_level(logging.INFO):
-        list(train(config.model_copy(update={"method": toy.method(epochs=1, warmup_epochs=1)}), Mesh()))
+        list(train(config.model_copy(update={"method": toy.method(epochs=1, warmup_epochs=1)}), Mesh(), coreg))
         in_memory = csv_of(config)
         Path(config.output, "checkpoints").rename(Path(config.output, "before"))
-        list(train(small.model_copy(update={"method": toy.method(epochs=1, warmup_epochs=1)}), Mesh()))
+        list(train(small.model_copy(update={"method": toy.method(epochs=1, warmup_epochs=1)}), Mesh(), coreg))
     assert "in memory" in caplog.text
     assert "memory-mapped at" in caplog.text
     assert csv_of(config) == in_memory
@@ -185,10 +186,10 @@ def test_a_run_is_the_same_wherever_its_files_are_seen(
 @pytest.mark.parametrize(("prior", "expected"), [("uniform", [0.25] * 4), ("annotator", [0.1, 0.2, 0.3, 0.4])])
 def test_priors(config: Config, prior: str, expected: list[float]) -> None:
     method = MethodConfig(**(config.method.model_dump() | {"prior": prior}))
-    found = Task.read(config.model_copy(update={"method": method}), Folder.at(config.output)).prior
-    assert (found is None) == (prior == "uniform")
-    if found is not None:
-        assert found.tolist() == pytest.approx(expected)
+    task = Task.read(config.model_copy(update={"method": method}), RunFolder.at(config.output))
+    assert (task.prior is None) == (prior == "uniform")
+    if task.prior is not None:
+        assert task.prior.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("values", [[1, 2, 3], [1, 1, -1, 2], [0, 0, 0, 0], [1, 1, float("nan"), 2]])
@@ -215,7 +216,7 @@ def test_a_prior_that_cannot_be_read_is_refused(config: Config, tmp_path: Path, 
 
 def task_with_prior(config: Config, file: Path) -> Task:
     method = config.method.model_copy(update={"prior": str(file)})
-    return Task.read(config.model_copy(update={"method": method}), Folder.at(config.output))
+    return Task.read(config.model_copy(update={"method": method}), RunFolder.at(config.output))
 
 
 def test_a_row_alone_in_a_batch_trains() -> None:

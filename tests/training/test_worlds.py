@@ -141,19 +141,19 @@ def test_unequal_and_one_sided_shards_train(four: list[dict[str, Any]], kind: st
     for team in (answers[:2], answers[2:]):
         (first,), (second,) = (answer["weights"].values() for answer in team)
         assert torch.equal(first, second)
-    said = [message for answer in answers for message in answer["said"]]
+    warnings = [message for answer in answers for message in answer["warnings"]]
     if kind == "none":
-        assert all("no clean row" in message for message in said)
+        assert all("no clean row" in message for message in warnings)
         assert all(metrics["partial/a"] > 0 for metrics in answers[0]["metrics"])
     else:
-        assert said == []
+        assert warnings == []
         assert all(metrics["label/a"] > 0 for metrics in answers[0]["metrics"])
         assert (answers[0]["metrics"][0]["consistency/a"] > 0) == (kind != "all")
 
 
 def test_a_world_of_one_without_a_clean_row_says_so() -> None:
     answer = worlds.forced(toy.Mesh(), "none")
-    assert [message.split(":")[0] for message in answer["said"]] == [
+    assert [message.split(":")[0] for message in answer["warnings"]] == [
         f"epoch {epoch}, network {name}" for epoch in (1, 2) for name in "ab"
     ]
 

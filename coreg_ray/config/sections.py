@@ -1,25 +1,55 @@
-"""The configuration: one typed tree for all jobs, checked when it is built.
+"""The sections of the configuration, their defaults and limits.
 
 The defaults are the constants of the paper (arXiv 2406.18550) and of its authors' published settings, but for what
-`coreg.py` opens with. A preset (a YAML file in `presets/`) lies over them, a `--config` file over that, and
-command-line overrides over everything:
-
-    python jobs/pipeline.py --config run.yaml --method.epochs 40 --seed 1 --output runs/x
+`methods/coreg.py` opens with. What a setting decides is marked at the setting: the result, unless it says `running`
+(how or where it is computed) or `starting` (where a run begins; once it has a checkpoint, that no longer matters).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
-UNDECISIVE = ("output", "cluster", "checkpoint", "export", "report")  # the same run may go on elsewhere
-RUNNING = (  # settings of an annotator that decide how it runs, not what it answers
-    *("batch_size", "precision", "min_actors", "max_actors", "num_gpus", "num_cpus", "endpoint", "allow_upload"),
-    *("key_variable", "concurrency", "timeout_s", "retries", "max_requests", "price_input", "price_output"),
-)
+_DECIDES, _WORDS = "decides", "words"
+
+
+def running(default: Any, **limits: Any) -> Any:
+    """A field that says how or where something runs and decides no result; arguments as `_marked` takes them."""
+    return _marked(default, decides="nothing", **limits)
+
+
+def starting(default: Any, **limits: Any) -> Any:
+    """A field that says where a run begins; arguments as `_marked` takes them."""
+    return _marked(default, decides="start", **limits)
+
+
+def file(default: Any, **limits: Any) -> Any:
+    """A field that may name a file and decides the result by what lies there; arguments as `_marked` takes them."""
+    return _marked(default, decides="result", **{"words": (), **limits})
+
+
+def _marked(default: Any, *, decides: str, words: tuple[str, ...] | None = None, **limits: Any) -> Any:
+    """pydantic's Field with marks; `words`: what in a field that holds a path is none. None: it holds no path."""
+    marks: dict[str, Any] = {_DECIDES: decides} | ({} if words is None else {_WORDS: list(words)})
+    return Field(default, json_schema_extra=marks, **limits)
+
+
+def decides(field: FieldInfo) -> str:
+    """What a setting decides: `result`, `start` or `nothing`."""
+    return str(_marks(field).get(_DECIDES, "result"))
+
+
+def words(field: FieldInfo) -> tuple[str, ...] | None:
+    """Of a setting that holds a path: the words in its place that are none. None: it holds no path."""
+    found = _marks(field).get(_WORDS)
+    return None if found is None else tuple(found)
+
+
+def _marks(field: FieldInfo) -> dict[str, Any]:
+    marks = field.json_schema_extra
+    return dict(marks) if isinstance(marks, dict) else {}
 
 
 class Section(BaseModel):
@@ -71,25 +101,29 @@ class AnnotatorConfig(Section):
     kind: Literal["clip", "chat"] = Field("clip", description="clip: embeds images; chat: answers questions")
     model: str = Field("ViT-B-32", description="open_clip name, hf-hub id, `embedded`, or the chat model's name")
     pretrained: str | None = Field(None, description="clip: open_clip's pretrained tag or the path of a checkpoint")
-    batch_size: int | None = Field(None, ge=1, description="clip: images per batch; empty: found automatically")
-    precision: Literal["auto", "float32", "bf16", "float16"] = Field(
+    batch_size: int | None = running(None, ge=1, description="clip: images per batch; empty: found automatically")
+    precision: Literal["auto", "float32", "bf16", "float16"] = running(
         "auto", description="clip: of the image encoder; auto: float16 on GPUs, float32 on CPUs"
     )
-    min_actors: int = Field(1, ge=1, description="clip: smallest size of the actor pool")
-    max_actors: int = Field(1, ge=1, description="clip: largest size of the actor pool")
-    num_gpus: float = Field(0, ge=0, description="clip: GPUs per actor, fractions allowed; 0 runs on CPUs")
-    num_cpus: float = Field(1, gt=0, description="clip: CPUs per actor that Ray reserves")
-    endpoint: str | None = Field(None, description="chat: address of an OpenAI-compatible server, http://host:port/v1")
-    allow_upload: bool = Field(False, description="chat: images may be sent to the endpoint")
+    min_actors: int = running(1, ge=1, description="clip: smallest size of the actor pool")
+    max_actors: int = running(1, ge=1, description="clip: largest size of the actor pool")
+    num_gpus: float = running(0, ge=0, description="clip: GPUs per actor, fractions allowed; 0 runs on CPUs")
+    num_cpus: float = running(1, gt=0, description="clip: CPUs per actor that Ray reserves")
+    endpoint: str | None = running(
+        None, description="chat: address of an OpenAI-compatible server, http://host:port/v1"
+    )
+    allow_upload: bool = running(False, description="chat: images may be sent to the endpoint")
     questions: FileOrList = Field(None, description="chat: templates with {} for the classes: file or list")
-    key_variable: str = Field("OPENAI_API_KEY", description="chat: environment variable that holds the key")
-    concurrency: int = Field(8, ge=1, description="chat: requests under way at once")
-    timeout_s: float = Field(60, gt=0, description="chat: seconds to wait for an answer")
-    retries: int = Field(5, ge=0, description="chat: further attempts after 429, 5xx, time-outs and broken answers")
-    max_requests: int | None = Field(None, ge=1, description="chat: requests after which a call stops, to go on later")
+    key_variable: str = running("OPENAI_API_KEY", description="chat: environment variable that holds the key")
+    concurrency: int = running(8, ge=1, description="chat: requests under way at once")
+    timeout_s: float = running(60, gt=0, description="chat: seconds to wait for an answer")
+    retries: int = running(5, ge=0, description="chat: further attempts after 429, 5xx, time-outs and broken answers")
+    max_requests: int | None = running(
+        None, ge=1, description="chat: requests after which a call stops, to go on later"
+    )
     image_side: int = Field(336, ge=32, le=2048, description="chat: side of the images sent, in pixels")
-    price_input: float = Field(0, ge=0, description="chat: price of a million input tokens, for the report")
-    price_output: float = Field(0, ge=0, description="chat: price of a million output tokens, for the report")
+    price_input: float = running(0, ge=0, description="chat: price of a million input tokens, for the report")
+    price_output: float = running(0, ge=0, description="chat: price of a million output tokens, for the report")
 
     @model_validator(mode="after")
     def _pool(self) -> AnnotatorConfig:
@@ -142,7 +176,11 @@ class MethodConfig(Section):
     contrast_temperature: float = Field(0.07, gt=0, description="temperature of the contrastive loss")
     key_momentum: float = Field(0.999, ge=0, lt=1, description="momentum of the key encoder; 0.99 for small sets")
     queue_size: int = Field(8192, ge=0, description="keys kept for contrast, per network")
-    prior: str = Field("uniform", description="class prior of alignment: uniform, annotator, or a JSON file")
+    prior: str = file(
+        "uniform",
+        words=("uniform", "annotator"),
+        description="class prior of alignment: uniform, annotator, or a JSON file",
+    )
     order: Literal["concurrent", "sequential"] = Field("concurrent", description="how the networks take turns")
     exchanges: int = Field(4, ge=1, description="rounds per epoch after which concurrent networks swap weights")
     trusted_share: float = Field(0.25, ge=0.05, le=0.9, description="share of manual labels in a labelled batch")
@@ -160,14 +198,16 @@ class StudentConfig(Section):
     """The small classifier that is trained, twice."""
 
     name: str = Field("preact_resnet18", description="preact_resnet18, or any timm model by name")
-    pretrained: str | None = Field(None, description="timm only: `hub` for the model's hub weights, or a local file")
+    pretrained: str | None = starting(
+        None, words=("hub",), description="timm only: `hub` for the model's hub weights, or a local file"
+    )
     resolution: int = Field(32, ge=8, le=512, description="side of the images it sees, in pixels")
     width: int = Field(64, ge=4, le=512, description="channels of preact_resnet18's first stage")
     projection: int = Field(128, ge=2, description="size of the projected features")
     views: Literal["auto", "randaugment", "hole"] = Field("auto", description="strong views; auto follows the source")
     flip: bool | None = Field(None, description="mirror images in views; empty: not where it changes the class")
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
-    compile: bool = Field(False, description="torch.compile the networks; takes a minute or more first")
+    compile: bool = running(False, description="torch.compile the networks; takes a minute or more first")
 
 
 class ClusterConfig(Section):
@@ -216,63 +256,3 @@ class ReportConfig(Section):
     images: int = Field(4096, ge=0, description="most images of a split that both networks are asked about")
     baselines: bool = Field(True, description="train a linear probe and a distilled student to compare with")
     review: int = Field(100, ge=0, description="images in review.csv, for a human look")
-
-
-class Config(Section):
-    """Everything a run depends on. Build it with `load` (command line) or directly (it checks itself)."""
-
-    seed: int = Field(0, ge=0, description="seed of everything random")
-    output: str = Field("runs/default", description="run folder: a path or a URI")
-    start_from: str | None = Field(None, description="run or checkpoint folder whose networks a new run starts from")
-    source: SourceConfig = SourceConfig()
-    test: TestConfig = TestConfig()
-    annotator: AnnotatorConfig = AnnotatorConfig()
-    further_annotators: list[AnnotatorConfig] = Field([], description="more annotators, whose votes are added")
-    candidates: CandidatesConfig = CandidatesConfig()
-    method: MethodConfig = MethodConfig()
-    student: StudentConfig = StudentConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    export: ExportConfig = ExportConfig()
-    report: ReportConfig = ReportConfig()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Config:
-        if self.method.order == "sequential" and self.cluster.num_workers > 1:
-            raise ValueError(
-                f"method.order=sequential with cluster.num_workers={self.cluster.num_workers}: the sequential order "
-                "needs both networks in one worker; use cluster.num_workers 1 or method.order concurrent"
-            )
-        for name, section in (("source", self.source), ("test", self.test)):
-            if section.kind not in (None, "digits") and not section.path:
-                raise ValueError(f"{name}.kind={section.kind} needs {name}.path, the folder or file of the images")
-            if section.kind == "digits" and section.path:
-                raise ValueError(
-                    f"{name}.kind=digits takes no {name}.path={section.path}; add {name}.kind, e.g. folder"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _classes(self) -> Config:
-        if self.source.kind not in KNOWS_CLASSES and self.source.classes is None:
-            raise ValueError(
-                f"source.kind={self.source.kind} needs source.classes, a file with one class name a line or a list"
-            )
-        return self
-
-    def settings(self) -> dict[str, Any]:
-        """The tree as plain values that JSON, YAML and `model_validate` take; a job's own fields are left out."""
-        return self.model_dump(mode="json", include=set(Config.model_fields))
-
-    def decisive(self) -> dict[str, Any]:
-        """All that decides the result: data, annotation, method, student and seed."""
-        decisive = {name: value for name, value in self.settings().items() if name not in UNDECISIVE}
-        decisive["student"].pop("compile")  # how it is computed, not what
-        for annotator in (decisive["annotator"], *decisive["further_annotators"]):
-            for name in RUNNING:
-                annotator.pop(name)
-        return decisive
-
-    def fingerprint(self) -> str:
-        """32 hex digits over `decisive`."""
-        return hashlib.blake2b(json.dumps(self.decisive(), sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,36 @@
+"""A Ray to work on: the cluster that the environment names, else one on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import ray
+import ray.data
+
+from coreg_ray.cluster.address import refuse_silent
+
+
+def connect() -> None:
+    """Join the cluster that the environment names, else start Ray on this machine.
+
+    Raises:
+        UserError: nobody answers at the address.
+    """
+    if ray.is_initialized():
+        return
+    refuse_silent()
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for this poll
+    for chatty in ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    local = "RAY_ADDRESS" not in os.environ
+    if local:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        # Processes that annotation has left idle, half a gigabyte each, end before training begins.
+        os.environ.setdefault("RAY_num_workers_soft_limit", "0")
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
+    # Two logical CPUs more than cores on small machines: reading starves when actors hold every one.
+    cpus = max(4, (os.cpu_count() or 1) + 2) if local else None
+    # What workers say stays in Ray's logs and its dashboard; the driver reports progress in its own words.
+    ray.init(logging_level=logging.WARNING, log_to_driver=False, num_cpus=cpus, address="local" if local else None)
+    ray.data.DataContext.get_current().enable_progress_bars = False

@@ -1,0 +1,62 @@
+"""Let vision-language models vote on every image of a pool, and nothing else.
+
+    coreg-ray annotate --config run.yaml --output DIR      goes on with what is missing
+    coreg-ray annotate ... --estimate true                 time, GPU hours, disk and requests, from a sample of 200
+
+--test.kind and --test.path name labelled images, which say how good the annotator is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from coreg_ray import metrics
+from coreg_ray.commands.base import Command, load, program, show
+from coreg_ray.run.uris import extended, without_credentials
+
+
+class AnnotateCommand(Command):
+    """Annotate."""
+
+    estimate: bool = Field(False, description="annotate a sample of 200 and say what the whole pool will take")
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command."""
+    config = load(arguments, AnnotateCommand, __doc__)
+    from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
+
+    refuse_silent()
+    from coreg_ray.cluster.connect import connect
+    from coreg_ray.cluster.estimate import estimate
+    from coreg_ray.cluster.pipeline import annotate_pool
+    from coreg_ray.run.folder import RunFolder
+
+    connect()
+    run = RunFolder.at(config.output)
+    if config.estimate:
+        show(estimate(config, run).in_words(config.annotator.max_actors))
+    else:
+        show(summary(annotate_pool(config, run), without_credentials(config.output)))
+
+
+def summary(figures: dict[str, Any], run: str) -> str:
+    """What was annotated, how sure the annotators are, what it cost, where it lies, what to do next."""
+    figure = {name.removeprefix(metrics.ANNOTATION): value for name, value in figures.items()}
+    lines = [
+        f"{figure['images']} images: {figure['encoded_images']} annotated now, {figure['rejected_images']} rejected, "
+        f"{figure['missing_images']} without an answer yet.",
+        f"{figure['mean_candidates']:.2f} candidate classes on average, in {figure['singletons']:.0%} of the images "
+        f"only one; entropy of the votes {figure['vote_entropy']:.2f} nats.",
+    ]
+    if figure["agreement"] is not None:
+        lines.append(f"Pairs of prompts agree in {figure['agreement']:.0%} of the cases.")
+    if "coverage" in figure:
+        lines.append(f"Of the labelled images {figure['coverage']:.1%} have the truth among their candidates.")
+    if "cost" in figure:
+        both = [f"{figure[f'requests{when}']} requests for {figure[f'cost{when}']:.2f}" for when in ("", "_in_all")]
+        lines.append(f"The chat model took {both[0]} in this run, {both[1]} in all.")
+    lines.append(f"Annotations, candidates, metrics.json and report.html are in {run}.")
+    return "\n".join([*lines, f"Next: {program('train')} --annotations {extended(run, '/annotations')} --output DIR"])

@@ -1,0 +1,46 @@
+"""From images to a trained classifier and a report: annotate, train, evaluate, report.
+
+coreg-ray pipeline                                   the embedded digits, a few minutes on two cores
+coreg-ray pipeline --config run.yaml --output runs/x
+coreg-ray pipeline --preset smoke                    the same with four epochs, to see that it runs
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from coreg_ray import metrics
+from coreg_ray.commands.base import Command, load, program, show
+from coreg_ray.run.uris import extended, without_credentials
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command."""
+    config = load(arguments, Command, __doc__, continues=True)
+    from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
+
+    refuse_silent()
+    from coreg_ray.cluster.pipeline import run_pipeline
+
+    show(summary(run_pipeline(config), config.output))
+
+
+def summary(figures: dict[str, Any], output: str) -> str:
+    """Five lines: what was made, how good it is against zero-shot, where it lies, what to do next."""
+    minutes = (figures[metrics.ANNOTATE_S] + figures[metrics.TRAIN_S]) / 60
+    lines = [f"Trained two networks without a manual label in {minutes:.1f} minutes."]
+    if metrics.ACCURACY in figures:
+        zero_shot, accuracy = figures[metrics.ZERO_SHOT], figures[metrics.ACCURACY]
+        left = (1 - accuracy) / max(1 - zero_shot, 1e-9)
+        lines.append(
+            f"Test accuracy {accuracy:.3f}; the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left."
+        )
+    else:
+        lines.append("No labelled test images were given (--test.kind, --test.path), so accuracy is unknown.")
+    agreement = figures.get(metrics.LABEL_FREE)
+    if agreement is not None:
+        lines.append(f"Both networks agree on {agreement:.3f} of the held-out images, a measure without labels.")
+    model, report = extended(output, "/model"), extended(output, "/report.html")
+    lines.append(f"The model is in {model}, everything about the run in {report}.")
+    lines.append(f"Next: {program('predict')} --model {model} --source.kind folder --source.path DIR --output DIR")
+    return str(without_credentials("\n".join(lines)))

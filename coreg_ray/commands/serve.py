@@ -1,0 +1,47 @@
+"""Answer images over HTTP with a trained model (needs the extra `serve`).
+
+coreg-ray serve --model runs/digits/model
+curl --data-binary @image.png http://127.0.0.1:8000/
+"""
+
+from __future__ import annotations
+
+import time
+
+from pydantic import Field
+
+from coreg_ray.commands.base import Command, load, show
+from coreg_ray.run.storage import Folder
+
+STOPPED = "stopped"  # what Ctrl-C is answered with
+
+
+class ServeCommand(Command):
+    """Serve."""
+
+    model: str = Field(description="the model/ folder of a run, a path or a URI")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    replicas: int = Field(1, ge=1, description="copies of the model at work")
+    num_gpus: float = Field(0, ge=0, description="GPUs per copy, fractions allowed; 0 runs on CPUs")
+    max_bytes: int = Field(20_000_000, ge=1, description="largest request body in bytes")
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command."""
+    config = load(arguments, ServeCommand, __doc__)
+    from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
+
+    refuse_silent()
+    from coreg_ray.cluster.serve import application, refuse_taken, serve
+
+    app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus)
+    refuse_taken(config.host, config.port)
+    from coreg_ray.cluster.connect import connect
+
+    connect()
+    serve.start(http_options={"host": config.host, "port": config.port})
+    serve.run(app, name="coreg-ray")
+    show(f"answering at http://{config.host}:{config.port}/; Ctrl-C stops")
+    while True:
+        time.sleep(3600)

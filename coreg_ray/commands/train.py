@@ -1,0 +1,60 @@
+"""Train on an annotation made before: with its run's settings, and what you override.
+
+coreg-ray train --annotations runs/digits/annotations --output runs/second --method.epochs 40
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+
+from pydantic import Field
+
+from coreg_ray import metrics
+from coreg_ray.commands.base import Command, load, show
+from coreg_ray.errors import UserError
+from coreg_ray.run.folder import CONFIG
+from coreg_ray.run.storage import Folder
+from coreg_ray.run.uris import extended, shortened, without_credentials
+
+
+class TrainCommand(Command):
+    """Train."""
+
+    annotations: str = Field(description="the annotations/ folder of an earlier run")
+
+
+def main(arguments: list[str]) -> None:
+    """Run the command."""
+    given = [*settings_of_the_annotated_run(arguments), *arguments]
+    config = load(given, TrainCommand, __doc__, continues=True)
+    from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
+
+    refuse_silent()
+    from coreg_ray.cluster.pipeline import run_pipeline
+
+    figures = run_pipeline(config, annotated=shortened(config.annotations, "/annotations"))
+    where = without_credentials(config.output)
+    show(f"{metrics.ACCURACY} {figures.get(metrics.ACCURACY, 'unknown')}; model, report and history in {where}")
+
+
+def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:
+    """`--config` of the run that was annotated, so that its source and class names need not be repeated.
+
+    Raises:
+        UserError: it has none, and neither `--config` nor `--source.kind` says what was annotated.
+    """
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("annotations", "config", "source.kind"):
+        parser.add_argument(f"--{name}", dest=name)
+    known = vars(parser.parse_known_args(arguments)[0])
+    if not known["annotations"] or known["config"]:
+        return []
+    folder = shortened(known["annotations"], "/annotations")
+    if Folder.at(folder).exists(CONFIG):
+        return ["--config", extended(folder, f"/{CONFIG}")]
+    if known["source.kind"]:
+        return []
+    raise UserError(
+        f"{folder} has no config.yaml, so nobody knows what was annotated; give the annotations/ folder of a run, or "
+        "its settings with --config FILE"
+    )

@@ -1,0 +1,31 @@
+"""The configuration: its sections, the tree they form, what older versions wrote, its texts."""
+
+from coreg_ray.config.sections import (
+    AnnotatorConfig,
+    CandidatesConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    ExportConfig,
+    MethodConfig,
+    ReportConfig,
+    Section,
+    SourceConfig,
+    StudentConfig,
+    TestConfig,
+)
+from coreg_ray.config.tree import Config
+
+__all__ = [
+    "AnnotatorConfig",
+    "CandidatesConfig",
+    "CheckpointConfig",
+    "ClusterConfig",
+    "Config",
+    "ExportConfig",
+    "MethodConfig",
+    "ReportConfig",
+    "Section",
+    "SourceConfig",
+    "StudentConfig",
+    "TestConfig",
+]

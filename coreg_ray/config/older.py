@@ -1,0 +1,24 @@
+"""Configurations that older versions wrote: what they lack, and what they meant by it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+# Settings in the order in which they were added, each with the value that reproduces the versions without it.
+# A new setting that decides a result gets its line here, and a test.
+ADDED: dict[str, Any] = {
+    "method.weak_views": 2,  # pseudo-labels were made from two weak views a network, as the paper has it
+}
+
+
+def completed(tree: dict[str, Any]) -> dict[str, Any]:
+    """A run's stored settings, with those that its version lacked at the values that reproduce it; a copy."""
+    whole = copy.deepcopy(tree)
+    for key, value in ADDED.items():
+        *sections, name = key.split(".")
+        branch = whole
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch.setdefault(name, value)
+    return whole

@@ -1,0 +1,42 @@
+"""The names of all figures, in `metrics.json`, `history.csv`, TensorBoard, Tune and Ray's metrics alike.
+
+A figure of one network ends in its name: `loss/a`, `test/accuracy_b`.
+"""
+
+from __future__ import annotations
+
+NETWORKS = ("a", "b")
+
+# Of an epoch.
+EPOCH, PHASE = "epoch", "phase"
+LOSS, CLEAN, CHURN = "loss", "clean", "churn"  # of each network: `of(LOSS, "a")`
+AGREEMENT = "agreement"
+EPOCH_S, TRAIN_EPOCH_S, STEP_S = "time/epoch_s", "time/train_s", "time/step_s"
+ASSESS_S, EVALUATE_S, EXCHANGE_S = "time/assess_s", "time/evaluate_s", "time/exchange_s"
+
+# On labelled test images.
+TEST = "test/"
+ACCURACY, ACCURACY_A, ACCURACY_B = "test/accuracy", "test/accuracy_a", "test/accuracy_b"
+ZERO_SHOT = "test/zero_shot_accuracy"
+CALIBRATION_ERROR, TEST_IMAGES = "test/calibration_error", "test/images"
+
+# Without labels (pure/label_free.py says what they are).
+CRITERION = "criterion/"
+LABEL_FREE, STABILITY = "criterion/label_free", "criterion/stability"
+CANDIDATES, CLASSES, COMBINED = "criterion/candidates", "criterion/classes", "criterion/combined"
+
+# Of a whole run.
+ANNOTATION = "annotation/"  # before the names of run/records.py
+WORLD_SIZE, START_EPOCH = "train/world_size", "train/start_epoch"
+ANNOTATE_S, TRAIN_S, EXPORT_S, COMPARE_S = "time/annotate_s", "time/train_s", "time/export_s", "time/compare_s"
+TIME = "time/"
+
+# The columns that every `history.csv` begins with; all others follow by name, times last.
+HISTORY = (
+    EPOCH, PHASE, "loss/a", "loss/b", "clean/a", "clean/b", AGREEMENT, ACCURACY, ACCURACY_A, ACCURACY_B, LABEL_FREE,
+)  # fmt: skip
+
+
+def of(figure: str, network: str) -> str:
+    """The name of a figure of one network, e.g. `loss/a`."""
+    return f"{figure}/{network}"

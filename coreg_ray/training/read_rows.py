@@ -1,0 +1,137 @@
+"""From the tables in the run folder to the rows that a worker holds, in blocks; large ones are memory-mapped."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from coreg_ray.errors import UserError
+from coreg_ray.training.rows import Images, Rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from coreg_ray.run.folder import RunFolder, Split
+    from coreg_ray.run.storage import Folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which rows of the stored tables: a replica's part, and those whose number lies in a stretch of all numbers.
+
+    The first stretch of the numbers is held out: `start` is where training begins, and held-out rows have their `end`.
+    """
+
+    replica: int = 0
+    replicas: int = 1
+    start: float = 0.0
+    end: float = 1.0
+
+    def mask(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of the row numbers (N,) are selected, (N,) bool."""
+        first, last = int(self.start * 2**63), int(self.end * 2**63) - 1
+        return (numbers >= first) & (numbers <= last) & (numbers % self.replicas == self.replica)
+
+
+def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection, memory_limit: float) -> Rows:
+    """A replica's training rows from `rows/pool` and `candidates`.
+
+    Args:
+        num_classes: K. side: S.
+        memory_limit: bytes of images above which they go to a memory-mapped file on local disk.
+
+    Raises:
+        UserError: an image has no candidate set, or a part to train on, which reaches to the end, holds no row at all.
+    """
+    import pyarrow.compute as pc  # here, so that rows in memory need torch alone
+
+    images = load_images(run, "pool", side, selection, memory_limit)
+    numbers, counts, indices, trusted = [], [], [], []
+    for batch in _batches(run.candidates, ["row", "candidates", "trusted"], selection):
+        numbers.append(batch["row"].to_numpy())
+        counts.append(pc.list_value_length(batch["candidates"]).to_numpy())
+        indices.append(pc.list_flatten(batch["candidates"]).to_numpy())
+        trusted.append(batch["trusted"].to_numpy(zero_copy_only=False))
+    number = np.concatenate([np.empty(0, np.int64), *numbers])
+    if not np.array_equal(np.sort(number), images.numbers.numpy()):
+        raise UserError(
+            f"{run.path}: {len(images)} images and {len(number)} candidate sets do not belong to the same rows; "
+            "remove rows/ and candidates/ and give the command again"
+        )
+    if not len(number) and selection.end >= 1:
+        raise UserError(f"replica {selection.replica} of {selection.replicas} has no rows; use fewer workers")
+    sizes = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
+    as_stored = Rows(
+        numbers=torch.from_numpy(number),
+        pixels=images.pixels,
+        num_classes=num_classes,
+        indptr=torch.from_numpy(np.concatenate([[0], sizes.cumsum()])),
+        indices=torch.from_numpy(np.concatenate([np.empty(0, np.int32), *indices]).astype(np.int32)),
+        trusted=torch.from_numpy(np.concatenate([np.empty(0, bool), *trusted])),
+    )
+    return as_stored.select(torch.from_numpy(np.argsort(number)), images.pixels)
+
+
+def load_images(run: RunFolder, split: Split, side: int, selection: Selection, memory_limit: float) -> Images:
+    """Images of `rows/<split>`, with labels where `labels/<split>` holds them and the split is not the pool."""
+    folder = run.rows(split)
+    numbers = np.concatenate(
+        [np.empty(0, np.int64), *(b["row"].to_numpy() for b in _batches(folder, ["row"], selection))]
+    )
+    order = np.argsort(numbers)
+    rank = np.empty(len(numbers), np.int64)
+    rank[order] = np.arange(len(numbers))
+    pixels = _empty_pixels((len(numbers), side, side, 3), memory_limit, split)
+    filled = 0
+    for batch in _batches(folder, ["row", "image"], selection):
+        block = np.frombuffer(b"".join(batch["image"].to_pylist()), np.uint8)
+        if block.size != len(batch) * side * side * 3:
+            raise UserError(f"{folder.path} does not hold {side} px images; remove it and give the command again")
+        pixels[rank[filled : filled + len(batch)]] = block.reshape(-1, side, side, 3)
+        filled += len(batch)
+    numbers = numbers[order]
+    labels = None
+    stored = run.labels(split)
+    if split != "pool" and stored.exists():
+        labels = _labels(stored, numbers, selection)
+    return Images(torch.from_numpy(numbers), torch.from_numpy(pixels), labels)
+
+
+def _labels(folder: Folder, numbers: np.ndarray, selection: Selection) -> Tensor:
+    labels = np.full(len(numbers), -1, np.int64)
+    for batch in _batches(folder, ["row", "label"], selection):
+        row = batch["row"].to_numpy()
+        known = np.isin(row, numbers)  # images that could not be decoded have labels too
+        labels[np.searchsorted(numbers, row[known])] = batch["label"].to_numpy()[known]
+    return torch.from_numpy(labels)
+
+
+def _empty_pixels(shape: tuple[int, ...], memory_limit: float, split: str) -> np.ndarray:
+    size = int(np.prod(shape))
+    if size <= memory_limit:
+        log.info("%s: %d images, %.1f MB in memory", split, shape[0], size / 1e6)
+        return np.empty(shape, np.uint8)
+    log.info("%s: %d images, %.1f MB memory-mapped at %s", split, shape[0], size / 1e6, tempfile.gettempdir())
+    with tempfile.TemporaryFile() as file:  # without a name: its space is freed when the process ends, however it ends
+        return np.memmap(file, np.uint8, mode="w+", shape=shape)
+
+
+def _batches(folder: Folder, columns: list[str], selection: Selection) -> Iterator[pa.RecordBatch]:
+    """Record batches of a Parquet folder, file by file in the order of names, with the selected rows only."""
+    import pyarrow.parquet as pq
+
+    for path in folder.files(".parquet"):
+        with folder.filesystem.open_input_file(path) as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(columns=columns, batch_size=4096):
+                mask = selection.mask(batch["row"].to_numpy())
+                if mask.any():
+                    yield batch.filter(mask)
