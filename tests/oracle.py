@@ -131,7 +131,8 @@ def clean_probability(losses):
         return components
 
     def expect(components):
-        resp, likelihood = [[], []], 0.0
+        resp: list[list[float]] = [[], []]
+        likelihood = 0.0
         for v in x:
             logs = [math.log(w) - 0.5 * math.log(2 * math.pi * s) - (v - m) ** 2 / (2 * s) for w, m, s in components]
             total = max(logs) + math.log(sum(math.exp(value - max(logs)) for value in logs))
@@ -250,7 +251,7 @@ def noise_tolerant_contrast(
 
 
 def update_prototypes(prototypes, features, classes, momentum=0.999):
-    moved = {}
+    moved: dict[int, list[float]] = {}
     for z, c in zip(features, classes, strict=True):
         if c >= 0:
             old = moved.get(int(c), prototypes[int(c)])

@@ -427,4 +427,4 @@ def draw() -> str:
 if __name__ == "__main__":
     if sys.argv[1:] != ["--draw"]:
         sys.exit("usage: python tests/test_architecture.py --draw")
-    print(draw())
+    sys.stdout.write(f"{draw()}\n")

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from coreg_ray.config import Config
+from coreg_ray.commands.base import Command, load
+from coreg_ray.config import AnnotatorConfig, Config, StudentConfig
+from coreg_ray.config.older import ADDED, completed
+from coreg_ray.config.paths import path_settings, with_absolute_paths
+from coreg_ray.config.sections import decides
+from coreg_ray.config.texts import flattened
+from coreg_ray.config.tree import as_older_versions, digest
 from coreg_ray.images.paper_sets import explicit_student
 
 CHAT = {"kind": "chat", "endpoint": "http://localhost:8000/v1"}
@@ -248,3 +257,198 @@ def test_a_fingerprint_does_not_depend_on_how_a_value_was_written() -> None:
     assert built("source.classes", ["a.txt"]).fingerprint() == built("source.classes", "a.txt").fingerprint()
     assert built("method.learning_rate", "1e-1").fingerprint() == built("method.learning_rate", 0.1).fingerprint()
     assert len(Config().fingerprint()) == 32
+
+
+# What earlier versions computed; a run that they began goes on only if it stays. The first had no `method.weak_views`.
+DEFAULT_OF_THE_FIRST = "2a0479aa7f661171e3eb51152ad6c58a"
+DIGITS = "b4ed071d348ee3e70d92539dc65ba988"
+UNUSUAL_OF_THE_SECOND = "7972de6e5bd5e2bf1e08b2a3d7e82503"  # of the settings below
+UNUSUAL_WITHOUT_ITS_START = "074fa59edaa3d56f0206bb0f8a18a244"
+NAMES_OF_THE_FIRST = "ae4f805fb4214c060f1d42ee4a350da9"  # digest over the names of all that decides
+LATER = list(ADDED)[1:]  # which the second had not
+
+UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what would contradict another
+    "seed": 7, "output": "elsewhere", "start_from": "old/run",
+    "source": {
+        "kind": "folder", "path": "pool", "name": "train", "classes": ["cat", "dog"], "prompts": ["a {}", "the {}"],
+        "folder_labels": True, "image_column": "pixels", "id_column": "key", "label_column": "class",
+        "manual_labels": "labels.csv", "background": ["a blank page"], "holdout": 0.2,
+    },
+    "test": {"kind": "parquet", "path": "test.parquet", "name": "validation"},
+    "annotator": {
+        "kind": "chat", "model": "eye", "pretrained": "tag", "batch_size": 3, "precision": "bf16", "min_actors": 2,
+        "max_actors": 3, "num_gpus": 0.5, "num_cpus": 2, "endpoint": "http://localhost:8000/v1", "allow_upload": True,
+        "questions": ["Is it {}?"], "key_variable": "KEY", "concurrency": 2, "timeout_s": 5, "retries": 1,
+        "max_requests": 9, "image_side": 224, "price_input": 1, "price_output": 2,
+    },
+    "further_annotators": [{"model": "embedded", "batch_size": 4}],
+    "candidates": {
+        "mode": "ratio", "partial_rate": 0.2, "noise_rate": 0.3, "k": 3, "threshold": 0.2, "ratio": 0.4, "mass": 0.8,
+    },
+    "method": {
+        "epochs": 30, "warmup_epochs": 9, "contrast_delay": 3, "batch_size": 32, "warmup_batch_size": 64,
+        "learning_rate": 0.03, "momentum": 0.8, "weight_decay": 1e-4, "clean_threshold": 0.6, "temperature": 0.4,
+        "weak_views": 2, "lambda_u": 2, "ramp_epochs": 5, "mixup_alpha": 3, "loss_history": 4, "prototype_weight": 0.2,
+        "prototype_momentum": 0.99, "prototype_temperature": 0.2, "contrast_weight": 0.3, "contrast_temperature": 0.1,
+        "key_momentum": 0.9, "queue_size": 256, "prior": "annotator", "order": "sequential", "exchanges": 2,
+        "trusted_share": 0.5,
+    },
+    "student": {
+        "name": "resnet18", "pretrained": "hub", "resolution": 64, "width": 32, "projection": 64, "views": "hole",
+        "flip": True, "precision": "bf16", "compile": True,
+    },
+    "cluster": {
+        "use_gpu": True, "resources_per_worker": {"CPU": 2}, "label_selector": {"role": "train"}, "threads": 2,
+        "wait_s": 9, "max_failures": 1, "memory_share": 0.4,
+    },
+    "checkpoint": {"every": 2, "keep": 3},
+    "export": {"network": "b", "calibrate": False, "onnx": True, "program": True},
+    "report": {"pictures": 1, "images": 9, "baselines": False, "review": 3},
+}  # fmt: skip
+
+
+def test_the_fingerprint_of_a_preset_is_the_one_that_it_always_was() -> None:
+    decisive = load(["--preset", "digits"], Command).decisive()
+    assert DIGITS in [digest(form) for form in (decisive, *as_older_versions(decisive))]
+
+
+def test_what_decides_is_what_always_did() -> None:
+    config, usual = Config.model_validate(UNUSUAL), flattened(Config().settings())
+    same = {name for name, value in flattened(config.settings()).items() if value == usual.get(name)}
+    assert same == {"cluster.num_workers"}  # several of them contradict the sequential order
+    assert config.fingerprint() == digest(config.decisive())
+    assert digest(without(config.decisive(), *LATER)) == UNUSUAL_OF_THE_SECOND
+    assert digest(without(config.decisive(start=False), *LATER)) == UNUSUAL_WITHOUT_ITS_START
+
+
+def test_settings_are_marked_with_what_they_decide() -> None:
+    def marked(mark: str, section: type[BaseModel]) -> set[str]:
+        return {name for name, field in section.model_fields.items() if decides(field) == mark}
+
+    assert marked("nothing", Config) == {"output", "cluster", "checkpoint", "export", "report"}
+    assert marked("nothing", StudentConfig) == {"compile"}
+    assert marked("nothing", AnnotatorConfig) == {
+        *("batch_size", "precision", "min_actors", "max_actors", "num_gpus", "num_cpus", "endpoint", "allow_upload"),
+        *("key_variable", "concurrency", "timeout_s", "retries", "max_requests", "price_input", "price_output"),
+    }
+    assert (marked("start", Config), marked("start", StudentConfig)) == ({"start_from"}, {"pretrained"})
+    others = set(sections_of(Config)) - {Config, AnnotatorConfig, StudentConfig}
+    assert len(others) == 8
+    assert all(marked("result", section) == set(section.model_fields) for section in others)
+
+
+def sections_of(section: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """A section, and all below it."""
+    yield section
+    for field in section.model_fields.values():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from sections_of(kind)
+
+
+def without(tree: dict[str, Any], *dotted: str) -> dict[str, Any]:
+    """A copy of a tree that lacks some of its settings."""
+    less = copy.deepcopy(tree)
+    for key in dotted:
+        *sections, name = key.split(".")
+        branch = less
+        for section in sections:
+            branch = branch[section]
+        del branch[name]
+    return less
+
+
+def with_value(tree: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """A copy of a tree in which a setting has that value."""
+    more = without(tree, dotted)
+    *sections, name = dotted.split(".")
+    branch = more
+    for section in sections:
+        branch = branch[section]
+    branch[name] = value
+    return more
+
+
+def reproducing(tree: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a tree in which all that was ever added has the value that reproduces the versions without it."""
+    for key, value in ADDED.items():
+        tree = with_value(tree, key, value)
+    return tree
+
+
+@pytest.mark.parametrize("added", ADDED)
+def test_a_stored_tree_is_completed_by_what_its_version_meant(added: str) -> None:
+    stored = Config().settings()
+    lacking = without(stored, added)
+    whole = completed(lacking)
+    assert whole == with_value(stored, added, ADDED[added])
+    assert flattened(Config.model_validate(whole).settings())[added] == ADDED[added]
+    assert lacking == without(stored, added)  # a copy was completed
+    assert flattened(completed({}))[added] == ADDED[added]  # no section is there, either
+    chosen = with_value(stored, added, "a value of its own")
+    assert completed(chosen) == chosen
+
+
+@pytest.mark.parametrize("added", ADDED)
+def test_a_version_without_a_setting_called_the_same_run_by_a_fingerprint_that_is_known(added: str) -> None:
+    today = reproducing(Config().decisive())
+    lacked = list(ADDED)[list(ADDED).index(added) :]  # what came after it was unknown, too
+    then = digest(without(today, *lacked))
+    assert then in [digest(form) for form in as_older_versions(today)]
+    assert digest(today) not in [digest(form) for form in as_older_versions(today)]
+    for name in lacked:
+        other = with_value(today, name, "a value that does something else")
+        assert then not in [digest(form) for form in as_older_versions(other)]
+
+
+def test_older_forms_begin_with_the_newest_and_leave_the_tree_as_it_is() -> None:
+    today = reproducing(Config().decisive())
+    before = copy.deepcopy(today)
+    forms = as_older_versions(today)
+    assert today == before
+    added = list(ADDED)
+    assert forms == [without(today, *added[-count:]) for count in range(1, len(added) + 1)]
+
+
+def test_the_first_version_called_its_default_by_a_fingerprint_that_is_known() -> None:
+    today = reproducing(Config().decisive())
+    assert digest(as_older_versions(today)[-1]) == DEFAULT_OF_THE_FIRST
+    one_view = with_value(today, "method.weak_views", 1)
+    assert DEFAULT_OF_THE_FIRST not in [digest(form) for form in as_older_versions(one_view)]
+
+
+def test_a_new_decisive_setting_says_what_it_was_before() -> None:
+    first = set(flattened(Config().decisive())) - set(ADDED)
+    assert digest(sorted(first)) == NAMES_OF_THE_FIRST, "give the new setting its line in config.older.ADDED"
+
+
+def test_settings_that_hold_paths_are_known() -> None:
+    assert dict(path_settings()) == {
+        "output": (),
+        "start_from": (),
+        "method.prior": ("uniform", "annotator"),
+        "student.pretrained": ("hub",),
+    }
+
+
+def test_paths_that_exist_are_made_absolute_and_words_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("uniform", "annotator", "hub", "prior.json", "weights.pt", "run"):
+        (tmp_path / name).touch()
+
+    def absolute(dotted: str, value: str | None) -> Any:
+        return flattened(with_absolute_paths(built(dotted, value)).settings())[dotted]
+
+    for dotted, value in (
+        *(("method.prior", "uniform"), ("method.prior", "annotator"), ("student.pretrained", "hub")),
+        *(("student.pretrained", None), ("method.prior", "none.json"), ("output", "s3://bucket/run")),
+        *(("start_from", None), ("start_from", "/somewhere/else")),
+    ):
+        assert absolute(dotted, value) == value
+    for dotted, value in (
+        *(("method.prior", "prior.json"), ("student.pretrained", "weights.pt")),
+        *(("output", "run"), ("start_from", "run")),
+    ):
+        assert absolute(dotted, value) == str(tmp_path.resolve() / value)
+    config = Config.model_validate(UNUSUAL)
+    assert with_absolute_paths(config) == config  # of what is no path, nothing changes

@@ -107,26 +107,26 @@ def _no(rows: int) -> Tensor:
     return torch.zeros(rows, dtype=torch.bool)
 
 
-def _shares(votes: Tensor, classes: int) -> Tensor:
+def _shares(votes: Tensor, num_classes: int) -> Tensor:
     """The share of each class among the votes of a row: (n, P) -> (n, K), uniform where nobody voted."""
-    counts = _counts(votes, classes).float()
+    counts = _counts(votes, num_classes).float()
     total = counts.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, counts / total.clamp(min=1), 1 / classes)
+    return torch.where(total > 0, counts / total.clamp(min=1), 1 / num_classes)
 
 
-def _counts(votes: Tensor, classes: int) -> Tensor:
+def _counts(votes: Tensor, num_classes: int) -> Tensor:
     """How many prompts voted for each class: (n, P) -> (n, K) int32."""
-    counts = torch.zeros(len(votes), classes + 1, dtype=torch.int32)  # column 0 collects the missing votes
+    counts = torch.zeros(len(votes), num_classes + 1, dtype=torch.int32)  # column 0 collects the missing votes
     return counts.scatter_add_(1, votes.long() + 1, torch.ones_like(votes))[:, 1:]
 
 
 def score(evidence: Evidence, making: Making, name: str) -> Score:
     """Make the candidate sets of some images, write them as `name` if there is an output, and count."""
-    classes, rows = evidence.mean.shape[1], evidence.rows
+    num_classes, rows = evidence.mean.shape[1], evidence.rows
     truth, trusted = making.labels.of(rows), making.manual.of(rows)
     member = _sets(evidence, making, truth)
     if (trusted >= 0).any():
-        member = torch.where((trusted >= 0)[:, None], F.one_hot(trusted.clamp(min=0), classes).bool(), member)
+        member = torch.where((trusted >= 0)[:, None], F.one_hot(trusted.clamp(min=0), num_classes).bool(), member)
     total = Score.of(evidence.votes, evidence.mean, member, evidence.similarity, evidence.background, truth)
     if making.output is not None:
         _write(making.output, name, evidence, rows, member, trusted >= 0)
@@ -135,35 +135,37 @@ def score(evidence: Evidence, making: Making, name: str) -> Score:
 
 def _sets(evidence: Evidence, making: Making, truth: Tensor) -> Tensor:
     """The candidate sets (n, K) bool that the mode asks for."""
-    settings, classes = making.settings, evidence.mean.shape[1]
+    settings, num_classes = making.settings, evidence.mean.shape[1]
     if settings.mode == "union":
-        return sets.combine_votes(evidence.votes, classes)
+        return sets.combine_votes(evidence.votes, num_classes)
     if settings.mode == "synthetic":
-        return torch.cat([_synthetic(i, t, making, classes) for i, t in zip(evidence.image_ids, truth, strict=True)])
+        return torch.cat(
+            [_synthetic(i, t, making, num_classes) for i, t in zip(evidence.image_ids, truth, strict=True)]
+        )
     numbers = settings.model_dump(include={"k", "threshold", "ratio", "mass"})
     return sets.candidate_sets(evidence.mean[:, None], settings.mode, **numbers)
 
 
-def _synthetic(image_id: str, truth: Tensor, making: Making, classes: int) -> Tensor:
+def _synthetic(image_id: str, truth: Tensor, making: Making, num_classes: int) -> Tensor:
     """One row's synthetic set, drawn from its id, so that it does not depend on the part it lies in."""
     generator = torch.Generator().manual_seed((row_number(image_id) + making.seed) % 2**63)
     rates = making.settings.partial_rate, making.settings.noise_rate
     if truth < 0:
         raise ValueError(f"{image_id} has no label; candidates.mode=synthetic needs a label for every image")
-    return sets.synthetic_candidates(truth[None], classes, *rates, generator)
+    return sets.synthetic_candidates(truth[None], num_classes, *rates, generator)
 
 
 def _write(
     output: Folder, name: str, evidence: Evidence, rows: NDArray[np.int64], member: Tensor, trusted: Tensor
 ) -> None:
     """One file of candidate sets, ragged; votes and scores belong to the candidates, in their order."""
-    classes, sizes = sets.to_ragged(member)
+    indices, sizes = sets.to_ragged(member)
     votes = _counts(evidence.votes, member.shape[1])[member]
     table = pa.table(
         {
             "row": rows,
             "image_id": pa.array(evidence.image_ids, pa.string()),
-            "candidates": lists(sizes.numpy(), classes.numpy()),
+            "candidates": lists(sizes.numpy(), indices.numpy()),
             "votes": lists(sizes.numpy(), votes.numpy()),
             "scores": lists(sizes.numpy(), evidence.mean[member].half().numpy()),
             "similarity": evidence.similarity.half().numpy(),

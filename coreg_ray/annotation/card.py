@@ -20,7 +20,7 @@ class Card:
         model: name and weights as the user gave them.
         encoder: fingerprint of all that an embedding depends on (chat: of model and question settings).
         prompts, names: the vocabulary.
-        preprocess: how images are resized for it (fields of `images.Fit`).
+        preprocess: how images are resized for it (fields of `images.decode.Fit`).
         dim: D, or 0 where nothing is embedded.
         details: scale, bias and the like.
     """

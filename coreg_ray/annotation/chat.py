@@ -78,24 +78,24 @@ def vote_of(answer: str, words: Vocabulary) -> int:
     for name, number in names.items():
         if plain := _plain(name):
             index[plain] = number if index.get(plain, number) == number else NO_VOTE
-    said = _plain(answer)
-    if said in index:
-        return index[said]
-    named = _named(said, index)
+    plain_answer = _plain(answer)
+    if plain_answer in index:
+        return index[plain_answer]
+    named = _named(plain_answer, index)
     if len(named) == 1:
         return named.pop()
-    close = difflib.get_close_matches(said, index, n=1, cutoff=_CLOSE) if not named else []
+    close = difflib.get_close_matches(plain_answer, index, n=1, cutoff=_CLOSE) if not named else []
     return index[close[0]] if close else NO_VOTE
 
 
-def _named(said: str, index: dict[str, int]) -> set[int]:
+def _named(plain_answer: str, index: dict[str, int]) -> set[int]:
     """The classes of which a name occurs as whole words, not only inside a longer name ("dog" in "hot dog")."""
-    text = f" {said} "
+    text = f" {plain_answer} "
     places = [
-        (found.start(), found.start() + len(name), number)
+        (match.start(), match.start() + len(name), number)
         for name, number in index.items()
         if f" {name} " in text
-        for found in re.finditer(f"(?= {name} )", text)
+        for match in re.finditer(f"(?= {name} )", text)
     ]
     return {
         number
@@ -189,8 +189,8 @@ class ChatAnnotator:
             return answers
 
     def _questions(self) -> list[str]:
-        classes = ", ".join(self.words.shown)
-        return [question.replace("{}", classes) for question in self.words.prompts]
+        class_names = ", ".join(self.words.shown)
+        return [question.replace("{}", class_names) for question in self.words.prompts]
 
     async def _ask(self, client: Any, question: str, picture: str) -> str:
         """One answer, after as many attempts as are allowed."""

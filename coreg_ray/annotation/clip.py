@@ -78,8 +78,8 @@ class TextTable:
     @classmethod
     def from_bytes(cls, content: bytes, scale: float, bias: float) -> TextTable:
         """What `to_bytes` wrote; scale and bias stand in the annotator's manifest."""
-        found = load(content)
-        return cls(found["text"], found["background"], scale, bias)
+        tensors = load(content)
+        return cls(tensors["text"], tensors["background"], scale, bias)
 
 
 def load_model(name: str, pretrained: str | None) -> Model:

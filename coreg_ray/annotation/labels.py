@@ -40,8 +40,8 @@ class Labels:
         if not len(self.rows):
             return torch.full((len(rows),), -1)
         known = contains(self.rows, rows)
-        found = self.labels[np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)]
-        return torch.from_numpy(np.where(known, found, -1))
+        labels = self.labels[np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)]
+        return torch.from_numpy(np.where(known, labels, -1))
 
 
 def read_labels(folder: Folder) -> Labels:

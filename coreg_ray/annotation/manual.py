@@ -28,20 +28,20 @@ def read_manual(path: str, words: Vocabulary) -> tuple[list[str], Labels]:
     """
     rows = _read(path)
     reader = LabelReader(words.index())
-    found: dict[str, int] = {}
+    labels: dict[str, int] = {}
     for image_id, label in rows:
         if label is None or (isinstance(label, str) and not label.strip()):
             continue  # a review list need not be filled in to its end
         number = reader.written(label, image_id) if isinstance(label, str) else reader(label, image_id)
         assert number is not None
-        if found.setdefault(image_id, number) != number:
+        if labels.setdefault(image_id, number) != number:
             raise UserError(f"{path} gives {image_id} two labels; keep one")
-    if not found:
+    if not labels:
         raise UserError(f"{path} holds no label in {len(rows)} rows; write class names into the column `label`")
-    ids = list(found)
+    ids = list(labels)
     numbers = row_numbers(ids)
     order = np.argsort(numbers)
-    return ids, Labels(numbers[order], np.array(list(found.values()), dtype=np.int64)[order])
+    return ids, Labels(numbers[order], np.array(list(labels.values()), dtype=np.int64)[order])
 
 
 def check_manual(path: str, words: Vocabulary, pool: NDArray[np.int64]) -> int:

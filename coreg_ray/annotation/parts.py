@@ -85,10 +85,10 @@ def next_run(*folders: Folder) -> int:
 
 def known_keys(*folders: Folder) -> NDArray[np.uint64]:
     """Sorted keys of all images that the tables in these folders (annotations, rejects, rows) already hold."""
-    found = [np.zeros(0, dtype=np.uint64)]
+    known = [np.zeros(0, dtype=np.uint64)]
     for folder in folders:
-        found += [keys_of(folder, part) for part in parts(folder)]
-    return np.unique(np.concatenate(found))
+        known += [keys_of(folder, part) for part in parts(folder)]
+    return np.unique(np.concatenate(known))
 
 
 def drop_outdated(pool: NDArray[np.int64], *folders: Folder) -> int:

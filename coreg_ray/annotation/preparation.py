@@ -27,7 +27,7 @@ class RowParts:
     """The rows to train on: images at the student's resolution, written on the way to the annotator.
 
     Bicubic, antialiased; what sticks out of a square is cropped evenly. A part holds `row` (number), `key`
-    (table.keys) and `image` (side x side x 3 bytes).
+    (ids.keys) and `image` (side x side x 3 bytes).
 
     Attributes:
         folder: of one split. side: in pixels. known: sorted keys of images that are there, or that cannot be decoded.
@@ -112,7 +112,7 @@ def prepare(
 
     Args:
         fit: the size the pixels are brought to; None: nothing is yielded, only rows are written.
-        known: sorted keys (table.keys) of images that need no work; None: all are wanted.
+        known: sorted keys (ids.keys) of images that need no work; None: all are wanted.
         rejects: where images that cannot be decoded are recorded; None: nowhere.
         run: number of the annotation run, for the names of rejects and rows.
         rows: where images at the student's resolution go; None: nowhere.
@@ -161,8 +161,8 @@ def count_unknown(block: pa.Table, source: Source, known: list[NDArray[np.uint64
     """How many images of a block one of the sorted tables of keys lacks; images are read and hashed, not decoded."""
     ids: list[str] = block["image_id"].to_pylist()
     digests = ["" if isinstance(content, Exception) else content_hash(content) for content in source.fetch(block)]
-    found = keys(ids, digests)
-    return int((~np.logical_and.reduce([contains(table, found) for table in known])).sum())
+    block_keys = keys(ids, digests)
+    return int((~np.logical_and.reduce([contains(table, block_keys) for table in known])).sum())
 
 
 def _decoded(content: Content) -> Any:

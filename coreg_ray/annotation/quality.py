@@ -57,10 +57,10 @@ class Score:
         cls, votes: Tensor, mean: Tensor, member: Tensor, similarity: Tensor, background: Tensor, truth: Tensor
     ) -> Score:
         """Count n images: votes (n, P), mean and member (n, K), similarity and background (n,), truth (n,) or -1."""
-        n, classes = mean.shape
-        quality = Quality(classes, votes.shape[1])
+        n, num_classes = mean.shape
+        quality = Quality(num_classes, votes.shape[1])
         quality.update(votes, truth if (truth >= 0).any() else None)
-        counts = torch.zeros(n, classes + 1).scatter_add_(1, votes.long() + 1, torch.ones(votes.shape))[:, 1:]
+        counts = torch.zeros(n, num_classes + 1).scatter_add_(1, votes.long() + 1, torch.ones(votes.shape))[:, 1:]
         share = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
         against = (votes != counts.argmax(dim=1, keepdim=True)) & (votes != NO_VOTE)
         size, known = member.sum(dim=1), truth >= 0
@@ -76,9 +76,9 @@ class Score:
             entropy=torch.stack([-torch.special.xlogy(share, share).sum().double(), torch.tensor(n).double()]),
             similarity=torch.bincount(bins, minlength=_BINS),
             background=torch.stack([background.sum(), torch.tensor(n)]),
-            right=torch.bincount(true[true == guess], minlength=classes),
-            covered=torch.bincount(true[member[known].gather(1, true[:, None])[:, 0]], minlength=classes),
-            labelled=torch.bincount(true, minlength=classes),
+            right=torch.bincount(true[true == guess], minlength=num_classes),
+            covered=torch.bincount(true[member[known].gather(1, true[:, None])[:, 0]], minlength=num_classes),
+            labelled=torch.bincount(true, minlength=num_classes),
         )
 
     @classmethod
@@ -124,7 +124,7 @@ class Score:
 
     def _swallowed(self, names: list[str]) -> list[dict[str, Any]]:
         """Classes whose sets nearly always hold another, larger class; `twins` where it goes both ways."""
-        found = []
+        swallowed = []
         pairs = self.pairs.coalesce()
         (one, other), both = pairs.indices(), pairs.values()
         own = torch.zeros(len(names), dtype=torch.int64).index_add_(0, one[one == other], both[one == other])
@@ -133,8 +133,10 @@ class Score:
             small, large = int(one[pair]), int(other[pair])
             twins = bool(both[pair] / own[large] >= _TWINS)
             if (own[large], large) > (own[small], small):
-                found.append({"class": names[small], "by": names[large], "share": float(share[pair]), "twins": twins})
-        return found
+                swallowed.append(
+                    {"class": names[small], "by": names[large], "share": float(share[pair]), "twins": twins}
+                )
+        return swallowed
 
     def _outliers(self) -> float | None:
         """The share of images whose best similarity lies far below the others'; None without similarities."""
@@ -155,13 +157,13 @@ def _pairs(member: Tensor) -> Tensor:
 
 
 def _pairs_of_block(member: Tensor) -> Tensor:
-    row, classes = member.nonzero(as_tuple=True)
+    row, indices = member.nonzero(as_tuple=True)
     size = member.sum(dim=1)
     times = size[row]  # every candidate meets all of its row, which begin at the row's first
-    one = classes.repeat_interleave(times)
+    one = indices.repeat_interleave(times)
     first = (size.cumsum(0) - size)[row].repeat_interleave(times)
     step = torch.arange(len(one)) - (times.cumsum(0) - times).repeat_interleave(times)
-    both = torch.stack([one, classes[first + step]])
+    both = torch.stack([one, indices[first + step]])
     ones, shape = torch.ones(len(one), dtype=torch.int64), (member.shape[1],) * 2
     return torch.sparse_coo_tensor(both, ones, shape, check_invariants=True).coalesce()
 

@@ -61,10 +61,10 @@ def vocabulary(
             broken placeholder.
     """
     packaged = _packaged("embedded/digits.yaml" if kind == "digits" else PAPER)
-    found: Any = _listed(classes, "classes") if classes is not None else list(known) or packaged.get("classes")
-    if not found:
+    class_names: Any = _listed(classes, "classes") if classes is not None else list(known) or packaged.get("classes")
+    if not class_names:
         raise UserError(f"source.kind={kind} does not name its classes; give source.classes, a file or a list")
-    return Vocabulary(_names(found), templates(prompts if prompts is not None else packaged["templates"]))
+    return Vocabulary(_names(class_names), templates(prompts if prompts is not None else packaged["templates"]))
 
 
 def questions(words: Vocabulary, given: str | Sequence[str] | None) -> Vocabulary:
@@ -101,12 +101,12 @@ def _listed(given: str | Sequence[str], key: str) -> Sequence[Any]:
     return content
 
 
-def _names(classes: Sequence[Any]) -> Names:
-    for number, entry in enumerate(classes):
+def _names(class_names: Sequence[Any]) -> Names:
+    for number, entry in enumerate(class_names):
         for name in entry if isinstance(entry, (list, tuple)) else [entry]:
             if not isinstance(name, str):  # YAML reads yes, no, on, off, null, numbers and dates as values
                 raise UserError(f"class {number} is named {name!r}, which is no text; write its name in quotes")
-    entries = [entry.split("|") if isinstance(entry, str) else entry for entry in classes]
+    entries = [entry.split("|") if isinstance(entry, str) else entry for entry in class_names]
     names = tuple(
         tuple(name.strip() for name in (entry if isinstance(entry, (list, tuple)) else [entry])) for entry in entries
     )

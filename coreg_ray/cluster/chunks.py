@@ -1,4 +1,4 @@
-"""What a task does with its share of many items. Apart from Ray Data, which a process takes a second to import."""
+"""What a task does with its chunk of many items. Apart from Ray Data, which a process takes a second to import."""
 
 from __future__ import annotations
 

@@ -11,6 +11,21 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
+from coreg_ray.metrics import (
+    ACCURACY,
+    AGREEMENT,
+    CHURN,
+    CLEAN,
+    COMBINED,
+    EPOCH,
+    EPOCH_S,
+    EXCHANGE_S,
+    LOSS,
+    NETWORKS,
+    STEP_S,
+    of,
+)
+
 # Counters of annotation: name -> (meaning, tag). Prometheus's rate() makes images a second of them.
 ANNOTATED, REJECTED = "coreg_annotated_images", "coreg_rejected_images"
 SECONDS, REQUESTS = "coreg_annotator_seconds", "coreg_chat_requests"
@@ -21,29 +36,28 @@ COUNTERS = {
     REQUESTS: ("requests sent to a chat model", "annotator"),
 }
 
-# Gauges of training: name -> (meaning, the epoch's metric, with /a and /b where each network has its own).
+# Gauges of training: name -> (meaning, the epoch's figure, with /a and /b where each network has its own).
 GAUGES = {
-    "coreg_epoch": ("number of the last finished epoch, from 0", "epoch"),
-    "coreg_loss": ("mean loss of a network", "loss"),
-    "coreg_clean_fraction": ("share of the rows whose candidate set a network holds for sound", "clean"),
-    "coreg_label_churn": ("share of the rows whose pseudo-label changed since the last epoch", "churn"),
-    "coreg_agreement": ("share of the rows on which both networks agree", "agreement"),
-    "coreg_criterion": ("stability times likeness of class shares, without labels", "criterion/combined"),
-    "coreg_test_accuracy": ("of both networks together on the labelled test images", "test/accuracy"),
-    "coreg_step_seconds": ("mean seconds of a training step", "time/step_s"),
-    "coreg_exchange_seconds": ("seconds of the epoch spent exchanging opinions and weights", "time/exchange_s"),
-    "coreg_epoch_seconds": ("seconds of the epoch", "time/epoch_s"),
+    "coreg_epoch": ("number of the last finished epoch, from 0", EPOCH),
+    "coreg_loss": ("mean loss of a network", LOSS),
+    "coreg_clean_fraction": ("share of the rows whose candidate set a network holds for sound", CLEAN),
+    "coreg_label_churn": ("share of the rows whose pseudo-label changed since the last epoch", CHURN),
+    "coreg_agreement": ("share of the rows on which both networks agree", AGREEMENT),
+    "coreg_criterion": ("stability times likeness of class shares, without labels", COMBINED),
+    "coreg_test_accuracy": ("of both networks together on the labelled test images", ACCURACY),
+    "coreg_step_seconds": ("mean seconds of a training step", STEP_S),
+    "coreg_exchange_seconds": ("seconds of the epoch spent exchanging opinions and weights", EXCHANGE_S),
+    "coreg_epoch_seconds": ("seconds of the epoch", EPOCH_S),
 }
-_NETWORKS = ("a", "b")
 
 
 @cache
 def counter(name: str, tag: str) -> Counter:
     """One of COUNTERS in this process, for one value of its tag."""
     meaning, key = COUNTERS[name]
-    found = Counter(name, meaning, (key,))
-    found.set_default_tags({key: tag})
-    return found
+    metric = Counter(name, meaning, (key,))
+    metric.set_default_tags({key: tag})
+    return metric
 
 
 def count(name: str, tag: str, amount: float) -> None:
@@ -64,8 +78,8 @@ def show_epoch(run: str, metrics: Mapping[str, Any]) -> None:
         run: name of the run folder, or of a trial's.
         metrics: of one epoch, as in `history.csv`; what is missing is left as it was.
     """
-    for name, (_, metric) in GAUGES.items():
-        for network in ("", *_NETWORKS):
-            value = metrics.get(f"{metric}/{network}" if network else metric)
+    for name, (_, figure) in GAUGES.items():
+        for network in ("", *NETWORKS):
+            value = metrics.get(of(figure, network) if network else figure)
             if isinstance(value, int | float):
                 _gauge(name).set(value, {"run": run, "network": network})

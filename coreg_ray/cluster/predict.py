@@ -93,8 +93,8 @@ class Evaluation:
     def table(self, class_names: list[str]) -> str:
         """For people: a line for each of the K classes, then accuracy and calibration."""
         lines = [f"{'class':24} images  recall  precision"]
-        for name, hits, true, said in zip(class_names, *self.confusions.by_class(), strict=True):
-            recall, precision = (f"{hits / total:.3f}" if total else "-" for total in (true, said))
+        for name, hits, true, predicted in zip(class_names, *self.confusions.by_class(), strict=True):
+            recall, precision = (f"{hits / total:.3f}" if total else "-" for total in (true, predicted))
             lines.append(f"{name:24} {true:6}  {recall:>6}  {precision:>9}")
         counted = f"{self.images} images, {self.unreadable} labelled ones unreadable"
         summary = f"accuracy {self.accuracy:.4f}, expected calibration error {self.calibration_error:.4f}, {counted}"
@@ -125,7 +125,7 @@ def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool:
             "folder": folder,
             "run": run,
             "fingerprint": fingerprint,
-            "classes": card["classes"],
+            "class_names": card["classes"],
             "top_k": top_k,
         },
         batch_size=None,
@@ -165,19 +165,19 @@ def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluat
         true.append(label[known])
         predicted.append(batch["probabilities"].argmax(axis=1)[known])
         confidence.append(batch["probabilities"].max(axis=1)[known])
-    right, said = (np.concatenate([np.zeros(0, np.int64), *found]) for found in (true, predicted))
-    scored = len(right)
-    error = calibration_error(_tensor(confidence), torch.from_numpy(said == right)) if scored else 0.0
-    return Evaluation(Confusions.of(right, said, classes), error, len(labels) - scored)
+    true_class, predicted_class = (np.concatenate([np.zeros(0, np.int64), *batches]) for batches in (true, predicted))
+    scored = len(true_class)
+    error = calibration_error(_tensor(confidence), torch.from_numpy(predicted_class == true_class)) if scored else 0.0
+    return Evaluation(Confusions.of(true_class, predicted_class, classes), error, len(labels) - scored)
 
 
 def write_predictions(
-    batch: dict[str, NDArray[Any]], *, folder: Folder, run: int, fingerprint: str, classes: list[str], top_k: int
+    batch: dict[str, NDArray[Any]], *, folder: Folder, run: int, fingerprint: str, class_names: list[str], top_k: int
 ) -> dict[str, Any]:
     """Write one part of the predictions; answer with its number of images."""
     ids, contents = batch["image_id"].tolist(), batch["content"].tolist()
-    best = torch.from_numpy(batch["probabilities"]).topk(min(top_k, len(classes)), dim=1)  # (B, k)
-    names = pa.array(classes, pa.string())
+    best = torch.from_numpy(batch["probabilities"]).topk(min(top_k, len(class_names)), dim=1)  # (B, k)
+    names = pa.array(class_names, pa.string())
     top_classes = names.take(pa.array(best.indices.reshape(-1).numpy()))
     each_k = np.full(len(ids), best.values.shape[1])
     table = pa.table(

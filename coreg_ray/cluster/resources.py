@@ -65,7 +65,7 @@ def wait_for_resources(scaling: ScalingConfig, wait_s: float) -> None:
     each: dict[str, float] = dict(scaling.resources_per_worker)  # type: ignore[arg-type]
     workers = int(scaling.num_workers)  # type: ignore[arg-type]
     labels: dict[str, str] = scaling.label_selector or {}  # type: ignore[attr-defined]
-    started, said = time.monotonic(), -math.inf
+    started, last_logged = time.monotonic(), -math.inf
     try:
         while missing := missing_for(workers, each, labels, [node for node in ray.nodes() if node["Alive"]]):
             waited = time.monotonic() - started
@@ -75,13 +75,13 @@ def wait_for_resources(scaling: ScalingConfig, wait_s: float) -> None:
                     f"cluster.num_workers={workers} with {each} each needs {missing}"
                     f"{after}; lower it, use cluster.resources_per_worker, or set cluster.wait_s for an autoscaler"
                 )
-            if waited - said >= _SAY_EVERY_S:
-                said = waited
+            if waited - last_logged >= _SAY_EVERY_S:
+                last_logged = waited
                 log.info("waiting for the cluster: %s", missing)
                 request_resources(bundles=[each] * workers, bundle_label_selectors=[labels] * workers)
             time.sleep(min(1.0, wait_s - waited))
     finally:
-        if said >= 0:
+        if last_logged >= 0:
             request_resources(bundles=[])  # the workers themselves hold the nodes from now on
 
 
@@ -178,15 +178,15 @@ def teams_on_one_node(workers: int, each: dict[str, float], most: int, nodes: li
     return min(most, math.ceil(room / min(room, workers)))
 
 
-def has_labels(labels: dict[str, str], wanted: dict[str, str]) -> bool:
+def has_labels(labels: dict[str, str], selector: dict[str, str]) -> bool:
     """Whether a node's labels match a selector of Ray's: `value`, `!value`, `in(a, b)`, `!in(a, b)` for each key."""
 
-    def matches(key: str, said: str) -> bool:
-        body = said.removeprefix("!").strip()
+    def matches(key: str, condition: str) -> bool:
+        body = condition.removeprefix("!").strip()
         options = body[3:-1].split(",") if body.startswith("in(") else [body]
-        return (labels.get(key) in [option.strip() for option in options]) != said.startswith("!")
+        return (labels.get(key) in [option.strip() for option in options]) != condition.startswith("!")
 
-    return all(matches(key, said) for key, said in wanted.items())
+    return all(matches(key, condition) for key, condition in selector.items())
 
 
 def nodes_with(labels: dict[str, str]) -> list[dict[str, float]]:

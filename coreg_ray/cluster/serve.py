@@ -123,9 +123,9 @@ async def _body(request: Request, max_bytes: int) -> bytes:
     return bytes(content)
 
 
-def _answer(classes: list[str], probabilities: NDArray[np.float32]) -> dict[str, Any]:
+def _answer(class_names: list[str], probabilities: NDArray[np.float32]) -> dict[str, Any]:
     best = probabilities.argsort()[::-1][:TOP]
-    top = [{"class": classes[number], "probability": float(probabilities[number])} for number in best]
+    top = [{"class": class_names[number], "probability": float(probabilities[number])} for number in best]
     return {**top[0], "top": top}
 
 

@@ -48,11 +48,11 @@ def each(
 
 def told(answers: Iterable[T], expected: int, doing: str) -> Iterator[T]:
     """The answers as they come, saying now and then how many of those expected have."""
-    said = time.monotonic()
+    last_logged = time.monotonic()
     for number, answer in enumerate(answers, 1):
         yield answer
-        if time.monotonic() - said >= _LINE_EVERY_S:
-            said = time.monotonic()
+        if time.monotonic() - last_logged >= _LINE_EVERY_S:
+            last_logged = time.monotonic()
             log.info("%s %d of %d", doing, number, expected)
 
 
@@ -138,13 +138,13 @@ def _join_executors() -> None:
 
 
 def _sums(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
-    started = said = time.monotonic()
+    started = last_logged = time.monotonic()
     total: Counter[str] = Counter()
     for line in written.iter_rows():
         total.update(line)
         now = time.monotonic()
-        if now - said >= _LINE_EVERY_S and total["images"]:
-            said, rate = now, total["images"] / (now - started)
+        if now - last_logged >= _LINE_EVERY_S and total["images"]:
+            last_logged, rate = now, total["images"] / (now - started)
             left = (images - total["images"]) / rate
             log.info("%s: %d of %d, %.0f a second, %.0f s left", doing, total["images"], images, rate, left)
     return total

@@ -24,6 +24,7 @@ from coreg_ray.config import Config
 from coreg_ray.config.paths import absolute, path_settings, with_absolute_paths
 from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError
+from coreg_ray.metrics import EPOCH
 from coreg_ray.run.search_folder import BEST, PICTURE, TABLE, SearchFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended
@@ -70,7 +71,7 @@ def search(search: Search, config: Config) -> SearchResult:
     return _conclude(trials, search, config, space, output)
 
 
-def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, float], int]:
+def _fit_into_cluster(config: Config, max_concurrent: int | None) -> tuple[dict[str, float], int]:
     """What one trial takes, and how many may run at once.
 
     Raises:
@@ -91,14 +92,14 @@ def _fit_into_cluster(config: Config, wanted: int | None) -> tuple[dict[str, flo
                 f"among it, and the cluster has {_listed(whole, trial)}; lower cluster.num_workers or "
                 "cluster.resources_per_worker"
             )
-        return {"CPU": _DRIVER_CPUS}, min(room, wanted or room)
+        return {"CPU": _DRIVER_CPUS}, min(room, max_concurrent or room)
     labels, deadline, asked = cluster.label_selector or {}, time.monotonic() + cluster.wait_s, False
     try:
         while True:
             nodes = nodes_with(labels)
             need = _trial_resources(config, nodes)
             if any(copies(node, need) for node in nodes):
-                return need, wanted or 0
+                return need, max_concurrent or 0
             largest = {name: max((node.get(name, 0) for node in nodes), default=0) for name in need}
             where = f" with {labels}" if labels else ""
             lacking = f"a trial needs {_listed(need)} on one node{where}, and the largest has {_listed(largest)}"
@@ -243,7 +244,7 @@ def _as_trial(result: Any, config: Config, space: Space, output: SearchFolder) -
         status, error = FAILED, failure
     elif history:
         whole = trial_settings(config, space, result.config).method.epochs
-        status = FINISHED if int(history[-1]["epoch"]) + 1 >= whole else STOPPED
+        status = FINISHED if int(history[-1][EPOCH]) + 1 >= whole else STOPPED
     return Trial(name, run, status, dict(result.config), history, error)
 
 

@@ -128,17 +128,17 @@ def loggers(search: Search, name: str) -> list[tune.Callback]:
     Args:
         name: of the search's folder, which the experiment or group is called by.
     """
-    found: list[tune.Callback] = []
+    callbacks: list[tune.Callback] = []
     if search.mlflow:
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-        found.append(MLflowLoggerCallback(tracking_uri=search.mlflow, experiment_name=name))
+        callbacks.append(MLflowLoggerCallback(tracking_uri=search.mlflow, experiment_name=name))
     if search.wandb:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
         # Its processes get the driver's API key and nothing else of its environment.
-        found.append(WandbLoggerCallback(project=search.wandb, group=name, mode=os.environ.get("WANDB_MODE")))
-    return found
+        callbacks.append(WandbLoggerCallback(project=search.wandb, group=name, mode=os.environ.get("WANDB_MODE")))
+    return callbacks
 
 
 def trial_name(trial: Any) -> str:
@@ -151,7 +151,7 @@ class TrialLog(tune.Callback):
 
     def __init__(self, space: Space, objective: str, expected: int) -> None:
         self._space, self._objective, self._expected = space, objective, expected
-        self._said = time.monotonic()
+        self._last_logged = time.monotonic()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         values = ", ".join(f"{key} {_shown(trial.config[key])}" for key in self._space.keys)
@@ -160,8 +160,8 @@ class TrialLog(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if abs(time.monotonic() - self._said) >= _SAY_EVERY_S:  # a search that is gone on with may find another clock
-            self._said = time.monotonic()
+        if abs(time.monotonic() - self._last_logged) >= _SAY_EVERY_S:  # a resumed search may find another clock
+            self._last_logged = time.monotonic()
             results = [(other, other.last_result or {}) for other in trials if other.status == other.RUNNING]
             far = [f"{other.trial_id} after {last.get(EPOCHS, 0)} epochs{self._score(last)}" for other, last in results]
             log.info("running: %s", "; ".join(far))

@@ -29,6 +29,7 @@ from coreg_ray.cluster.train import fit as fit_in_workers
 from coreg_ray.config import Config
 from coreg_ray.ids import fingerprint
 from coreg_ray.methods import KINDS
+from coreg_ray.metrics import EPOCH
 from coreg_ray.run.folder import FAILURE, RunFolder
 from coreg_ray.run.search_folder import SearchFolder
 from coreg_ray.run.storage import Folder
@@ -214,7 +215,7 @@ def _diverging(run: RunFolder, objective: str) -> Iterator[None]:
 
 def _report(metrics: dict[str, Any], run: RunFolder) -> None:
     trial = tune.get_context().get_trial_id()
-    newest = f"epoch-{metrics['epoch']:06d}"
+    newest = f"epoch-{metrics[EPOCH]:06d}"
     with tempfile.TemporaryDirectory() as folder:
         stored = None
         if (run.checkpoints / newest).exists("manifest.json"):
@@ -226,4 +227,4 @@ def _report(metrics: dict[str, Any], run: RunFolder) -> None:
 
 def _as_reported(metrics: dict[str, Any], run: str) -> dict[str, Any]:
     """An epoch's metrics as Tune gets them: with the number of epochs that are done, and the run folder's name."""
-    return {**metrics, "epochs": metrics["epoch"] + 1, "run": run}
+    return {**metrics, "epochs": metrics[EPOCH] + 1, "run": run}

@@ -43,8 +43,8 @@ def decides(field: FieldInfo) -> str:
 
 def words(field: FieldInfo) -> tuple[str, ...] | None:
     """Of a setting that holds a path: the words in its place that are none. None: it holds no path."""
-    found = _marks(field).get(_WORDS)
-    return None if found is None else tuple(found)
+    mark = _marks(field).get(_WORDS)
+    return None if mark is None else tuple(mark)
 
 
 def _marks(field: FieldInfo) -> dict[str, Any]:

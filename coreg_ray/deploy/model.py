@@ -82,10 +82,12 @@ class Model:
     def build(cls, card: dict[str, Any], weights: bytes, device: str = "cpu") -> Model:
         """From the content of `model.json` and `model.safetensors`, as another machine may have sent it."""
         student = StudentConfig.model_validate(card["student"])
-        classes, tensors = list(card["classes"]), load_tensors(weights)
-        networks = nn.ModuleDict({name: _network(student, len(classes), tensors, name) for name in card["networks"]})
+        class_names, tensors = list(card["classes"]), load_tensors(weights)
+        networks = nn.ModuleDict(
+            {name: _network(student, len(class_names), tensors, name) for name in card["networks"]}
+        )
         provenance = card.get("provenance", {})
-        return cls(classes, student, networks.to(device).eval(), float(card["temperature"]), provenance)
+        return cls(class_names, student, networks.to(device).eval(), float(card["temperature"]), provenance)
 
     def save(self, folder: Folder) -> None:
         """Write the model; the card comes last, so that a folder with it is whole."""

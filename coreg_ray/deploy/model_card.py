@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, LABEL_FREE, ZERO_SHOT
+
 if TYPE_CHECKING:
     from coreg_ray.deploy.model import Model
 
@@ -69,11 +71,11 @@ def _portable(name: str) -> str:
 
 def _figures(metrics: dict[str, Any]) -> list[str]:
     known = (
-        ("test/accuracy", "accuracy on the labelled test images, both networks"),
-        ("test/accuracy_a", "network a alone"),
-        ("test/accuracy_b", "network b alone"),
-        ("test/zero_shot_accuracy", "the annotator alone on the same images"),
-        ("criterion/label_free", "agreement of both networks on held-out images"),
+        (ACCURACY, "accuracy on the labelled test images, both networks"),
+        (ACCURACY_A, "network a alone"),
+        (ACCURACY_B, "network b alone"),
+        (ZERO_SHOT, "the annotator alone on the same images"),
+        (LABEL_FREE, "agreement of both networks on held-out images"),
     )
     lines = [f"- {metrics[name]:.3f} {meaning}" for name, meaning in known if metrics.get(name) is not None]
     return lines or ["- Not measured: the run had no labelled test images."]

@@ -91,9 +91,9 @@ def _check_onnx(content: bytes, deployed: Deployed, images: Tensor) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    found = torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
+    probabilities = torch.from_numpy(session.run(["probabilities"], {"images": images.numpy()})[0])
     with torch.no_grad():
-        difference = float((found - deployed(images)).abs().max())
+        difference = float((probabilities - deployed(images)).abs().max())
     if not difference <= TOLERANCE:
         raise RuntimeError(f"ONNX and PyTorch differ by {difference:.2g} in a probability; the limit is {TOLERANCE:g}")
 

@@ -141,9 +141,9 @@ def _parse(way: str) -> tuple[Tensor, Tensor]:
             points.append([float(value) / 100 for value in token.rstrip("!").split(",")])
         strokes.append(knots)
     spans = [len(knots) - 1 for knots in strokes]
-    shares = [_CURVE_POINTS * span // sum(spans) for span in spans]
-    shares[0] += _CURVE_POINTS - sum(shares)
-    rows = [_curve(knots, len(points), share) for knots, share in zip(strokes, shares, strict=True)]
+    lengths = [_CURVE_POINTS * span // sum(spans) for span in spans]
+    lengths[0] += _CURVE_POINTS - sum(lengths)
+    rows = [_curve(knots, len(points), length) for knots, length in zip(strokes, lengths, strict=True)]
     return torch.tensor(points), torch.cat(rows)
 
 

@@ -66,11 +66,11 @@ def train(steps: int, seed: int) -> nn.Module:
 
     for step in range(1, steps + 1):
         drawings = draw(torch.randint(len(CLASS_NAMES), (BATCH,), generator=generator), generator)
-        texts, said = captions(drawings, generator)
+        texts, named = captions(drawings, generator)
         tokens = torch.stack([tokens_of(text) for text in texts])
         used[tokens] = True
         image, text, scale = model(normalise(drawings.images), tokens)
-        loss = contrast(scale * image @ text.T, positives(drawings, said))
+        loss = contrast(scale * image @ text.T, positives(drawings, named))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -90,23 +90,23 @@ def captions(drawings: Drawings, generator: torch.Generator) -> tuple[list[str],
     """One true caption for each of B drawings, and the style words it uses, (B, len(STYLES)) bool."""
     batch, styles = drawings.styles.shape
     order = torch.rand(batch, styles, generator=generator).masked_fill(~drawings.styles, 2.0).argsort(dim=1)
-    wanted = torch.randint(MOST_STYLES + 1, (batch, 1), generator=generator)
-    chosen = torch.zeros_like(drawings.styles).scatter_(1, order, torch.arange(styles).expand(batch, -1) < wanted)
-    said = chosen & drawings.styles
+    counts = torch.randint(MOST_STYLES + 1, (batch, 1), generator=generator)
+    chosen = torch.zeros_like(drawings.styles).scatter_(1, order, torch.arange(styles).expand(batch, -1) < counts)
+    named = chosen & drawings.styles
     frames = torch.randint(len(FRAMES), (batch,), generator=generator).tolist()
     numerals = (torch.rand(batch, generator=generator) < NUMERAL_SHARE).tolist()
     texts = []
-    for label, words, frame, numeral in zip(drawings.labels.tolist(), said.tolist(), frames, numerals, strict=True):
+    for label, words, frame, numeral in zip(drawings.labels.tolist(), named.tolist(), frames, numerals, strict=True):
         name = str(label) if numeral else CLASS_NAMES[label]
-        adjectives = [style for style, is_said in zip(STYLES, words, strict=True) if is_said]
+        adjectives = [style for style, is_named in zip(STYLES, words, strict=True) if is_named]
         texts.append(FRAMES[frame].format(" ".join([*adjectives, name])))
-    return texts, said
+    return texts, named
 
 
-def positives(drawings: Drawings, said: Tensor) -> Tensor:
-    """(B, B) bool: all that caption j says (its digit and the styles `said[j]`) is true of drawing i."""
+def positives(drawings: Drawings, named: Tensor) -> Tensor:
+    """(B, B) bool: all that caption j says (its digit and the styles `named[j]`) is true of drawing i."""
     same_digit = drawings.labels[:, None] == drawings.labels
-    untrue = (said & ~drawings.styles[:, None]).any(dim=2)
+    untrue = (named & ~drawings.styles[:, None]).any(dim=2)
     return same_digit & ~untrue
 
 

@@ -36,6 +36,6 @@ def open_split(config: Config, split: Split, names: dict[str, int] | None) -> Di
 
 @cache
 def _digits(part: str) -> Any:
-    from coreg_ray.embedded.digits import digits  # scikit-learn is slow to import
+    from coreg_ray.embedded.digits import digits  # which reads a table
 
     return digits(part)  # type: ignore[arg-type]

@@ -142,7 +142,7 @@ def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Fol
     if folder.filesystem.get_file_info(folder.path).type == fs.FileType.File:
         parent, _, name = folder.path.rpartition("/")
         return Folder(folder.filesystem, parent), [name]
-    names = [found[len(folder.path) :].lstrip("/") for found in folder.files()]
+    names = [file[len(folder.path) :].lstrip("/") for file in folder.files()]
     names = [name for name in names if name.endswith(suffixes) and (pattern is None or fnmatch(name, pattern))]
     if not names:
         raise UserError(f"{path} holds no {what}; give a file, a folder or a glob of files ending in {suffixes[0]}")

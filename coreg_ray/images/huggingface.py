@@ -58,13 +58,13 @@ class HuggingFaceSet:
 
     def listing(self) -> Iterator[pa.Table]:
         data, (_, key, label) = _hugging_face(self.path, self.part), self.columns
-        wanted = [name for name in (key, label) if name in data.features]
-        light = data.select_columns(wanted) if wanted else None
+        columns = [name for name in (key, label) if name in data.features]
+        light = data.select_columns(columns) if columns else None
         for start in range(0, len(data), BLOCK_IMAGES):
             indices = range(start, min(start + BLOCK_IMAGES, len(data)))
-            found = light[start : indices.stop] if light is not None else {}
-            ids = [str(value) for value in found.get(key, [f"{self.part}/{index:08d}" for index in indices])]
-            given = map(self._meant, found.get(label, [None] * len(ids)))
+            batch = light[start : indices.stop] if light is not None else {}
+            ids = [str(value) for value in batch.get(key, [f"{self.part}/{index:08d}" for index in indices])]
+            given = map(self._meant, batch.get(label, [None] * len(ids)))
             labels = [self.labels(value, i) for value, i in zip(given, ids, strict=True)]
             yield block(ids, labels=labels, starts=indices)
 

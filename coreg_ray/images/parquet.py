@@ -96,13 +96,13 @@ class ParquetImages:
             return
         file, group = block["file"][0].as_py(), block["group"][0].as_py()
         with self._open(file) as parquet:
-            wanted = iter(block["start"].to_pylist())
-            following, row = next(wanted, None), 0
+            starts = iter(block["start"].to_pylist())
+            following, row = next(starts, None), 0
             for batch in parquet.iter_batches(256, row_groups=[group], columns=[self.image_column]):
                 for value in _values(batch.column(0)):
                     if row == following:
                         yield value
-                        following = next(wanted, None)
+                        following = next(starts, None)
                         if following is None:
                             return  # a few rows of a large group need not cost all of it
                     row += 1

@@ -270,5 +270,5 @@ def _share(part: int, whole: int) -> float | None:
 
 def _check_range(name: str, numbers: Tensor, low: int, high: int) -> None:
     if numbers.numel() and not (low <= int(numbers.min()) and int(numbers.max()) < high):
-        found = f"{int(numbers.min())} .. {int(numbers.max())}"
-        raise ValueError(f"{name} run over {found}; with {high} classes they must lie in {low} .. {high - 1}")
+        span = f"{int(numbers.min())} .. {int(numbers.max())}"
+        raise ValueError(f"{name} run over {span}; with {high} classes they must lie in {low} .. {high - 1}")

@@ -54,11 +54,11 @@ def criteria(held_out: Tensor, shown: Tensor) -> dict[str, float]:
     counts = held_out + shown
     images, _, stable, inside, judged = counts[:_SUMS].tolist()
     stability = stable / (2 * VIEWS * images)
-    found = {"label_free": agreed / apart, "stability": stability}
+    figures = {"label_free": agreed / apart, "stability": stability}
     if judged:
         predicted, held = (part / part.sum() for part in counts[_SUMS:].chunk(2))
         classes = float((predicted * held).sqrt().sum())
-        found["candidates"] = inside / (2 * (1 + VIEWS) * judged)
-        found["classes"] = classes
-        found["combined"] = stability * classes
-    return found
+        figures["candidates"] = inside / (2 * (1 + VIEWS) * judged)
+        figures["classes"] = classes
+        figures["combined"] = stability * classes
+    return figures

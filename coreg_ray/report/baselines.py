@@ -141,15 +141,15 @@ def read_answers(run: RunFolder, split: Split, sample: Sample) -> Answers | None
 def _answers(folder: Folder, text: TextTable, sample: Sample) -> Answers | None:
     order = np.argsort(sample.numbers)
     embedding = torch.zeros(len(sample), text.embeddings.shape[2], dtype=torch.float16)
-    found = 0
+    answered = 0
     for part in parts(folder):
         table = read_table(folder, part.name, ["image_id", "embedding"])
         rows = row_numbers(table["image_id"].to_pylist())
-        wanted = contains(sample.numbers[order], rows)
-        places = order[np.searchsorted(sample.numbers[order], rows[wanted])]
-        embedding[torch.from_numpy(places)] = torch.from_numpy(matrix(table["embedding"], np.float16)[wanted])
-        found += len(places)
-    if found < len(sample):
+        in_sample = contains(sample.numbers[order], rows)
+        places = order[np.searchsorted(sample.numbers[order], rows[in_sample])]
+        embedding[torch.from_numpy(places)] = torch.from_numpy(matrix(table["embedding"], np.float16)[in_sample])
+        answered += len(places)
+    if answered < len(sample):
         return None
     mean = torch.cat([block.mean(dim=1) for block in probabilities(embedding, text)])
     return Answers(F.normalize(embedding.float(), dim=1), mean[:, : sample.candidates.shape[1]])
@@ -195,15 +195,16 @@ def _with_one(embedding: Tensor) -> Tensor:
 def _distilled(known: Answers, pool: Sample, test: Sample, config: Config, limit_s: float) -> Baseline:
     started = time.perf_counter()
     with _half_of_the_threads():
-        found = distil(pool, known.mean, config, limit_s)
-    if found is None:
+        distilled = distil(pool, known.mean, config, limit_s)
+    if distilled is None:
         limit = f"left out: {LEAST_EPOCHS} epochs would take more than {limit_s:.0f} s on this machine"
         return Baseline(DISTILLED, None, None, limit)
-    student, epochs = found
+    student, epochs = distilled
     device = student.pixel_mean.device
     with torch.inference_mode():
-        said = torch.cat([student.classify(block.to(device)).argmax(dim=1).cpu() for block in test.pixels.split(512)])
-    accuracy = float((said == test.labels).double().mean())
+        answers = [student.classify(block.to(device)).argmax(dim=1).cpu() for block in test.pixels.split(512)]
+        predicted = torch.cat(answers)
+    accuracy = float((predicted == test.labels).double().mean())
     seconds = time.perf_counter() - started
     cut = "" if epochs == distil_epochs(config) else f" of {distil_epochs(config)}, all that {limit_s:.0f} s allow"
     note = f"{len(pool):,} images, {epochs} epochs{cut}, the same architecture"

@@ -95,20 +95,20 @@ def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> str:
         return _svg(figure, xlabel)
 
 
-def confusion(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
+def confusion(counts: NDArray[np.int64], class_names: Sequence[str]) -> str:
     """A heat map of counts (K, K): true class by row, predicted class by column, shares of a row in colour."""
     with mpl.rc_context(_STYLE):
-        size = min(7.0, max(3.4, 0.33 * len(classes) + 1.2))
+        size = min(7.0, max(3.4, 0.33 * len(class_names) + 1.2))
         figure, axes = _figure(width=size, height=size)
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         axes.grid(visible=False)
-        if len(classes) <= 20:
+        if len(class_names) <= 20:
             for row, column in np.argwhere(counts):
                 dark = shares[row, column] > 0.5
                 colour = "white" if dark else "#1a1a1a"
                 axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
-        names = [_short(name) for name in classes] if len(classes) <= 50 else []
+        names = [_short(name) for name in class_names] if len(class_names) <= 50 else []
         ticks = np.arange(len(names))
         axes.set_xticks(ticks, names, rotation=90, fontsize=7)
         axes.set_yticks(ticks, names, fontsize=7)

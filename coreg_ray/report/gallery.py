@@ -48,7 +48,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some images of one kind; `found` is how many there are in all among those looked at.
+    """Some images of one kind; `total` is how many there are among those looked at.
 
     Attributes:
         warning: the note is one that a reader must not miss.
@@ -57,23 +57,23 @@ class Gallery:
 
     title: str
     note: str
-    found: int
+    total: int
     pictures: list[Picture]
     warning: bool = False
     changes: list[Change] = field(default_factory=list)
 
 
-def pool_galleries(sample: Sample, judged: Judgement, classes: Sequence[str], most: int) -> list[Gallery]:
+def pool_galleries(sample: Sample, judged: Judgement, class_names: Sequence[str], most: int) -> list[Gallery]:
     """Labels the method changed, images that stay doubtful, images that divide the networks, typical images."""
     same = judged.best[A] == judged.best[B]
     weakest = judged.confidence[1:].min(axis=0)  # (M,) the less sure of both networks
     changed = np.flatnonzero((judged.given >= 0) & (judged.best[ENSEMBLE] != judged.given) & same)
     split = np.flatnonzero(~same)
     doubtful = np.flatnonzero(same & (judged.confidence[ENSEMBLE] < 0.5))
-    turns, changes = _turns(changed, weakest, judged, classes)
+    turns, changes = _turns(changed, weakest, judged, class_names)
 
     def show(rows: NDArray[np.int64]) -> list[Picture]:
-        return [_picture(sample, judged, classes, int(row)) for row in rows[:most]]
+        return [_picture(sample, judged, class_names, int(row)) for row in rows[:most]]
 
     return [
         Gallery(
@@ -105,38 +105,38 @@ def _by(score: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def _turns(
-    rows: NDArray[np.int64], sure: NDArray[np.float32], judged: Judgement, classes: Sequence[str]
+    rows: NDArray[np.int64], sure: NDArray[np.float32], judged: Judgement, class_names: Sequence[str]
 ) -> tuple[NDArray[np.int64], list[Change]]:
     """The rows so that every kind of change (before, after) has its turn, and the most frequent kinds."""
     kinds: dict[tuple[int, int], list[int]] = {}
     for row in _by(-sure, rows).tolist():
         kinds.setdefault((int(judged.given[row]), int(judged.best[ENSEMBLE, row])), []).append(row)
     frequent = sorted(kinds.items(), key=lambda kind: -len(kind[1]))
-    turns = [row for turn in zip_longest(*(found for _, found in frequent)) for row in turn if row is not None]
-    changes = [Change(classes[before], classes[after], len(found)) for (before, after), found in frequent]
+    turns = [row for turn in zip_longest(*(of_kind for _, of_kind in frequent)) for row in turn if row is not None]
+    changes = [Change(class_names[before], class_names[after], len(of_kind)) for (before, after), of_kind in frequent]
     return np.array(turns, dtype=np.int64), changes[:MOST_CHANGES]
 
 
-def typical_gallery(sample: Sample, judged: Judgement, classes: Sequence[str], most: int) -> Gallery:
+def typical_gallery(sample: Sample, judged: Judgement, class_names: Sequence[str], most: int) -> Gallery:
     """The images that networks and annotator agree about most, a few of each class."""
     agreed = (judged.best == judged.best[ENSEMBLE]).all(axis=0) & (judged.best[ENSEMBLE] == judged.given)
     pictures = []
-    for number in range(min(len(classes), MOST_CLASSES)):
+    for number in range(min(len(class_names), MOST_CLASSES)):
         rows = np.flatnonzero(agreed & (judged.best[ENSEMBLE] == number))
         best = rows[np.argsort(-judged.margin[rows], kind="stable")][: min(TYPICAL, most)]
         pictures += [
-            Picture(thumbnail(sample.pixels[row]), sample.ids[row], classes[number], []) for row in best.tolist()
+            Picture(thumbnail(sample.pixels[row]), sample.ids[row], class_names[number], []) for row in best.tolist()
         ]
     note = "Images that both networks and the annotator are surest about, class by class."
     return Gallery("Typical images", note, int(agreed.sum()), pictures)
 
 
-def label_gallery(sample: Sample, judged: Judgement, classes: Sequence[str], most: int) -> Gallery:
+def label_gallery(sample: Sample, judged: Judgement, class_names: Sequence[str], most: int) -> Gallery:
     """Test images whose label both networks contradict: `given` is the label."""
     against = (judged.best[A] == judged.best[B]) & (judged.best[A] != judged.given)
     belief = judged.confidence[1:].min(axis=0) - judged.belief[1:].max(axis=0)
     rows = np.flatnonzero(against)
-    pictures = [_picture(sample, judged, classes, int(row)) for row in _by(-belief, rows)[:most]]
+    pictures = [_picture(sample, judged, class_names, int(row)) for row in _by(-belief, rows)[:most]]
     note = (
         "Look before you believe an accuracy. Label \u2192 what both networks say instead. Some of these are "
         "the model's mistakes, some the label's: in popular test sets 3 % and more of the labels are wrong (Northcutt "
@@ -159,23 +159,23 @@ def thumbnail(pixels: Tensor) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _picture(sample: Sample, judged: Judgement, classes: Sequence[str], row: int) -> Picture:
+def _picture(sample: Sample, judged: Judgement, class_names: Sequence[str], row: int) -> Picture:
     """Before and after, or what each network says where they differ."""
 
-    def said(network: int) -> str:
-        return classes[judged.best[network, row]]
+    def predicted(network: int) -> str:
+        return class_names[judged.best[network, row]]
 
     def sure(network: int) -> str:
         return f"{judged.confidence[network, row]:.2f}"
 
-    before = classes[judged.given[row]] if judged.given[row] >= 0 else ""
-    if said(A) != said(B):
+    before = class_names[judged.given[row]] if judged.given[row] >= 0 else ""
+    if predicted(A) != predicted(B):
         lines = [f"annotator: {before}"] if before else []
         return Picture(
-            thumbnail(sample.pixels[row]), sample.ids[row], f"{said(A)} or {said(B)}",
-            [f"a: {said(A)} {sure(A)}", f"b: {said(B)} {sure(B)}", *lines],
+            thumbnail(sample.pixels[row]), sample.ids[row], f"{predicted(A)} or {predicted(B)}",
+            [f"a: {predicted(A)} {sure(A)}", f"b: {predicted(B)} {sure(B)}", *lines],
         )  # fmt: skip
-    head = f"{before} \u2192 {said(A)}" if before and before != said(A) else said(A)
+    head = f"{before} \u2192 {predicted(A)}" if before and before != predicted(A) else predicted(A)
     return Picture(thumbnail(sample.pixels[row]), sample.ids[row], head, [f"a {sure(A)}, b {sure(B)}"])
 
 

@@ -99,11 +99,11 @@ def galleries(run: Run) -> list[Gallery]:
     most = run.config.report.pictures if run.config else 0
     if not most:
         return []
-    found: list[Gallery] = []
+    shown: list[Gallery] = []
     if run.pool:
-        found += pool_galleries(run.pool.sample, run.pool.judged, run.class_names, most)
+        shown += pool_galleries(run.pool.sample, run.pool.judged, run.class_names, most)
     if run.test:
-        found.append(label_gallery(run.test.sample, run.test.judged, run.class_names, most))
+        shown.append(label_gallery(run.test.sample, run.test.judged, run.class_names, most))
     if run.pool:
-        found.append(typical_gallery(run.pool.sample, run.pool.judged, run.class_names, most))
-    return without_empty(found)
+        shown.append(typical_gallery(run.pool.sample, run.pool.judged, run.class_names, most))
+    return without_empty(shown)

@@ -57,7 +57,7 @@ def review_order(probs: Tensor, features: Tensor, count: int) -> Tensor:
 
 
 def review_csv(
-    ids: Sequence[str], probs: Tensor, features: Tensor, annotated: Tensor, classes: Sequence[str], count: int
+    ids: Sequence[str], probs: Tensor, features: Tensor, annotated: Tensor, class_names: Sequence[str], count: int
 ) -> str:
     """`review.csv`: the images to look at with an empty `label` column, to write class names into.
 
@@ -72,9 +72,9 @@ def review_csv(
     for row in review_order(probs, features, count).tolist():
         cells: list[str] = []
         for network in range(3):
-            cells += [classes[int(best[network, row])], f"{float(confidence[network, row]):.4f}"]
-        said = classes[int(annotated[row])] if annotated[row] >= 0 else ""
-        writer.writerow([ids[row], "", *cells, said])
+            cells += [class_names[int(best[network, row])], f"{float(confidence[network, row]):.4f}"]
+        choice = class_names[int(annotated[row])] if annotated[row] >= 0 else ""
+        writer.writerow([ids[row], "", *cells, choice])
     return text.getvalue()
 
 

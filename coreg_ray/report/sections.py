@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from coreg_ray import metrics
 from coreg_ray.deploy.calibration import calibration_error, reliability
 from coreg_ray.report import figures
 from coreg_ray.report.confusions import Confusions
@@ -22,27 +23,30 @@ _CURVES = (
     (
         "loss",
         "Loss. Warm-up and co-regularisation add up different terms, so the step between them means nothing.",
-        {"network a": ("loss/a", BLUE), "network b": ("loss/b", ORANGE)},
+        {"network a": (metrics.of(metrics.LOSS, "a"), BLUE), "network b": (metrics.of(metrics.LOSS, "b"), ORANGE)},
     ),
     (
         "clean share",
         "Candidate sets that each network finds sound; the others are dropped and their images are unlabelled.",
-        {"judged by a": ("clean/a", BLUE), "judged by b": ("clean/b", ORANGE)},
+        {
+            "judged by a": (metrics.of(metrics.CLEAN, "a"), BLUE),
+            "judged by b": (metrics.of(metrics.CLEAN, "b"), ORANGE),
+        },
     ),
     (
         "agreement",
         "Images to which both networks give the same class.",
-        {"training images": ("agreement", BLUE), "held-out images": ("criterion/label_free", ORANGE)},
+        {"training images": (metrics.AGREEMENT, BLUE), "held-out images": (metrics.LABEL_FREE, ORANGE)},
     ),
     (
         "churn",
         "Labels that changed since the epoch before; a run that still churns at its end wants more epochs.",
-        {"network a": ("churn/a", BLUE), "network b": ("churn/b", ORANGE)},
+        {"network a": (metrics.of(metrics.CHURN, "a"), BLUE), "network b": (metrics.of(metrics.CHURN, "b"), ORANGE)},
     ),
     (
         "test accuracy",
         "Accuracy on the labelled test images, which only score.",
-        {"both": ("test/accuracy", GREY), "a": ("test/accuracy_a", BLUE), "b": ("test/accuracy_b", ORANGE)},
+        {"both": (metrics.ACCURACY, GREY), "a": (metrics.ACCURACY_A, BLUE), "b": (metrics.ACCURACY_B, ORANGE)},
     ),
 )
 
@@ -60,7 +64,7 @@ def facts(run: Run) -> str:
     if not run.config:
         return ""
     student, source = run.config.student, run.config.source
-    images = run.metrics.get("annotation/rows")
+    images = run.metrics.get(metrics.ANNOTATION + "rows")
     return ", ".join(
         [
             f"{images:,} images of kind {source.kind}" if images else f"images of kind {source.kind}",
@@ -77,29 +81,29 @@ def comparison(run: Run) -> list[dict[str, Any]]:
 
     Where the test images are many, the cheaper ways are scored on a sample of them: their margins are wider then.
     """
-    metrics = run.metrics
-    if metrics.get("test/accuracy") is None:
+    if run.metrics.get(metrics.ACCURACY) is None:
         return []
     images = run.test.sample.total if run.test else None
     ways: list[tuple[str, float | None, float | None, str, int | None]] = [
         (
             "Annotator alone, zero-shot",
-            metrics.get("test/zero_shot_accuracy"),
-            metrics.get("time/annotate_s"),
+            run.metrics.get(metrics.ZERO_SHOT),
+            run.metrics.get(metrics.ANNOTATE_S),
             "mean of the prompts; all others need its annotation too",
             images,
         )
     ]
     ways += [(made.name, made.accuracy, made.seconds, made.note, made.images or images) for made in run.baselines]
     names = run.card.get("networks", [])
-    workers = metrics.get("train/world_size")
+    workers = run.metrics.get(metrics.WORLD_SIZE)
     note = f"{workers} worker{'s' if workers > 1 else ''}" if workers else ""
-    for name, key in (("network a", "test/accuracy_a"), ("network b", "test/accuracy_b"), ("both", "test/accuracy")):
+    accuracies = (("network a", metrics.ACCURACY_A), ("network b", metrics.ACCURACY_B), ("both", metrics.ACCURACY))
+    for name, figure in accuracies:
         both = name == "both"
         deployed = "the deployed model" if names == [name[-1]] or (both and len(names) == 2) else ""
         remark = "; ".join(filter(None, (deployed, note if both else "")))
-        seconds = metrics.get("time/train_s") if both else None
-        ways.append((f"Co-Reg, {name}", metrics.get(key), seconds, remark, images))
+        seconds = run.metrics.get(metrics.TRAIN_S) if both else None
+        ways.append((f"Co-Reg, {name}", run.metrics.get(figure), seconds, remark, images))
     return [
         {
             "name": name,
@@ -129,12 +133,12 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         return ""
     annotator, best = cheaper[0], max(cheaper, key=lambda row: row["accuracy"])
     gone = (ours["accuracy"] - annotator["accuracy"]) / max(1 - annotator["accuracy"], 1e-9)
-    said = f"Of the annotator's errors on the test images, {gone:.0%} are gone. " if gone > 0 else ""
+    opening = f"Of the annotator's errors on the test images, {gone:.0%} are gone. " if gone > 0 else ""
     gain, sure = ours["accuracy"] - best["accuracy"], math.hypot(ours["margin"] or 0, best["margin"] or 0)
     if abs(gain) <= sure:
-        return f"{said}{gain:+.3f} against the best cheaper way ({best['name']}) may be chance: too few test images."
+        return f"{opening}{gain:+.3f} against the best cheaper way ({best['name']}) may be chance: too few test images."
     what = "It paid" if gain > 0 else "It did not pay"
-    return f"{said}{what}: {gain:+.3f} against the best cheaper way ({best['name']}, {best['accuracy']:.3f})."
+    return f"{opening}{what}: {gain:+.3f} against the best cheaper way ({best['name']}, {best['accuracy']:.3f})."
 
 
 _ABOUT_PROMPTS = (
@@ -149,7 +153,7 @@ def annotation_figures(run: Run) -> list[Drawn]:
     if run.sizes:
         svg = figures.histogram(run.sizes, "classes in a candidate set", "images")
         drawn.append((svg, "How many classes an image's candidate set has."))
-    votes = run.metrics.get("annotation/votes_per_class")
+    votes = run.metrics.get(metrics.ANNOTATION + "votes_per_class")
     if votes and len(votes) == len(run.class_names):
         order = sorted(range(len(votes)), key=lambda k: -votes[k])
         shown = order if len(order) <= MOST_BARS else order[: MOST_BARS // 2] + order[-MOST_BARS // 2 :]
@@ -157,13 +161,13 @@ def annotation_figures(run: Run) -> list[Drawn]:
             "." if len(order) <= MOST_BARS else f"; the {MOST_BARS // 2} with the most and with the fewest."
         )
         drawn.append((figures.bars([run.class_names[k] for k in shown], [votes[k] for k in shown], "votes"), caption))
-    for key, xlabel, caption in _ABOUT_PROMPTS:
-        found = run.metrics.get(f"annotation/{key}")
-        if found:
-            known = len(run.prompts) == len(found)
-            names = run.prompts if known else [f"prompt {number + 1}" for number in range(len(found))]
-            drawn.append((figures.bars(names[:MOST_BARS], found[:MOST_BARS], xlabel), caption))
-    coverage = run.metrics.get("annotation/class_coverage")
+    for name, xlabel, caption in _ABOUT_PROMPTS:
+        of_prompts = run.metrics.get(metrics.ANNOTATION + name)
+        if of_prompts:
+            known = len(run.prompts) == len(of_prompts)
+            prompts = run.prompts if known else [f"prompt {number + 1}" for number in range(len(of_prompts))]
+            drawn.append((figures.bars(prompts[:MOST_BARS], of_prompts[:MOST_BARS], xlabel), caption))
+    coverage = run.metrics.get(metrics.ANNOTATION + "class_coverage")
     if coverage and len(coverage) == len(run.class_names):
         order = sorted(range(len(coverage)), key=coverage.__getitem__)[:MOST_BARS]
         svg = figures.bars([run.class_names[k] for k in order], [coverage[k] for k in order], "coverage")
@@ -173,8 +177,8 @@ def annotation_figures(run: Run) -> list[Drawn]:
 
 def training_figures(run: Run) -> list[Drawn]:
     """Curves of both networks over the epochs; only what the history holds."""
-    change = next((int(row["epoch"]) for row in run.history if row.get("phase") == "coreg"), None)
-    annotator = run.metrics.get("test/zero_shot_accuracy")
+    change = next((int(row[metrics.EPOCH]) for row in run.history if row.get(metrics.PHASE) == "coreg"), None)
+    annotator = run.metrics.get(metrics.ZERO_SHOT)
     drawn = []
     for ylabel, caption, lines in _CURVES:
         series = {
@@ -193,9 +197,9 @@ def test_tables(run: Run) -> dict[str, Any] | None:
     if run.test is None or not run.class_names:
         return None
     judged = run.test.judged
-    found = Confusions.of(judged.given, judged.best[0], len(run.class_names))
-    hits, true, predicted = found.by_class()
-    annotator = run.metrics.get("annotation/class_accuracy") or []
+    confusions = Confusions.of(judged.given, judged.best[0], len(run.class_names))
+    hits, true, predicted = confusions.by_class()
+    annotator = run.metrics.get(metrics.ANNOTATION + "class_accuracy") or []
     known = len(annotator) == len(run.class_names)
     per_class = [
         {
@@ -207,17 +211,18 @@ def test_tables(run: Run) -> dict[str, Any] | None:
         }
         for k, name in enumerate(run.class_names)
     ]
-    drawn = figures.confusion(found.matrix(), run.class_names) if len(run.class_names) <= MOST_CLASSES_DRAWN else ""
+    few = len(run.class_names) <= MOST_CLASSES_DRAWN
+    drawn = figures.confusion(confusions.matrix(), run.class_names) if few else ""
     return {
         "images": len(judged),
         "of": run.test.sample.total,
-        "accuracy": found.accuracy,
+        "accuracy": confusions.accuracy,
         "confusion": Markup(drawn),
         "per_class": per_class,
         "zero_shot": known,
         "confusions": [
-            {"true": run.class_names[label], "said": run.class_names[said], "images": images}
-            for label, said, images in found.worst(MOST_CONFUSIONS)
+            {"true": run.class_names[label], "said": run.class_names[taken_for], "images": images}
+            for label, taken_for, images in confusions.worst(MOST_CONFUSIONS)
         ],
     }
 

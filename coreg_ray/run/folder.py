@@ -219,10 +219,10 @@ class RunFolder(Folder):
 
 def versions() -> dict[str, str]:
     """The versions of coreg-ray, Python and the packages that decide results here."""
-    found = {"coreg_ray": __version__, "python": platform.python_version()}
+    installed = {"coreg_ray": __version__, "python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:  # the core runs without Ray and open_clip
             continue
-    return found
+    return installed

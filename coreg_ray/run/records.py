@@ -77,7 +77,8 @@ class CandidateFigures:
         rows: images with a candidate set. rows_without_vote: of these. mean_candidates: |S|. singletons: share of rows
             with |S| = 1. agreement: share of pairs of prompts that agree. votes_per_class: (K,).
         classes_without_votes: class numbers. vote_entropy: nats. prompt_dissent: (P,) shares of rows.
-        swallowed_classes: see `quality.Score`. outlier_share, background_share: of rows. warnings: in plain words.
+        swallowed_classes: see `annotation.quality.Score`. outlier_share, background_share: of rows. warnings: in plain
+            words.
         prompt_accuracy (P,), coverage, eta, zero_shot_accuracy, class_accuracy (K,), class_coverage (K,): on rows whose
             true label is known.
     """

@@ -74,8 +74,8 @@ class Folder:
 
     def entries(self) -> list[str]:
         """Names of what lies directly in this folder, sorted; empty where it does not exist."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(info.base_name for info in infos)
 
     def files(self, suffix: str = "") -> list[str]:
         """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted.
@@ -83,9 +83,9 @@ class Folder:
         Raises:
             UserError: the name of one is not UTF-8.
         """
-        found = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
+        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
         try:
-            return sorted(info.path for info in found if info.type == fs.FileType.File and info.path.endswith(suffix))
+            return sorted(info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(suffix))
         except UnicodeDecodeError as error:
             raise UserError(f"the file name {error.object!r} is not UTF-8; rename that file") from error
 

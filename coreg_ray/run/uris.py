@@ -27,10 +27,10 @@ def shortened(uri: str, tail: str) -> str:
     return path.rstrip("/").removesuffix(tail) + options
 
 
-def without_credentials(said: Any) -> Any:
+def without_credentials(content: Any) -> Any:
     """Texts, or lists and dictionaries of them, without the user and password of any URI."""
-    if isinstance(said, dict):
-        return {name: without_credentials(value) for name, value in said.items()}
-    if isinstance(said, list):
-        return [without_credentials(value) for value in said]
-    return _CREDENTIALS.sub("", said) if isinstance(said, str) else said
+    if isinstance(content, dict):
+        return {name: without_credentials(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [without_credentials(value) for value in content]
+    return _CREDENTIALS.sub("", content) if isinstance(content, str) else content

@@ -67,8 +67,8 @@ class Search(Section):
         if self.scheduler == "pbt":
             self._check_population(config, space)
         for name in ("optuna", "mlflow", "wandb"):
-            wanted = self.search == "optuna" if name == "optuna" else getattr(self, name)
-            if wanted and find_spec(name) is None:
+            in_use = self.search == "optuna" if name == "optuna" else getattr(self, name)
+            if in_use and find_spec(name) is None:
                 given = "--search optuna" if name == "optuna" else f"--{name}"
                 raise UserError(f'{given} needs the package {name}; pip install "coreg-ray[{name}]"')
 

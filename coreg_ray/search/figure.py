@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from coreg_ray.metrics import EPOCH
 from coreg_ray.search.space import LOGARITHMIC, Dimension, Space
 from coreg_ray.search.trials import FAILED, FINISHED, Trial, ranked
 
@@ -26,7 +27,7 @@ def trials_svg(trials: Sequence[Trial], space: Space, objective: str) -> str:
         figure = Figure(figsize=(3.4 * _ACROSS, 2.6 * rows), layout="constrained")
         axes = figure.subplots(rows, _ACROSS, squeeze=False).flatten()
         for trial in shown:
-            epochs = [metrics["epoch"] + 1 for metrics in trial.history if objective in metrics]
+            epochs = [metrics[EPOCH] + 1 for metrics in trial.history if objective in metrics]
             values = [metrics[objective] for metrics in trial.history if objective in metrics]
             axes[0].plot(epochs, values, color=_colour(trial, shown), linewidth=1.2, marker=".", markersize=3)
         axes[0].set_xlabel("epochs")

@@ -45,7 +45,7 @@ def check_objective(objective: str, config: Config) -> None:
     if objective in WITHOUT_LABELS and not config.source.holdout:
         raise UserError(
             f"objective={objective} looks at held-out images, and source.holdout=0 leaves none; use 0.05, or an "
-            "objective with labels such as test/accuracy"
+            f"objective with labels such as {ACCURACY}"
         )
 
 
@@ -74,8 +74,8 @@ def spearman_interval(
     random = np.random.default_rng(seed)
     picks = random.integers(len(one), size=(rounds, len(one)))
     a, b = np.asarray(one), np.asarray(other)
-    found = np.array([spearman(a[pick], b[pick]) for pick in picks])
-    low, high = np.nanquantile(found, [(1 - share) / 2, (1 + share) / 2])
+    correlations = np.array([spearman(a[pick], b[pick]) for pick in picks])
+    low, high = np.nanquantile(correlations, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from coreg_ray.metrics import ACCURACY, EPOCH_S, TIME
+from coreg_ray.metrics import ACCURACY, EPOCH, EPOCH_S, PHASE, TIME
 from coreg_ray.search.objective import settled
 from coreg_ray.search.space import Space
 
@@ -35,7 +35,7 @@ class Trial:
 
     @property
     def epochs(self) -> int:
-        return int(self.history[-1]["epoch"]) + 1 if self.history else 0
+        return int(self.history[-1][EPOCH]) + 1 if self.history else 0
 
     @property
     def seconds(self) -> float:
@@ -66,7 +66,7 @@ def ranked(trials: Sequence[Trial], objective: str) -> list[Trial]:
 def as_csv(trials: Sequence[Trial], space: Space, objective: str) -> str:
     """One row a trial, best first: what it is, its values, its last metrics. Missing values are empty."""
     names = {name for trial in trials for metrics in trial.history[-1:] for name in metrics}
-    metrics = sorted(names - {"epoch", "epochs", "phase", "run", "placement_group"})
+    metrics = sorted(names - {EPOCH, "epochs", PHASE, "run", "placement_group"})
     metrics.sort(key=lambda name: (name.startswith(TIME), name))
     columns = ["trial", "status", "epochs", "objective", *space.keys, *metrics, "time/trial_s", "run", "error"]
     text = io.StringIO()

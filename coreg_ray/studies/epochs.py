@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from coreg_ray import metrics
 from coreg_ray.methods import coreg
 from coreg_ray.pure import purify
 from coreg_ray.pure.rng import generator
@@ -59,10 +60,11 @@ def measure_epoch(
     mesh, rows = Mesh(device), synthetic_rows(count)
     rows.pixels = rows.pixels.to(device)
     method = method_settings(epochs=6, warmup_epochs=1, batch_size=batch_size, warmup_batch_size=2 * batch_size)
-    classes = [f"class {k}" for k in range(rows.num_classes)]
-    state = build_state(method, student_settings(width=width, precision="bf16"), 0, classes, rows, mesh)
+    class_names = [f"class {k}" for k in range(rows.num_classes)]
+    state = build_state(method, student_settings(width=width, precision="bf16"), 0, class_names, rows, mesh)
     epochs = [epoch.metrics for epoch in fit(state, rows, Scored(), mesh, coreg) if epoch.number > 2]
-    clean = min(float(epoch["clean/a"]) + float(epoch["clean/b"]) for epoch in epochs) / 2
+    clean_a, clean_b = (metrics.of(metrics.CLEAN, network) for network in metrics.NETWORKS)
+    clean = min(float(epoch[clean_a]) + float(epoch[clean_b]) for epoch in epochs) / 2
     note = f"{count:,} rows, both networks, width {width}, batch {batch_size}, bf16, {clean:.0%} of the rows labelled"
-    figures.add("epoch/seconds", [float(epoch["time/epoch_s"]) for epoch in epochs], "s", note)
-    figures.add("epoch/assess_s", [float(epoch["time/assess_s"]) for epoch in epochs], "s", "of these")
+    figures.add("epoch/seconds", [float(epoch[metrics.EPOCH_S]) for epoch in epochs], "s", note)
+    figures.add("epoch/assess_s", [float(epoch[metrics.ASSESS_S]) for epoch in epochs], "s", "of these")

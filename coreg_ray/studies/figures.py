@@ -28,17 +28,17 @@ class Figures:
     """All that a run of the benchmark found, in the order in which it was measured.
 
     Attributes:
-        machine: what it ran on. found: name -> figure. skipped: name -> why it is missing.
+        machine: what it ran on. measured: name -> figure. skipped: name -> why it is missing.
     """
 
     machine: dict[str, Any]
-    found: dict[str, Figure] = field(default_factory=dict)
+    measured: dict[str, Figure] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, values: float | Sequence[float], unit: str, note: str = "") -> None:
         """One number, or several measurements of it."""
-        measured = [values] if isinstance(values, int | float) else list(values)
-        self.found[name] = Figure(statistics.median(measured), min(measured), max(measured), unit, note)
+        several = [values] if isinstance(values, int | float) else list(values)
+        self.measured[name] = Figure(statistics.median(several), min(several), max(several), unit, note)
 
     def add_ratio(self, name: str, above: Sequence[float], below: Sequence[float], note: str = "") -> None:
         """above / below, turn by turn, so that a machine that slows down for both changes nothing."""
@@ -46,10 +46,10 @@ class Figures:
 
     def table(self) -> str:
         """One line a figure: name, median, lowest and highest, unit, note."""
-        width = max(map(len, [*self.found, *self.skipped]), default=0)
+        width = max(map(len, [*self.measured, *self.skipped]), default=0)
         lines = [f"{key}: {value}" for key, value in self.machine.items()]
         lines.append(f"{'figure':{width}}  {'median':>10}  {'lowest':>10}  {'highest':>10}")
-        for name, figure in self.found.items():
+        for name, figure in self.measured.items():
             numbers = "  ".join(f"{_short(number):>10}" for number in (figure.value, figure.low, figure.high))
             lines.append(f"{name:{width}}  {numbers}  {figure.unit:7} {figure.note}".rstrip())
         lines += [f"{name:{width}}  not measured: {reason}" for name, reason in self.skipped.items()]
@@ -58,10 +58,10 @@ class Figures:
     def as_json(self) -> dict[str, Any]:
         """name -> median, and beside them `spread`, `unit`, `note`, `skipped` and `machine`."""
         return {
-            **{name: figure.value for name, figure in self.found.items()},
-            "spread": {name: [figure.low, figure.high] for name, figure in self.found.items()},
-            "unit": {name: figure.unit for name, figure in self.found.items()},
-            "note": {name: figure.note for name, figure in self.found.items() if figure.note},
+            **{name: figure.value for name, figure in self.measured.items()},
+            "spread": {name: [figure.low, figure.high] for name, figure in self.measured.items()},
+            "unit": {name: figure.unit for name, figure in self.measured.items()},
+            "note": {name: figure.note for name, figure in self.measured.items() if figure.note},
             "skipped": self.skipped,
             "machine": self.machine,
         }

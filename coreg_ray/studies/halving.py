@@ -29,10 +29,10 @@ class Replay:
 
 def rungs(longest: int, grace: int, reduction: float) -> list[float]:
     """The epochs at which trials are compared: grace, grace * reduction, ... up to `longest`."""
-    found = [float(grace)]
-    while found[-1] * reduction <= longest:
-        found.append(found[-1] * reduction)
-    return found
+    epochs = [float(grace)]
+    while epochs[-1] * reduction <= longest:
+        epochs.append(epochs[-1] * reduction)
+    return epochs
 
 
 def replay(histories: Sequence[Sequence[float]], grace: int, reduction: float = 4, at_once: int = 2) -> Replay:

@@ -27,6 +27,7 @@ from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.embedded.digits import CLASS_NAMES, digits
 from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.methods import coreg
+from coreg_ray.metrics import ACCURACY
 from coreg_ray.pure.candidates import combine_votes, synthetic_candidates
 from coreg_ray.pure.label_free import ENOUGH
 from coreg_ray.pure.rng import generator
@@ -44,7 +45,7 @@ log = logging.getLogger(__name__)
 HOLDOUT = 0.05
 SYNTHETIC = (0.15, 0.15)  # partial rate, noise rate
 SIDES = {"wide": 12, "near": 16}
-TRUTH = "test/accuracy"
+TRUTH = ACCURACY
 
 
 def settings(regime: str, number: int) -> dict[str, Any]:
@@ -122,10 +123,10 @@ def correlations(trials: list[dict[str, Any]], share: float = 1.0) -> list[str]:
     truth = [trial["history"][-1][TRUTH] for trial in trials]
     lines = [f"{len(trials)} trials, accuracy {min(truth):.2f} to {max(truth):.2f}, after {share:.0%} of the epochs"]
     for name in WITHOUT_LABELS:
-        found = [settled(_first([epoch[name] for epoch in trial["history"]], share)) for trial in trials]
-        low, high = spearman_interval(found, truth)
-        lost = max(truth) - truth[int(np.argmax(found))]
-        lines.append(f"  {name:22} {spearman(found, truth):5.2f}  [{low:5.2f}, {high:5.2f}]  {lost:.3f}")
+        scores = [settled(_first([epoch[name] for epoch in trial["history"]], share)) for trial in trials]
+        low, high = spearman_interval(scores, truth)
+        lost = max(truth) - truth[int(np.argmax(scores))]
+        lines.append(f"  {name:22} {spearman(scores, truth):5.2f}  [{low:5.2f}, {high:5.2f}]  {lost:.3f}")
     return lines
 
 
@@ -154,11 +155,11 @@ def early_stopping(trials: list[dict[str, Any]], count: int = 16, searches: int 
         grace = max(1, round(longest / part))
         spent, lost = {}, {}
         for name, histories in scores.items():
-            found = [replay([histories[i] for i in order], grace, reduction) for order in orders]
+            replays = [replay([histories[i] for i in order], grace, reduction) for order in orders]
             whole = [sum(len(histories[i]) for i in order) for order in orders]
-            spent[name] = np.mean([sum(each.epochs) / all_ for each, all_ in zip(found, whole, strict=True)])
+            spent[name] = np.mean([sum(each.epochs) / all_ for each, all_ in zip(replays, whole, strict=True)])
             lost[name] = np.mean(
-                [truth[o].max() - truth[o][each.winner] for o, each in zip(orders, found, strict=True)]
+                [truth[o].max() - truth[o][each.winner] for o, each in zip(orders, replays, strict=True)]
             )
         shown = f"{spent[DEFAULT]:.2f}                 {lost[DEFAULT]:.3f}  {lost[TRUTH]:.3f}"
         lines.append(f"  1/{part} {grace:3} epochs  {shown}")

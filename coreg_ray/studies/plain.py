@@ -2,7 +2,7 @@
 
 What is plain about it: Pillow makes every view in the main process, image by image; float32 and contiguous layout;
 every view goes through each network by itself; prototypes, key encoder and queue are brought up to date in Python.
-What it computes is METHOD sections 3 and 4, exactly as `steps.coreg_step` does with the paper's two weak views
+What it computes is METHOD sections 3 and 4, exactly as `training.steps.coreg_step` does with the paper's two weak views
 a network (`method.weak_views 2`): tests compare the two, given the same views and the same mixing.
 """
 

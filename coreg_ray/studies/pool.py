@@ -93,7 +93,7 @@ def _bare_loop(config: Config) -> float:
     return best / len(batch["image"])
 
 
-def _config(place: Path, images: int, classes: list[str], prompts: list[str]) -> Config:
+def _config(place: Path, images: int, class_names: list[str], prompts: list[str]) -> Config:
     """A pool of noise in one Parquet file, and a model with random weights."""
     random, pool = np.random.default_rng(0), place / "pool.parquet"
     tensor = pa.fixed_shape_tensor(pa.uint8(), (_SIDE, _SIDE, 3))
@@ -110,14 +110,14 @@ def _config(place: Path, images: int, classes: list[str], prompts: list[str]) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         save_file(open_clip.create_model(design.stem).state_dict(), design.with_suffix(".safetensors"))
-    source = {"kind": "parquet", "path": str(pool), "classes": classes, "prompts": prompts}
+    source = {"kind": "parquet", "path": str(pool), "classes": class_names, "prompts": prompts}
     annotator = {"model": str(design), "pretrained": str(design.with_suffix(".safetensors"))}
     return Config.model_validate({"output": str(place / "run"), "source": source, "annotator": annotator})
 
 
-def _asking(config: Config, classes: list[str], prompts: list[str]) -> Config:
+def _asking(config: Config, class_names: list[str], prompts: list[str]) -> Config:
     return config.model_copy(
-        update={"source": config.source.model_copy(update={"classes": classes, "prompts": prompts})}
+        update={"source": config.source.model_copy(update={"classes": class_names, "prompts": prompts})}
     )
 
 

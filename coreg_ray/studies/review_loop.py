@@ -32,6 +32,7 @@ from coreg_ray.deploy.predictions import Pair
 from coreg_ray.embedded.digits import CLASS_NAMES, PROMPTS, digits
 from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.methods import coreg
+from coreg_ray.metrics import ACCURACY
 from coreg_ray.pure.candidates import combine_votes
 from coreg_ray.pure.rng import generator, stream
 from coreg_ray.report.review import review_order
@@ -55,7 +56,7 @@ STUDENT = StudentConfig(resolution=SIDE, width=8, projection=32, flip=False)
 _COMMON: dict[str, Any] = {"batch_size": 64, "warmup_batch_size": 64, "key_momentum": 0.99, "queue_size": 512}
 FIRST = MethodConfig(epochs=12, warmup_epochs=6, contrast_delay=1, ramp_epochs=4, learning_rate=0.04, **_COMMON)
 THEN = MethodConfig(epochs=6, warmup_epochs=0, contrast_delay=0, ramp_epochs=0, learning_rate=0.02, **_COMMON)
-FIGURES = ("test/accuracy", "pool/accuracy")
+FIGURES = (ACCURACY, "pool/accuracy")
 
 
 def study(seeds: list[int], orders: list[str], done: set[tuple[int, str, int]], kept: Path) -> Iterator[dict[str, Any]]:
@@ -64,12 +65,12 @@ def study(seeds: list[int], orders: list[str], done: set[tuple[int, str, int]], 
     Args:
         done: (seed, order, count). kept: folder for the checkpoints of the first runs.
     """
-    wanted = [("none", 0), *((order, count) for count in COUNTS for order in orders)]
-    if all((seed, *pair) in done for seed in seeds for pair in wanted):
+    continuations = [("none", 0), *((order, count) for count in COUNTS for order in orders)]
+    if all((seed, *pair) in done for seed in seeds for pair in continuations):
         return
     rows, scored, truth = load_pool()
     for seed in seeds:
-        left = [pair for pair in wanted if (seed, *pair) not in done]
+        left = [pair for pair in continuations if (seed, *pair) not in done]
         if not left:
             continue
         start, logits, features = first_run(rows, scored, seed, RunFolder.at(kept / f"seed-{seed}"))
@@ -89,8 +90,8 @@ def study(seeds: list[int], orders: list[str], done: set[tuple[int, str, int]], 
                 "count": count,
                 "found": int(wrong[chosen].sum()),
                 "before/pool/accuracy": float((~wrong).double().mean()),
-                "before/test/accuracy": checkpoint.describe(start)["history"][-1]["test/accuracy"],
-                "test/accuracy": figures["test/accuracy"],
+                f"before/{ACCURACY}": checkpoint.describe(start)["history"][-1][ACCURACY],
+                ACCURACY: figures[ACCURACY],
                 "pool/accuracy": float((both(state, rows) == truth)[rest].double().mean()),
                 "seconds": time.monotonic() - began,
             }
@@ -116,7 +117,7 @@ def first_run(rows: Rows, scored: Scored, seed: int, folder: RunFolder) -> tuple
     if checkpoint.newest(folder.checkpoints) is None:
         state = build_state(FIRST, STUDENT, seed, list(CLASS_NAMES), rows, Mesh())
         for epoch in fit(state, rows, scored, Mesh(), coreg):
-            log.info("seed %d, epoch %d: %.3f", seed, epoch.number, epoch.metrics["test/accuracy"])
+            log.info("seed %d, epoch %d: %.3f", seed, epoch.number, epoch.metrics[ACCURACY])
         checkpoint.save(state, folder.checkpoints, "review loop", Mesh())
     start, pair = checkpoint.newest(folder.checkpoints), Pair.of(folder)
     assert start is not None
@@ -161,16 +162,16 @@ def both(state: State, rows: Rows) -> Tensor:
     return torch.cat(parts)
 
 
-def table(found: list[dict[str, Any]]) -> list[str]:
+def table(entries: list[dict[str, Any]]) -> list[str]:
     """A line for each number of images: mean and spread over the seeds in each order, and the model's errors met."""
-    if not found:
+    if not entries:
         return ["nothing measured yet"]
-    before = {entry["seed"]: entry for entry in found}.values()
+    before = {entry["seed"]: entry for entry in entries}.values()
     lines = [f"{len(before)} seeds; before: {_spread([entry[f'before/{name}'] for entry in before])} {name}"
              for name in FIGURES]  # fmt: skip
     for count in (0, *COUNTS):
         for order in ("none",) if not count else ORDERS:
-            same = [entry for entry in found if (entry["order"], entry["count"]) == (order, count)]
+            same = [entry for entry in entries if (entry["order"], entry["count"]) == (order, count)]
             if same:
                 shown = ", ".join(f"{name} {_spread([entry[name] for entry in same])}" for name in FIGURES)
                 errors = statistics.mean(entry["found"] for entry in same)
@@ -193,14 +194,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # each network trains in a thread of its own
     lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
-    found = list(map(json.loads, lines))
-    done = {(entry["seed"], entry["order"], entry["count"]) for entry in found}
+    entries = list(map(json.loads, lines))
+    done = {(entry["seed"], entry["order"], entry["count"]) for entry in entries}
     for entry in study(arguments.seeds, arguments.orders, done, arguments.output.with_suffix(".checkpoints")):
-        found.append(entry)
+        entries.append(entry)
         log.info("seed %(seed)d, %(count)d images, %(order)s: %(test/accuracy).4f", entry)
         with arguments.output.open("a") as file:
             file.write(json.dumps(entry) + "\n")
-    for line in table(found):
+    for line in table(entries):
         log.info("%s", line)
 
 

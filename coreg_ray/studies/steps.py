@@ -85,9 +85,9 @@ def measure_parts(figures: Figures, problem: Problem, rounds: int, name: str) ->
     tasks: dict[str, Task] = {"step": problem.step, "ceiling": _ceiling(problem), **parts}
     seconds = take_turns(tasks, rounds, problem.device)
     exchanges = [s / _steps_between_exchanges(problem) for s in seconds["exchange"]]
-    shares = {part: seconds[part] for part in parts if part != "exchange"} | {"exchange": exchanges}
+    part_seconds = {part: seconds[part] for part in parts if part != "exchange"} | {"exchange": exchanges}
     note = f"{name}, batch {problem.state.method.batch_size}"
-    for part, taken in shares.items():
+    for part, taken in part_seconds.items():
         figures.add(f"parts_{name}/{part}_ms", [1e3 * s for s in taken], "ms", note)
     figures.add(f"parts_{name}/step_ms", [1e3 * s for s in seconds["step"]], "ms", "a whole step, exchange left out")
     with FlopCounterMode(display=False) as counter:

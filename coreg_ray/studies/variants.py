@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import yaml
 
+from coreg_ray import metrics
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.images.paper_sets import explicit_student
@@ -42,9 +43,13 @@ from coreg_ray.training.worker import Task, load_data
 
 log = logging.getLogger(__name__)
 
-TRUTH = "test/accuracy"
+TRUTH = metrics.ACCURACY
 RENEWING_BATCHES = 20
-_KEPT = (TRUTH, "test/accuracy_a", "test/accuracy_b", "clean/a", "clean/b", "criterion/combined")
+_KEPT = (
+    *(TRUTH, metrics.ACCURACY_A, metrics.ACCURACY_B),
+    *(metrics.of(metrics.CLEAN, network) for network in metrics.NETWORKS),
+    metrics.COMBINED,
+)
 
 
 @dataclass
@@ -134,8 +139,8 @@ def table(trainings: list[dict[str, Any]]) -> list[str]:
     """A line for every variant: mean and spread of the final accuracy over its seeds, and each seed's."""
     lines = []
     for variant in dict.fromkeys(training["variant"] for training in trainings):
-        found = {t["seed"]: t["history"][-1][TRUTH] for t in trainings if t["variant"] == variant}
-        values = [found[seed] for seed in sorted(found)]
+        accuracies = {t["seed"]: t["history"][-1][TRUTH] for t in trainings if t["variant"] == variant}
+        values = [accuracies[seed] for seed in sorted(accuracies)]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         each = " ".join(f"{value:.4f}" for value in values)
         lines.append(f"{variant:45} {statistics.mean(values):.4f} +- {spread:.4f}   {each}")

@@ -111,8 +111,8 @@ def opinion_metrics(
         sound = (own[learner.network].clean > state.method.clean_threshold).sum()
         known = learner.choices >= 0
         changed = (known & (labels != learner.choices)).sum()
-        found = [sound, same, changed, known.sum(), torch.tensor(len(rows))]
-        counts[learner.network] = mesh.team_sum(torch.stack(found))
+        row_counts = [sound, same, changed, known.sum(), torch.tensor(len(rows))]
+        counts[learner.network] = mesh.team_sum(torch.stack(row_counts))
         learner.choices = labels
     both = counts | {1 - network: theirs for network, theirs in mesh.swap(counts).items()}
     figures: dict[str, float] = {}

@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from coreg_ray.errors import UserError
-from coreg_ray.metrics import COMBINED, NETWORKS
+from coreg_ray.metrics import COMBINED, EPOCH, NETWORKS
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Queue, frozen_copy
@@ -64,7 +64,7 @@ def prune(folder: Folder, keep: int) -> None:
     kept = set(names[-keep:])
     if names:
         history = (folder / names[-1]).read_json("state.json")["history"]
-        scores = {f"epoch-{figures['epoch']:06d}": figures.get(COMBINED, -1.0) for figures in history}
+        scores = {f"epoch-{figures[EPOCH]:06d}": figures.get(COMBINED, -1.0) for figures in history}
         kept.add(max(names, key=lambda name: (scores.get(name, -1.0), name)))
     for name in names:
         if name not in kept:
@@ -92,25 +92,25 @@ def resume(state: State, checkpoint: Folder, mesh: Mesh) -> None:
     Raises:
         UserError: it holds other classes or another architecture.
     """
-    said, weights = _read_networks(state, checkpoint)
+    description, weights = _read_networks(state, checkpoint)
     for learner in state.learners:
         _restore_network(learner, weights[learner.name], weights[NETWORKS[1 - learner.network]])
         parts = [
             load_tensors(checkpoint.read(f"rows_{learner.name}_{replica}.safetensors"))
-            for replica in range(said["replicas"])
+            for replica in range(description["replicas"])
         ]
         learner.losses = _of_rows(state.numbers, parts, "losses", torch.nan)[-state.method.loss_history :]
         learner.choices = _of_rows(state.numbers, parts, "choices", -1)
         _restore_queue(learner.queue, parts, mesh)
-    state.epoch = said["epoch"] + 1
-    state.history = said["history"]
+    state.epoch = description["epoch"] + 1
+    state.history = description["history"]
 
 
 def _read_networks(state: State, checkpoint: Folder) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """What the checkpoint says of itself, and the tensors of both networks by name; other networks are refused."""
-    said = describe(checkpoint)
-    _refuse_other_network(state, said, checkpoint)
-    return said, {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NETWORKS}
+    description = describe(checkpoint)
+    _refuse_other_network(state, description, checkpoint)
+    return description, {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NETWORKS}
 
 
 def start_from(state: State, checkpoint: Folder) -> None:
@@ -162,16 +162,17 @@ def _architecture(state: State) -> dict[str, Any]:
     return {name: getattr(state.student, name) for name in ("name", "width", "resolution", "projection")}
 
 
-def _refuse_other_network(state: State, said: dict[str, Any], checkpoint: Folder) -> None:
-    if said["classes"] != state.class_names:
+def _refuse_other_network(state: State, description: dict[str, Any], checkpoint: Folder) -> None:
+    class_names = description["classes"]
+    if class_names != state.class_names:
         raise UserError(
-            f"{checkpoint.path} knows {len(said['classes'])} classes ({', '.join(said['classes'][:3])}, ...), this run "
+            f"{checkpoint.path} knows {len(class_names)} classes ({', '.join(class_names[:3])}, ...), this run "
             f"has {len(state.class_names)} ({', '.join(state.class_names[:3])}, ...); give the same names in the same "
             "order"
         )
-    if said["student"] != _architecture(state):
+    if description["student"] != _architecture(state):
         raise UserError(
-            f"{checkpoint.path} holds the network {said['student']}, this run asks for {_architecture(state)}; "
+            f"{checkpoint.path} holds the network {description['student']}, this run asks for {_architecture(state)}; "
             "set the student section alike or choose another checkpoint"
         )
 
@@ -223,12 +224,12 @@ def _of_rows(numbers: Tensor, parts: list[dict[str, Tensor]], name: str, unknown
     values = torch.cat([part[name] for part in parts], dim=-1)
     order = torch.argsort(known)
     place = torch.searchsorted(known[order], numbers).clamp(max=len(known) - 1)
-    found = order[place]
-    return torch.where(known[found] == numbers, values[..., found], torch.tensor(unknown, dtype=values.dtype))
+    stored = order[place]
+    return torch.where(known[stored] == numbers, values[..., stored], torch.tensor(unknown, dtype=values.dtype))
 
 
 def _restore_queue(queue: Queue, parts: list[dict[str, Tensor]], mesh: Mesh) -> None:
-    """This replica's queue: slot by slot where the team is as large as it was, else its share of all valid entries.
+    """This replica's queue: slot by slot where the team is as large as it was, else its part of all valid entries.
 
     The slots matter, because sums over them are rounded in their order.
     """

@@ -39,14 +39,14 @@ class Scored:
 def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
     """Accuracy of the sum of both networks' logits and of each alone, and the criteria.
 
-    Every process scores its share of the images with both networks (its own and the peer, which are equal to the other
+    Every process scores its part of the images with both networks (its own and the peer, which are equal to the other
     process's right after an exchange), so only a handful of counts travels (METHOD: section 3, step 6).
     """
     learner = state.learners[0]
     pair = (learner.student, learner.peer) if learner.network == 0 else (learner.peer, learner.student)
     learner.student.eval()
     hits = torch.zeros(4, dtype=torch.float64, device=mesh.device)  # ensemble, a, b, scored
-    for images, index in _share(scored.test, mesh):
+    for images, index in _part(scored.test, mesh):
         labels = torch.full((len(index),), -1) if images.labels is None else images.labels[index]
         labels = labels.to(mesh.device)
         logits_a, logits_b = _logits(state, pair, images.take(index, mesh.device))
@@ -55,7 +55,7 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
         hits[3] += (labels >= 0).sum()
     counts = [no_counts(len(state.class_names), mesh.device) for _ in range(2)]
     for mine, looked_at in zip(counts, (scored.held_out, scored.shown), strict=True):
-        for images, index in _share(looked_at, mesh):
+        for images, index in _part(looked_at, mesh):
             predicted = _predicted(state, pair, images, index, mesh)
             candidates = images.candidates(index, mesh.device) if isinstance(images, Rows) else None
             mine += count(predicted, candidates, len(state.class_names))
@@ -68,8 +68,8 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
     return figures | {metrics.CRITERION + name: value for name, value in criteria(*sums[4:].chunk(2)).items()}
 
 
-def _share(images: Images | None, mesh: Mesh) -> Iterator[tuple[Images, Tensor]]:
-    """This process's share of the images, in batches of row positions (B,)."""
+def _part(images: Images | None, mesh: Mesh) -> Iterator[tuple[Images, Tensor]]:
+    """This process's part of the images, in batches of row positions (B,)."""
     if images is None:
         return
     for index in torch.arange(len(images))[mesh.rank :: mesh.world].split(EVALUATE_BATCH):

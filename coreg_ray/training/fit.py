@@ -81,7 +81,7 @@ def train_epoch(state: State, rows: Rows, mesh: Mesh, epoch: int, turns: Turns, 
         side_by_side(trained, take_steps, mesh)
         _refuse_non_finite(terms, epoch, mesh, method.TERMS)
         exchange(state, mesh, trained, method)
-    means = {network: mesh.team_sum(torch.stack(found)).mean(0).cpu() for network, found in terms.items()}
+    means = {network: mesh.team_sum(torch.stack(taken)).mean(0).cpu() for network, taken in terms.items()}
     both = means | {1 - network: theirs for network, theirs in mesh.swap(means).items()}
     figures = {}
     for network, values in both.items():

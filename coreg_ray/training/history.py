@@ -51,15 +51,15 @@ class History:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(folder), purge_step=int(history[-1]["epoch"]))
-            self._written = int(history[-1]["epoch"]) - 1
+            self._events = SummaryWriter(str(folder), purge_step=int(history[-1][metrics.EPOCH]))
+            self._written = int(history[-1][metrics.EPOCH]) - 1
             self._log_settings()
         for figures in history:
-            if figures["epoch"] > self._written:
+            if figures[metrics.EPOCH] > self._written:
                 for name, value in figures.items():
                     if isinstance(value, int | float) and name != metrics.EPOCH:
-                        self._events.add_scalar(name, value, figures["epoch"])
-        self._written = int(history[-1]["epoch"])
+                        self._events.add_scalar(name, value, figures[metrics.EPOCH])
+        self._written = int(history[-1][metrics.EPOCH])
         self._events.flush()
         if self._scratch is not None:
             for file in folder.iterdir():

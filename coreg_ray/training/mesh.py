@@ -2,7 +2,7 @@
 
 The replicas of one network are a *team* (contiguous ranks); the two processes with the same replica number are a
 *pair*. A world of one holds both networks, and every operation below returns what it was given.
-This is the only file that uses `torch.distributed`.
+This is the only file that communicates through `torch.distributed`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Mesh:
 
     Attributes:
         networks: the networks this process trains: (0, 1) when alone, else (0,) or (1,).
-        replica, replicas: which share of the rows it holds, of how many.
+        replica, replicas: which part of the rows it holds, of how many.
         rank, world: as usual.
         seconds: time spent communicating since `take_seconds` was last called.
     """

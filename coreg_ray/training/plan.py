@@ -23,7 +23,7 @@ class Plan:
     """One network's epoch on one replica.
 
     Attributes:
-        labelled, unlabelled: for each step the row indices of this replica's share of the batch.
+        labelled, unlabelled: for each step the row indices of this replica's part of the batch.
         team_labelled, team_unlabelled: rows of the whole team in each step.
         room: most labelled rows that any replica has in any step.
     """

@@ -162,11 +162,11 @@ def _images(
 def _facts(folder: Folder, columns: list[str], numbers: NDArray[np.int64]) -> Any:
     """(place in the sample, row of the table) for every row of the tables that is in the sample."""
     order = np.argsort(numbers)
-    wanted = pa.array(numbers)
+    sampled = pa.array(numbers)
     for name in folder.entries():
         if not name.endswith(".parquet"):
             continue
         table = read_table(folder, name, columns)
-        table = table.filter(pc.is_in(table["row"], wanted))
+        table = table.filter(pc.is_in(table["row"], sampled))
         places = order[np.searchsorted(numbers[order], table["row"].to_numpy())]
         yield from zip(places.tolist(), table.to_pylist(), strict=True)

@@ -99,10 +99,10 @@ class State:
 
 def working_precision(student: StudentConfig, device: torch.device) -> torch.dtype:
     """bf16 where the hardware multiplies it, unless the configuration decides."""
-    wanted = student.precision
-    if wanted == "auto":
-        wanted = "bf16" if device.type == "cuda" or _cpu_multiplies_bf16() else "float32"
-    return torch.bfloat16 if wanted == "bf16" else torch.float32
+    precision = student.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" or _cpu_multiplies_bf16() else "float32"
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 @cache

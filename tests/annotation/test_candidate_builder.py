@@ -17,7 +17,6 @@ from coreg_ray.annotation.quality import Score, _pairs, warnings
 from coreg_ray.config import CandidatesConfig
 from coreg_ray.ids import row_numbers
 from coreg_ray.pure.candidates import combine_votes
-from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 NONE = Labels(np.zeros(0, np.int64), np.zeros(0, np.int64))
@@ -52,7 +51,7 @@ VOTES = [[0, 0, 1], [2, 2, 2], [-1, -1, -1], [1, -1, 0]]
 
 
 def test_candidate_sets_hold_votes_scores_and_trust(tmp_path: Path) -> None:
-    folder = RunFolder.at(tmp_path)
+    folder = Folder.at(tmp_path)
     score(evidence(VOTES), making(folder, manual=labels({"i1": 0, "elsewhere": 1})), "x")
     rows = written(folder)
     assert rows["i0"]["candidates"] == [0, 1]
@@ -65,11 +64,11 @@ def test_candidate_sets_hold_votes_scores_and_trust(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "wanted"), [("single", [0]), ("top_k", [0, 1]), ("threshold", [0, 1]), ("ratio", [0])]
+    ("mode", "candidates"), [("single", [0]), ("top_k", [0, 1]), ("threshold", [0, 1]), ("ratio", [0])]
 )
-def test_other_modes_follow_the_mean(tmp_path: Path, mode: str, wanted: list[int]) -> None:
-    score(evidence(VOTES), making(RunFolder.at(tmp_path), mode=mode, k=2, threshold=0.3, ratio=0.9), "x")
-    assert written(RunFolder.at(tmp_path))["i0"]["candidates"] == wanted
+def test_other_modes_follow_the_mean(tmp_path: Path, mode: str, candidates: list[int]) -> None:
+    score(evidence(VOTES), making(Folder.at(tmp_path), mode=mode, k=2, threshold=0.3, ratio=0.9), "x")
+    assert written(Folder.at(tmp_path))["i0"]["candidates"] == candidates
 
 
 def test_synthetic_sets_do_not_depend_on_the_part(tmp_path: Path) -> None:
@@ -77,18 +76,18 @@ def test_synthetic_sets_do_not_depend_on_the_part(tmp_path: Path) -> None:
     truth = labels({f"i{number}": number % 3 for number in range(30)})
     settings = {"mode": "synthetic", "partial_rate": 0.5, "noise_rate": 0.3, "labels": truth}
     whole = evidence(votes, similarity)
-    score(whole, making(RunFolder.at(tmp_path / "whole"), **settings), "x")
+    score(whole, making(Folder.at(tmp_path / "whole"), **settings), "x")
     for start in (0, 15):
         part = slice(start, start + 15)
         piece = Evidence(
             whole.image_ids[part], whole.votes[part], whole.mean[part], whole.similarity[part], whole.background[part]
         )
-        score(piece, making(RunFolder.at(tmp_path / "parts"), **settings), str(start))
-    assert written(RunFolder.at(tmp_path / "whole")) == written(RunFolder.at(tmp_path / "parts"))
+        score(piece, making(Folder.at(tmp_path / "parts"), **settings), str(start))
+    assert written(Folder.at(tmp_path / "whole")) == written(Folder.at(tmp_path / "parts"))
     kept = [
         number % 3 in row["candidates"]
         for number in range(30)
-        for row in [written(RunFolder.at(tmp_path / "whole"))[f"i{number}"]]
+        for row in [written(Folder.at(tmp_path / "whole"))[f"i{number}"]]
     ]
     assert 0.4 < np.mean(kept) < 1
     with pytest.raises(ValueError, match="needs a label for every image"):
@@ -109,19 +108,20 @@ def test_figures_add_up_over_parts_and_agree_with_counting() -> None:
         )
         for s in (slice(0, 80), slice(80, 200))
     ]
-    figures = total.summary(NAMES)
+    figures = total.figures(NAMES)
+    assert figures.class_coverage is not None
     sets = [set(row) - {-1} or {0, 1, 2} for row in votes]
-    assert figures["mean_candidates"] == pytest.approx(np.mean([len(s) for s in sets]))
+    assert figures.mean_candidates == pytest.approx(np.mean([len(s) for s in sets]))
     true = truth.of(whole.rows).tolist()
     judged = [number for number in range(200) if true[number] >= 0]
     assert len(judged) == 150
-    assert figures["coverage"] == pytest.approx(np.mean([true[n] in sets[n] for n in judged]))
+    assert figures.coverage == pytest.approx(np.mean([true[n] in sets[n] for n in judged]))
     right = [whole.mean[n].argmax().item() == true[n] for n in judged]
-    assert figures["zero_shot_accuracy"] == pytest.approx(np.mean(right))
+    assert figures.zero_shot_accuracy == pytest.approx(np.mean(right))
     of_b = [n for n in judged if true[n] == 1]
-    assert figures["class_coverage"][1] == pytest.approx(np.mean([1 in sets[n] for n in of_b]))
-    assert figures["prior"] == pytest.approx((whole.mean.sum(0) / 200).tolist(), rel=1e-5)
-    added = (pieces[0] + pieces[1]).summary(NAMES)
+    assert figures.class_coverage[1] == pytest.approx(np.mean([1 in sets[n] for n in of_b]))
+    assert total.prior() == pytest.approx((whole.mean.sum(0) / 200).tolist(), rel=1e-5)
+    added = (pieces[0] + pieces[1]).figures(NAMES)
     for name in (
         "coverage",
         "class_accuracy",
@@ -131,16 +131,16 @@ def test_figures_add_up_over_parts_and_agree_with_counting() -> None:
         "agreement",
         "prompt_accuracy",
     ):
-        assert added[name] == pytest.approx(figures[name])
+        assert getattr(added, name) == pytest.approx(getattr(figures, name))
 
 
 def test_entropy_is_that_of_the_votes() -> None:
-    figures = score(evidence([[0, 0, 1, 1], [2, 2, 2, 2]]), making(), "x").summary(NAMES)
-    assert figures["vote_entropy"] == pytest.approx(np.log(2) / 2)
+    figures = score(evidence([[0, 0, 1, 1], [2, 2, 2, 2]]), making(), "x").figures(NAMES)
+    assert figures.vote_entropy == pytest.approx(np.log(2) / 2)
 
 
 def told(votes: list[list[int]], similarity: list[float] | None = None) -> str:
-    figures = score(evidence(votes, similarity), making(), "x").summary(NAMES)
+    figures = score(evidence(votes, similarity), making(), "x").figures(NAMES)
     return "; ".join(warnings(figures, NAMES, [f"p{number}" for number in range(len(votes[0]))], [("b", "c")]))
 
 
@@ -160,8 +160,8 @@ def test_several_annotators_stand_side_by_side() -> None:
 
     one, other = evidence([[0, 0], [1, 1], [2, 2]]), evidence([[1], [-1], [2], [0]])
     both = join(pa.concat_tables([to_table(one, 0), to_table(other, 1)]), [2, 1])
-    found = dict(zip(both.image_ids, both.votes.tolist(), strict=True))
-    assert found == {"i0": [0, 0, 1], "i1": [1, 1, -1], "i2": [2, 2, 2], "i3": [-1, -1, 0]}
+    joined = dict(zip(both.image_ids, both.votes.tolist(), strict=True))
+    assert joined == {"i0": [0, 0, 1], "i1": [1, 1, -1], "i2": [2, 2, 2], "i3": [-1, -1, 0]}
     mean = dict(zip(both.image_ids, both.mean, strict=True))
     torch.testing.assert_close(mean["i0"], (one.mean[0] + other.mean[0]) / 2, atol=1e-3, rtol=0)
     torch.testing.assert_close(mean["i3"], other.mean[3], atol=1e-3, rtol=0)
@@ -171,8 +171,8 @@ def test_several_annotators_stand_side_by_side() -> None:
 def test_pairs_of_classes_are_counted_as_a_matrix_product_would() -> None:
     member = torch.rand(300, 40, generator=torch.Generator().manual_seed(0)) < 0.1
     halves = [_pairs(half) for half in (member[:10], member[10:])]
-    wanted = member.double().T @ member.double()
-    assert torch.equal((halves[0] + halves[1]).to_dense(), wanted.long())
+    product = member.double().T @ member.double()
+    assert torch.equal((halves[0] + halves[1]).to_dense(), product.long())
     assert _pairs(member[:0]).to_dense().sum() == 0
     crowded = torch.ones(600, 60, dtype=torch.bool)  # 2,160,000 pairs: more than are counted at once
     assert torch.equal(_pairs(crowded).to_dense(), torch.full((60, 60), 600))
@@ -189,7 +189,7 @@ def test_rows_that_tell_nothing_of_two_classes_cost_no_memory_and_hide_no_swallo
     total = Score.of(votes, torch.ones(400, 300) / 300, combine_votes(votes, 300), *no_more(400))
     assert total.pairs.to_dense()[:3, :3].tolist() == [[100, 20, 0], [20, 20, 0], [0, 0, 0]]
     assert total.pairs.coalesce()._nnz() == 4
-    swallowed = total.summary([str(number) for number in range(300)])["swallowed_classes"]
+    swallowed = total.figures([str(number) for number in range(300)]).swallowed_classes
     assert swallowed == [{"class": "1", "by": "0", "share": 1.0, "twins": False}]
 
 
@@ -199,11 +199,13 @@ def no_more(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_figures_of_no_image_at_all() -> None:
-    figures = Score.none(2, 3).summary(NAMES)
-    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
-    assert (figures["rows"], figures["prior"], figures["votes_per_class"]) == (0, [0.0] * 3, [0] * 3)
+    nothing = Score.none(2, 3)
+    figures = nothing.figures(NAMES)
+    assert json.loads(json.dumps(figures.as_json(), allow_nan=False)) == figures.as_json()
+    assert (figures.rows, nothing.prior(), figures.votes_per_class) == (0, [0.0] * 3, [0] * 3)
     assert warnings(figures, NAMES, ["p", "q"], []) == [
         "no image has an answer; those that cannot be decoded are in rejects/"
     ]
     some = score(evidence(VOTES), making(), "x")
-    assert (Score.none(3, 3) + some).summary(NAMES) == some.summary(NAMES)
+    both = Score.none(3, 3) + some
+    assert (both.figures(NAMES), both.prior()) == (some.figures(NAMES), some.prior())

@@ -38,10 +38,14 @@ def batch(count: int) -> dict[str, Any]:
 
 def test_every_question_is_a_vote_and_costs_are_counted() -> None:
     with chat_server() as server:
-        found = annotator(server.address, concurrency=3)(batch(6))
-    assert found["votes"].tolist() == [[0, 0], [1, 1]] * 3
-    assert found["answers"][1].tolist() == ["dog", "dog"]
-    assert (found["requests"].sum(), found["input_tokens"].sum(), found["output_tokens"].sum()) == (12, 120, 24)
+        answered = annotator(server.address, concurrency=3)(batch(6))
+    assert answered["votes"].tolist() == [[0, 0], [1, 1]] * 3
+    assert answered["answers"][1].tolist() == ["dog", "dog"]
+    assert (answered["requests"].sum(), answered["input_tokens"].sum(), answered["output_tokens"].sum()) == (
+        12,
+        120,
+        24,
+    )
     assert server.requests == 12
     assert 1 < server.most_at_once <= 3
 
@@ -49,9 +53,9 @@ def test_every_question_is_a_vote_and_costs_are_counted() -> None:
 @pytest.mark.parametrize("faults", [["429", "500", "503"], ["truncated", "truncated"], ["slow"], ["empty"]])
 def test_passing_faults_are_overcome(faults: list[str]) -> None:
     with chat_server(*faults) as server:
-        found = annotator(server.address)(batch(2))
-    assert found["votes"].tolist() == [[0, 0], [1, 1]]
-    assert found["requests"].sum() == server.requests == 4 + len(faults)
+        answered = annotator(server.address)(batch(2))
+    assert answered["votes"].tolist() == [[0, 0], [1, 1]]
+    assert answered["requests"].sum() == server.requests == 4 + len(faults)
 
 
 def test_nonsense_is_no_vote() -> None:
@@ -62,23 +66,23 @@ def test_nonsense_is_no_vote() -> None:
 def test_a_spent_budget_stops_cleanly_and_leaves_the_rest_for_later() -> None:
     with chat_server() as server:
         asked = annotator(server.address, max_requests=7)
-        found = asked(batch(5))
-        assert len(found["votes"]) == 3
+        answered = asked(batch(5))
+        assert len(answered["votes"]) == 3
         assert len(asked(batch(5))["votes"]) == 0
     assert server.requests == 6
 
 
 def test_retries_count_against_the_budget() -> None:
     with chat_server(*["500"] * 100) as server:
-        found = annotator(server.address, max_requests=5, retries=50)(batch(4))
-        assert len(found["votes"]) == 0
+        answered = annotator(server.address, max_requests=5, retries=50)(batch(4))
+        assert len(answered["votes"]) == 0
         assert server.requests <= 5
 
 
 def test_a_dead_server_ends_the_questions() -> None:
     with chat_server(*["500"] * 1000) as server:
-        found = annotator(server.address, retries=1, concurrency=1)(batch(20))
-        assert len(found["votes"]) == 0
+        answered = annotator(server.address, retries=1, concurrency=1)(batch(20))
+        assert len(answered["votes"]) == 0
         assert server.requests == 10  # five images with one retry each
 
 
@@ -135,7 +139,7 @@ def test_answers_become_votes(answer: str, vote: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "answer", "vote"),
+    ("class_names", "answer", "vote"),
     [
         ("C, C++, C#", " c ", 0),
         ("C, C++, C#", "C++", 1),
@@ -152,6 +156,6 @@ def test_answers_become_votes(answer: str, vote: int) -> None:
         ("hot dog, dog house", "a hot dog house", -1),
     ],
 )
-def test_names_that_resemble_each_other_are_told_apart(classes: str, answer: str, vote: int) -> None:
-    words = Vocabulary(tuple((name,) for name in classes.split(", ")), ("{}?",))
+def test_names_that_resemble_each_other_are_told_apart(class_names: str, answer: str, vote: int) -> None:
+    words = Vocabulary(tuple((name,) for name in class_names.split(", ")), ("{}?",))
     assert vote_of(answer, words) == vote

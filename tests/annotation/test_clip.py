@@ -65,15 +65,15 @@ def by_hand(model: Model, images: np.ndarray) -> torch.Tensor:
 def test_probabilities_equal_open_clips(model: Model) -> None:
     text = embed_text(model, WORDS)
     images = pictures(20)
-    found = ClipAnnotator(model, text)({"image": images, "image_id": np.arange(20)})
-    assert found["embedding"].dtype == np.float16
-    assert sorted(found) == ["embedding", "image_id", "votes"]
-    given = torch.cat(list(probabilities(torch.from_numpy(found["embedding"]), text)))
-    wanted = by_hand(model, images)
-    torch.testing.assert_close(given, wanted, atol=2e-3, rtol=0)
-    clear = wanted.topk(2).values.diff().abs().squeeze(-1) > 5e-3  # elsewhere float16 may turn a tie
+    answered = ClipAnnotator(model, text)({"image": images, "image_id": np.arange(20)})
+    assert answered["embedding"].dtype == np.float16
+    assert sorted(answered) == ["embedding", "image_id", "votes"]
+    given = torch.cat(list(probabilities(torch.from_numpy(answered["embedding"]), text)))
+    expected = by_hand(model, images)
+    torch.testing.assert_close(given, expected, atol=2e-3, rtol=0)
+    clear = expected.topk(2).values.diff().abs().squeeze(-1) > 5e-3  # elsewhere float16 may turn a tie
     assert clear.any()
-    assert (torch.from_numpy(found["votes"]) == wanted.argmax(-1))[clear].all()
+    assert (torch.from_numpy(answered["votes"]) == expected.argmax(-1))[clear].all()
 
 
 def test_a_row_does_not_depend_on_its_batch(model: Model) -> None:
@@ -96,7 +96,7 @@ def test_votes_are_repeatable_in_any_company() -> None:
 
 def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     annotator, images = ClipAnnotator(model, embed_text(model, WORDS), batch_size=64), pictures(100)
-    wanted = annotator({"image": images})["embedding"]
+    undisturbed = annotator({"image": images})["embedding"]
     forward = annotator._forward
 
     def small(batch: torch.Tensor) -> torch.Tensor:
@@ -105,7 +105,7 @@ def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.Monkey
         return forward(batch)
 
     monkeypatch.setattr(annotator, "_forward", small)
-    np.testing.assert_array_equal(annotator({"image": images})["embedding"], wanted)
+    np.testing.assert_array_equal(annotator({"image": images})["embedding"], undisturbed)
     assert annotator.batch_size == 16
 
 
@@ -113,12 +113,12 @@ def test_out_of_memory_halves_the_batch(model: Model, monkeypatch: pytest.Monkey
 def test_half_precision_changes_embeddings_by_its_rounding_alone(model: Model, precision: str) -> None:
     images, text = pictures(40), embed_text(model, WORDS)
     exact = torch.from_numpy(ClipAnnotator(model, text)({"image": images})["embedding"]).float()
-    found = ClipAnnotator(model, text, precision=precision)({"image": images})
-    half = torch.from_numpy(found["embedding"]).float()
+    answered = ClipAnnotator(model, text, precision=precision)({"image": images})
+    half = torch.from_numpy(answered["embedding"]).float()
     assert not torch.equal(half, exact)
     torch.testing.assert_close(half.norm(dim=1), torch.ones(40), atol=2e-3, rtol=0)
     assert F.cosine_similarity(half, exact).min() > 0.995
-    assert (found["votes"] == votes(torch.from_numpy(found["embedding"]), text).numpy()).all()
+    assert (answered["votes"] == votes(torch.from_numpy(answered["embedding"]), text).numpy()).all()
 
 
 def test_siglip_models_keep_their_own_scale_and_bias(tmp_path: Path) -> None:
@@ -154,9 +154,14 @@ def test_names_are_compared_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     names, likeness = [str(number) for number in range(300)], text.embeddings[0] @ text.embeddings[0].T
     expected = [(str(a), str(b)) for a, b in (likeness >= 0.98).triu(diagonal=1).nonzero().tolist()]
     assert look_alike(text, names) == expected
-    sizes = []
+    sizes: list[int] = []
     triu = torch.Tensor.triu
-    monkeypatch.setattr(torch.Tensor, "triu", lambda self, diagonal: sizes.append(self.numel()) or triu(self, diagonal))
+
+    def counted(self: torch.Tensor, diagonal: int) -> torch.Tensor:
+        sizes.append(self.numel())
+        return triu(self, diagonal)
+
+    monkeypatch.setattr(torch.Tensor, "triu", counted)
     monkeypatch.setattr("coreg_ray.annotation.clip._LOGITS_AT_ONCE", 10_000)
     assert look_alike(text, names) == expected
     assert max(sizes) <= 10_000

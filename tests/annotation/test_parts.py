@@ -19,7 +19,6 @@ from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.annotation.writer import vote_again
 from coreg_ray.errors import UserError
 from coreg_ray.ids import content_hash, images_hash, row_numbers
-from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 WORDS = Vocabulary((("cat", "kitty"), ("dog",)), ("a {}", "the {}"))
@@ -43,7 +42,7 @@ def pool(*ids: str) -> np.ndarray:
 
 
 def test_of_two_rows_for_one_image_the_later_wins_wherever_it_lies(tmp_path: Path) -> None:
-    good, bad = RunFolder.at(tmp_path / "good"), RunFolder.at(tmp_path / "bad")
+    good, bad = Folder.at(tmp_path / "good"), Folder.at(tmp_path / "bad")
     write(good, 0, {"a": "old", "b": "1", "gone": "1"})
     write(bad, 0, {"c": "broken"})
     write(good, 1, {"a": "new", "c": "mended"})
@@ -57,7 +56,7 @@ def test_of_two_rows_for_one_image_the_later_wins_wherever_it_lies(tmp_path: Pat
 
 
 def test_a_block_written_twice_counts_once(tmp_path: Path) -> None:
-    folder = RunFolder.at(tmp_path)
+    folder = Folder.at(tmp_path)
     write(folder, 0, {"a": "1", "b": "1"})
     write(folder, 0, {"a": "1", "b": "1", "c": "1"})  # a retried task may cut its block elsewhere
     assert drop_outdated(pool("a", "b", "c"), folder) == 3
@@ -65,7 +64,7 @@ def test_a_block_written_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_new_prompts_vote_from_stored_embeddings_and_a_kill_in_between_does_no_harm(tmp_path: Path) -> None:
-    folder = RunFolder.at(tmp_path)
+    folder = Folder.at(tmp_path)
     write(folder, 0, {"a": "1", "b": "1"}, "old")
     write(folder, 0, {"c": "1"}, "old")
     text = TextTable(torch.randn(2, 2, 4), torch.zeros(0, 4), 10.0, 0.0)
@@ -93,10 +92,10 @@ def test_a_part_is_small(tmp_path: Path) -> None:
     ids = [f"folder/image-{number:06d}.jpg" for number in range(2000)]
     contents = [content_hash(name.encode()) for name in ids]
     table = annotation_table(
-        ids, contents, "clip-01234567", rng.integers(0, 100, (2000, 27)), embedding.astype(np.float16)
+        ids, contents, "clip-01234567", rng.integers(0, 100, (2000, 27), np.int32), embedding.astype(np.float16)
     )
-    write_table(RunFolder.at(tmp_path), "a.parquet", table)
-    assert RunFolder.at(tmp_path).size("a.parquet") / 2000 < 1200
+    write_table(Folder.at(tmp_path), "a.parquet", table)
+    assert Folder.at(tmp_path).size("a.parquet") / 2000 < 1200
 
 
 def test_content_knows_shape_and_bytes() -> None:
@@ -117,10 +116,10 @@ def test_cards_know_what_matters() -> None:
 
 def test_labels_are_found_by_row(tmp_path: Path) -> None:
     table = pa.table({"row": row_numbers(["x", "a", "m"]), "label": pa.array([2, 0, 1], pa.int32())})
-    write_table(RunFolder.at(tmp_path), "labels.parquet", table)
-    labels = read_labels(RunFolder.at(tmp_path))
+    write_table(Folder.at(tmp_path), "labels.parquet", table)
+    labels = read_labels(Folder.at(tmp_path))
     assert labels.of(row_numbers(["a", "?", "x"])).tolist() == [0, -1, 2]
-    assert read_labels(RunFolder.at(tmp_path / "none")).of(row_numbers(["a"])).tolist() == [-1]
+    assert read_labels(Folder.at(tmp_path / "none")).of(row_numbers(["a"])).tolist() == [-1]
     assert isinstance(labels, Labels)
 
 
@@ -131,7 +130,7 @@ def test_manual_labels_are_read_and_checked_against_the_pool(tmp_path: Path, kin
         path.write_text("image_id,label\na,kitty\nc,\nb,1\n")
     else:
         table = pa.table({"image_id": ["a", "c", "b"], "label": ["cat", None, "dog"]})
-        write_table(RunFolder.at(tmp_path), path.name, table)
+        write_table(Folder.at(tmp_path), path.name, table)
     assert read_manual(str(path), WORDS)[1].of(row_numbers(["a", "b", "c"])).tolist() == [0, 1, -1]
     assert check_manual(str(path), WORDS, pool("a", "b", "c")) == 2
     with pytest.raises(UserError, match="labels 1 images that the pool does not hold \\('b'\\)"):

@@ -84,7 +84,7 @@ def test_candidates_carry_counts_scores_and_quality(annotated: RunFolder, toy: d
     assert not any(rows["trusted"].to_pylist())
     assert annotated.read_candidate_manifest() == made
     assert annotated.candidates.read_json("manifest.json")["num_classes"] == 10
-    assert made.class_names == CLASS_NAMES
+    assert made.class_names == list(CLASS_NAMES)
     assert sum(made.prior) == pytest.approx(1)
     truth = dict(zip(*(column for column in (digits("train")[0], digits("train")[2].tolist())), strict=True))
     covered = np.mean([truth[row["image_id"]] in row["candidates"] for row in rows.to_pylist()])

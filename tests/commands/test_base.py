@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from importlib import resources
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Callable
+from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import pytest
 import yaml
 from pydantic import Field
 
-from coreg_ray.commands.base import Command, load, run
+from coreg_ray.commands import pipeline, tune
+from coreg_ray.commands.base import Command, load, program, run
 from coreg_ray.config import Config
-from coreg_ray.config.texts import resolved_yaml
+from coreg_ray.config.older import ADDED
+from coreg_ray.config.texts import flattened, resolved_yaml
 from coreg_ray.errors import UserError
+from coreg_ray.run.folder import RunFolder
 
 
 class Train(Command):
@@ -138,9 +141,9 @@ def test_the_environment_plays_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["output", "method.epochs", "student.flip"])
 def test_an_option_without_value_says_so(name: str) -> None:
-    said = refusal(f"--{name}")
-    assert f"--{name} has no value" in said
-    assert "unknown" not in said
+    message = refusal(f"--{name}")
+    assert f"--{name} has no value" in message
+    assert "unknown" not in message
 
 
 @pytest.mark.parametrize(
@@ -153,19 +156,20 @@ def test_an_option_without_value_says_so(name: str) -> None:
     ],
 )
 def test_an_unknown_setting_lists_the_valid_ones(word: str, close: str, valid: str, tmp_path: Path) -> None:
-    for said in (
+    for message in (
         refusal(f"--{word}", "3"),
         refusal(f"--{word}=3"),
         refusal("--config", written(tmp_path, f"{word}: 3")),
     ):
-        assert said.startswith(f"unknown setting {word};")
-        assert close in said
-        assert valid in said
+        assert message.startswith(f"unknown setting {word};")
+        assert close in message
+        assert valid in message
 
 
 def test_a_section_is_no_setting(tmp_path: Path) -> None:
-    for said in (refusal("--method"), refusal("--method", "3"), refusal("--config", written(tmp_path, "method: 3"))):
-        assert said.startswith("method is a section of settings; give one of them: method.epochs")
+    file = written(tmp_path, "method: 3")
+    for message in (refusal("--method"), refusal("--method", "3"), refusal("--config", file)):
+        assert message.startswith("method is a section of settings; give one of them: method.epochs")
 
 
 def test_a_word_too_many() -> None:
@@ -197,8 +201,8 @@ def test_contradictions_come_in_the_validators_own_words() -> None:
 
 
 def test_an_unknown_key_of_a_further_annotator() -> None:
-    said = refusal("--further_annotators", '[{"modl": "embedded"}]')
-    assert said.startswith("unknown setting further_annotators.0.modl; valid ones: kind, model, pretrained")
+    message = refusal("--further_annotators", '[{"modl": "embedded"}]')
+    assert message.startswith("unknown setting further_annotators.0.modl; valid ones: kind, model, pretrained")
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
@@ -244,17 +248,17 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "None" not in text
 
 
-def test_mistakes_end_in_one_line_and_exit_code_2(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["job.py", "--method.epochs", "0"])
+def test_mistakes_end_in_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(arguments: list[str]) -> None:
+        load(arguments, Command)
+
     with pytest.raises(SystemExit) as end:
-        run(lambda words: str(load(words, Command)))
+        run(main, ["--method.epochs", "0"])
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: method.epochs=0: input should be greater than or equal to 1\n"
 
 
-def test_passwords_in_uris_are_neither_logged_nor_said(
+def test_passwords_in_uris_are_neither_logged_nor_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = logging.getLogger()
@@ -265,22 +269,25 @@ def test_passwords_in_uris_are_neither_logged_nor_said(
         raise UserError("--output s3://key:secret@bucket/run cannot be read")
 
     with pytest.raises(SystemExit):
-        run(main)
-    said = capsys.readouterr().err
-    assert "going on in s3://bucket/run\n" in said
-    assert "error: --output s3://bucket/run cannot be read" in said
-    assert "secret" not in said
+        run(main, [])
+    shown = capsys.readouterr().err
+    assert "going on in s3://bucket/run\n" in shown
+    assert "error: --output s3://bucket/run cannot be read" in shown
+    assert "secret" not in shown
 
 
-def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("stopped", "shown"),
+    [(None, "the same command continues this run"), (tune.STOPPED, "the same command with --resume goes on")],
+)
+def test_an_interruption_says_how_to_go_on(stopped: str | None, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys, "argv", ["job.py"])
     with pytest.raises(SystemExit) as end:
-        run(interrupted)
+        run(interrupted, [], stopped)
     assert end.value.code == 130
-    assert "the same command continues this run" in capsys.readouterr().err
+    assert shown in capsys.readouterr().err
 
 
 def test_training_refuses_an_annotation_that_nobody_can_explain(tmp_path: Path) -> None:
@@ -294,22 +301,185 @@ def test_training_refuses_an_annotation_that_nobody_can_explain(tmp_path: Path) 
     assert not (tmp_path / "x").exists()
 
 
-def test_other_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(words: list[str]) -> None:
+def test_other_errors_keep_their_traceback() -> None:
+    def broken(arguments: list[str]) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(sys, "argv", ["job.py"])
     with pytest.raises(RuntimeError, match="a defect"):
-        run(broken)
+        run(broken, [])
 
 
 def test_a_search_without_arguments_is_the_short_one_over_the_digits() -> None:
-    found = spec_from_file_location("tune_job", Path(__file__).parents[2] / "jobs/tune.py")
-    assert found is not None
-    assert found.loader is not None
-    job = module_from_spec(found)
-    found.loader.exec_module(job)
-    assert load(job.with_preset(job.with_value([])), job.TuneCommand).preset == "search"
-    assert job.with_value(["--resume"]) == ["--resume=true"]
-    assert job.with_value(["--resume", "--seed", "1"]) == ["--resume=true", "--seed", "1"]
-    assert job.with_value(["--seed", "1", "--resume", "false"]) == ["--seed", "1", "--resume", "false"]
+    assert load(tune.with_preset(tune.with_value([])), tune.TuneCommand).preset == "search"
+    assert tune.with_value(["--resume"]) == ["--resume=true"]
+    assert tune.with_value(["--resume", "--seed", "1"]) == ["--resume=true", "--seed", "1"]
+    assert tune.with_value(["--seed", "1", "--resume", "false"]) == ["--seed", "1", "--resume", "false"]
+
+
+@pytest.mark.parametrize(
+    ("called", "shown"),
+    [
+        ("jobs/pipeline.py", "python jobs/predict.py"),
+        ("/opt/coreg_ray/jobs/train.py", "python /opt/coreg_ray/jobs/predict.py"),
+        ("/usr/local/bin/coreg-ray", "coreg-ray predict"),
+        ("coreg-ray", "coreg-ray predict"),
+    ],
+)
+def test_what_to_do_next_is_told_in_the_form_of_the_call(
+    called: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [called, "predict"])
+    assert program("predict") == shown
+    figures = {"time/annotate_s": 60.0, "time/train_s": 120.0}
+    assert f"\nNext: {shown} --model runs/x/model " in pipeline.summary(figures, "runs/x")
+
+
+# A second call on the same --output.
+
+
+def begun(folder: Path, *words: str) -> Config:
+    """A run folder, begun with these words."""
+    config = parsed("--output", str(folder), *words)
+    RunFolder.at(folder).write_config(config)
+    return config
+
+
+def continued(folder: Path, *words: str) -> Command:
+    return load(["--output", str(folder), *words], Command, continues=True)
+
+
+BEGUN_OTHERWISE = {  # what today's defaults, or those of the preset, are not
+    "seed": 4,
+    "start_from": "runs/old",
+    "source.prompts": ["a {}", "the {}"],
+    "source.background": ["a blank page"],
+    "test.kind": None,
+    "annotator.pretrained": "laion2b",
+    "further_annotators": [{"kind": "clip", "model": "embedded"}],
+    "method.temperature": 0.7,
+    "method.epochs": 33,
+    "method.weak_views": 2,
+    "student.flip": True,
+}
+
+
+def with_setting(config: Config, name: str, value: Any) -> Config:
+    tree = config.settings()
+    branch = tree
+    *sections, last = name.split(".")
+    for section in sections:
+        branch = branch[section]
+    branch[last] = value
+    return Config.model_validate(tree)
+
+
+@pytest.mark.parametrize("name", BEGUN_OTHERWISE)
+def test_a_second_call_goes_on_with_what_the_run_was_begun_with(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = with_setting(begun(tmp_path), name, BEGUN_OTHERWISE[name])
+    RunFolder.at(tmp_path).write_config(before)
+    assert parsed("--output", str(tmp_path)).fingerprint() != before.fingerprint()  # what it would be today
+    with caplog.at_level(logging.INFO):
+        again = continued(tmp_path)
+    assert again.settings() == before.settings()
+    assert f"{name} {flattened(before.settings())[name]!r}, as {tmp_path} was begun with, not " in caplog.text
+    RunFolder.at(tmp_path).claim(again)
+
+
+def test_a_run_over_another_source_goes_on_without_its_source(tmp_path: Path) -> None:
+    words = ["--source.kind", "folder", "--source.path", "pool", "--source.classes", "[cat, dog]"]
+    before = begun(tmp_path, *words, "--method.epochs", "80")
+    assert continued(tmp_path).settings() == before.settings()
+    assert continued(tmp_path, *words).settings() == before.settings()
+
+
+def test_a_run_that_a_changed_preset_began_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = begun(tmp_path)
+    changed = {"source": {"kind": "digits"}, "test": {"kind": "digits"}, "method": {"epochs": 7, "warmup_epochs": 1}}
+    monkeypatch.setattr("coreg_ray.commands.base._preset", lambda name: changed)
+    assert parsed().method.epochs == 7
+    assert continued(tmp_path).settings() == before.settings()
+
+
+def forget(folder: Path, name: str) -> None:
+    """Take a setting out of a run's `config.yaml`, as if its version had not known it."""
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    branch = tree
+    *sections, last = name.split(".")
+    for section in sections:
+        branch = branch[section]
+    del branch[last]
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+
+
+@pytest.mark.parametrize("added", ADDED)
+def test_a_run_of_a_version_without_a_setting_goes_on_as_that_version_did(added: str, tmp_path: Path) -> None:
+    begun(tmp_path)
+    forget(tmp_path, added)
+    assert flattened(continued(tmp_path).settings())[added] == ADDED[added]
+
+
+def test_what_is_given_is_not_taken_from_the_run_and_refused(tmp_path: Path) -> None:
+    begun(tmp_path, "--method.temperature", "0.7", "--seed", "4")
+    file = written(tmp_path.parent, "method: {temperature: 0.5}\n")
+    for words in (["--method.temperature", "0.5"], ["--config", file]):  # today's default, but given
+        again = continued(tmp_path, *words)
+        assert (again.method.temperature, again.seed) == (0.5, 4)
+        with pytest.raises(UserError, match=r"run with other settings \(method\.temperature 0\.7 -> 0\.5\); choose"):
+            RunFolder.at(tmp_path).claim(again)
+    same = continued(tmp_path, "--method.temperature", "0.7")
+    RunFolder.at(tmp_path).claim(same)
+
+
+def test_a_preset_that_is_named_is_given(tmp_path: Path) -> None:
+    begun(tmp_path)
+    again = continued(tmp_path, "--preset", "smoke")
+    assert again.method == parsed("--preset", "smoke").method
+    with pytest.raises(UserError, match="run with other settings"):
+        RunFolder.at(tmp_path).claim(again)
+
+
+def test_what_decides_nothing_is_todays(tmp_path: Path) -> None:
+    begun(tmp_path, "--report.pictures", "3", "--annotator.batch_size", "5", "--cluster.resources_per_worker", "CPU=2")
+    again, today = continued(tmp_path), parsed()
+    assert (again.report, again.annotator, again.cluster) == (today.report, today.annotator, today.cluster)
+
+
+def test_a_command_that_begins_nothing_takes_nothing_from_a_folder(tmp_path: Path) -> None:
+    begun(tmp_path, "--seed", "4")
+    assert parsed("--output", str(tmp_path)).seed == 0
+    assert continued(tmp_path / "new").seed == 0
+
+
+class ReachedError(Exception):
+    """The work that a command would begin."""
+
+
+@pytest.mark.parametrize(
+    ("name", "work", "words"),
+    [
+        ("pipeline", "coreg_ray.cluster.pipeline.run_pipeline", []),
+        ("train", "coreg_ray.cluster.pipeline.run_pipeline", ["--annotations", "x/annotations"]),
+        ("tune", "coreg_ray.cluster.tune.search", []),
+    ],
+)
+def test_commands_that_go_on_with_a_run_take_its_settings(
+    name: str, work: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path / "run", tmp_path / "x"):  # older ones, which lie side by side
+        begun(folder, "--preset", "search")
+        forget(folder, "method.weak_views")
+    monkeypatch.chdir(tmp_path)
+    configs: list[Config] = []
+
+    def reached(*arguments: Any, **others: Any) -> None:
+        configs.append(arguments[-1])
+        raise ReachedError
+
+    monkeypatch.setattr(work, reached)
+    main: Callable[[list[str]], None] = import_module(f"coreg_ray.commands.{name}").main
+    with pytest.raises(ReachedError):
+        main(["--output", str(tmp_path / "run"), *words])
+    assert [config.method.weak_views for config in configs] == [2]
+    assert Config().method.weak_views == 1

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from coreg_ray.embedded import MODEL_NAME, make_tiny_clip, model_config_path, weights_path
-from coreg_ray.embedded.digits import CLASS_NAMES, PROMPTS, SPLITS, digits
+from coreg_ray.embedded.digits import CLASS_NAMES, PROMPTS, SPLITS, _table, digits
 from coreg_ray.embedded.drawing import MEDIA, STYLES, draw
 
 
@@ -83,7 +83,7 @@ def test_reading_twice_gives_the_same_and_the_size_can_be_chosen():
 
 def test_what_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"'valid'.*train, test"):
-        digits("valid")
+        digits("valid")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"size=4 .*8 or more"):
         digits("train", size=4)
 
@@ -91,6 +91,28 @@ def test_what_does_not_exist_is_refused():
 def test_importing_loads_no_heavy_library():
     code = "import sys, coreg_ray.embedded; print({'torch', 'open_clip', 'ray', 'sklearn'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_the_digits_load_without_scikit_learn():
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "from coreg_ray.config import Config\n"
+        "from coreg_ray.embedded.digits import digits\n"
+        "from coreg_ray.images import open_source\n"
+        "source = open_source(Config(test={'kind': 'digits'}), 'test')\n"
+        "images = [image for block in source.listing() for image in source.fetch(block)]\n"
+        "print([len(digits(split)[0]) for split in ('train', 'test')], len(images))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[1437, 360] 360\n"
+
+
+def test_the_embedded_table_is_scikit_learns():
+    scans, labels = _table()
+    theirs = load_digits()
+    np.testing.assert_array_equal(scans, theirs.images)
+    np.testing.assert_array_equal(labels, theirs.target)
+    assert labels.dtype == np.int64
 
 
 def test_class_names_and_prompts():
@@ -186,10 +208,10 @@ def test_style_words_are_true_of_the_drawings():
 
 def test_captions_say_only_what_is_true():
     many = drawings(500)
-    texts, said = make_tiny_clip.captions(many, torch.Generator().manual_seed(0))
-    assert not (said & ~many.styles).any()
-    assert set(said.sum(dim=1).tolist()) == {0, 1, 2, 3}
-    for text, label, words in zip(texts, many.labels.tolist(), said.tolist(), strict=True):
+    texts, mentioned = make_tiny_clip.captions(many, torch.Generator().manual_seed(0))
+    assert not (mentioned & ~many.styles).any()
+    assert set(mentioned.sum(dim=1).tolist()) == {0, 1, 2, 3}
+    for text, label, words in zip(texts, many.labels.tolist(), mentioned.tolist(), strict=True):
         tokens = text.split()
         assert tokens[-1] in (CLASS_NAMES[label], str(label))
         assert {style for style in STYLES if style in tokens} == {s for s, w in zip(STYLES, words, strict=True) if w}
@@ -197,12 +219,12 @@ def test_captions_say_only_what_is_true():
 
 def test_positives_are_the_true_captions():
     many = drawings(60)
-    _, said = make_tiny_clip.captions(many, torch.Generator().manual_seed(0))
-    positive = make_tiny_clip.positives(many, said)
+    _, mentioned = make_tiny_clip.captions(many, torch.Generator().manual_seed(0))
+    positive = make_tiny_clip.positives(many, mentioned)
     for i in range(60):
         for j in range(60):
             is_true = many.labels[i] == many.labels[j] and all(
-                many.styles[i, s] for s in range(len(STYLES)) if said[j, s]
+                many.styles[i, s] for s in range(len(STYLES)) if mentioned[j, s]
             )
             assert positive[i, j] == is_true
     assert positive.diagonal().all()
@@ -213,9 +235,9 @@ def test_contrast_against_slow_arithmetic():
     logits = torch.randn(5, 5, generator=generator, dtype=torch.float64)
     positive = (torch.rand(5, 5, generator=generator) < 0.3) | torch.eye(5, dtype=torch.bool)
     total = 0.0
-    for scores, wanted in ((logits, positive), (logits.T, positive.T)):
+    for scores, true in ((logits, positive), (logits.T, positive.T)):
         for i in range(5):
             log_sum = np.log(sum(np.exp(value.item()) for value in scores[i]))
-            terms = [log_sum - scores[i, j].item() for j in range(5) if wanted[i, j]]
+            terms = [log_sum - scores[i, j].item() for j in range(5) if true[i, j]]
             total += sum(terms) / len(terms) / 10
     assert make_tiny_clip.contrast(logits, positive).item() == pytest.approx(total)

@@ -37,11 +37,11 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
     image = special.get(mode, lambda: grey.convert(mode))()
     kind = "TIFF" if mode in ("F", "CMYK", "YCbCr", "LAB") else "PNG"
     content = encoded(image, kind)
-    found = decode(content)
-    assert found.mode == "RGB"
-    assert found.size == (8, 6)
+    decoded = decode(content)
+    assert decoded.mode == "RGB"
+    assert decoded.size == (8, 6)
     if mode not in ("1", "LAB"):
-        assert np.abs(np.asarray(found).astype(int) - 128).max() <= 3
+        assert np.abs(np.asarray(decoded).astype(int) - 128).max() <= 3
 
 
 def test_transparency_is_white() -> None:
@@ -116,12 +116,12 @@ def test_fit_equals_open_clips_transform(mode: Any, size: tuple[int, int]) -> No
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     settings = PreprocessCfg(size=24, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode)
-    wanted = (
+    expected = (
         (image_transform_v2(settings, is_train=False)(picture(*size)) * 255).round().byte().permute(1, 2, 0).numpy()
     )
-    found = Fit(24, 24, mode)(picture(*size))
-    assert found.shape == (24, 24, 3)
-    np.testing.assert_array_equal(found, wanted)
+    fitted = Fit(24, 24, mode)(picture(*size))
+    assert fitted.shape == (24, 24, 3)
+    np.testing.assert_array_equal(fitted, expected)
 
 
 @pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (1, 1)])

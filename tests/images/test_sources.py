@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 from pyarrow import fs
 
-from coreg_ray.annotation.preparation import take_inventory
+from coreg_ray.annotation.labels import read_labels
+from coreg_ray.annotation.preparation import sorted_rows, take_listing
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import digits
 from coreg_ray.errors import UserError
@@ -73,9 +74,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_folder_ids_are_relative_paths_and_labels_only_where_asked_for(tree: Path) -> None:
-    found = contents(opened("folder", tree))
-    assert sorted(found) == sorted(["cat/a.png", "cat/deep/b.PNG", "dog/ä ö.png", "dog/" + "x" * 250 + ".png"])
-    assert found["dog/ä ö.png"] == png(3)
+    listed = contents(opened("folder", tree))
+    assert sorted(listed) == sorted(["cat/a.png", "cat/deep/b.PNG", "dog/ä ö.png", "dog/" + "x" * 250 + ".png"])
+    assert listed["dog/ä ö.png"] == png(3)
     assert set(labels(opened("folder", tree)).values()) == {None}
     assert labels(opened("folder", tree, folder_labels=True))["cat/deep/b.PNG"] == 0
     assert labels(opened("folder", tree, "test"))["dog/ä ö.png"] == 1
@@ -160,10 +161,10 @@ def test_parquet_images_in_every_form(tmp_path: Path, form: str) -> None:
     if form == "lists":
         column = pa.array(arrays.tolist(), pa.list_(pa.list_(pa.list_(pa.uint8()))))
     pq.write_table(pa.table({"image": column, "label": ["dog"] * 700}), tmp_path / "a.parquet", row_group_size=300)
-    found = contents(opened("parquet", tmp_path))
-    assert len(found) == 700
-    wanted = png(650 % 256) if form in ("bytes", "struct") else arrays[650]
-    np.testing.assert_array_equal(found["a.parquet:650"], wanted)
+    listed = contents(opened("parquet", tmp_path))
+    assert len(listed) == 700
+    expected = png(650 % 256) if form in ("bytes", "struct") else arrays[650]
+    np.testing.assert_array_equal(listed["a.parquet:650"], expected)
     assert set(labels(opened("parquet", tmp_path / "a.parquet")).values()) == {1}
 
 
@@ -220,8 +221,22 @@ def test_parquet_without_images_is_refused(tmp_path: Path) -> None:
 def test_repeated_ids_are_refused_and_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
         pq.write_table(pa.table({"image": [png(1), png(2)], "image_id": ["same", name]}), tmp_path / f"{name}.parquet")
+    source = opened("parquet", tmp_path)
     with pytest.raises(UserError, match="1 image_ids occur more than once, for example 'same'"):
-        list(take_inventory(opened("parquet", tmp_path), None))
+        sorted_rows(lambda: take_listing(source, None))
+
+
+def test_a_listing_leaves_its_labels_behind(tmp_path: Path) -> None:
+    table = pa.table({"image": [png(1), png(2), png(3)], "image_id": ["a", "b", "c"], "label": [1, None, 0]})
+    file, folder = tmp_path / "a.parquet", Folder.at(tmp_path / "labels")
+    pq.write_table(table, file)
+    blocks = list(take_listing(opened("parquet", file), folder))
+    assert all("label" not in block.column_names for block in blocks)
+    assert sorted_rows(lambda: blocks).tolist() == sorted(row_numbers(["a", "b", "c"]).tolist())
+    assert read_labels(folder).of(row_numbers(["a", "b", "c"])).tolist() == [1, -1, 0]
+    pq.write_table(table.drop_columns(["label"]), file)
+    list(take_listing(opened("parquet", file), folder))
+    assert not folder.exists()  # those of an earlier listing do not stay
 
 
 def test_webdataset_shards(tmp_path: Path) -> None:

@@ -105,7 +105,9 @@ def test_uniform_refuses_other_counters():
 
 
 def test_generator_repeats_itself():
-    assert torch.equal(torch.randperm(50, generator=generator(stream(1))), torch.randperm(50, generator=generator(stream(1))))
+    assert torch.equal(
+        torch.randperm(50, generator=generator(stream(1))), torch.randperm(50, generator=generator(stream(1)))
+    )
     assert not torch.equal(
         torch.randperm(50, generator=generator(stream(1))), torch.randperm(50, generator=generator(stream(2)))
     )

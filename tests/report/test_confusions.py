@@ -22,18 +22,18 @@ from coreg_ray.images.base import block
 from coreg_ray.report import sections
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.report.data import Looked, Run
-from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.storage import Folder
 from coreg_ray.training.sample import Sample
 
 MANY = 3000  # classes; a matrix of int64 has 72 MB
 ROWS = 300
 
 
-def said_of(classes: int, rows: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def answers(num_classes: int, rows: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """True classes, and predicted ones of which half are true."""
     random = np.random.default_rng(seed)
-    true = random.integers(classes, size=rows)
-    return true, np.where(random.random(rows) < 0.5, true, random.integers(classes, size=rows))
+    true = random.integers(num_classes, size=rows)
+    return true, np.where(random.random(rows) < 0.5, true, random.integers(num_classes, size=rows))
 
 
 def peak(work: Callable[[], object]) -> int:
@@ -47,17 +47,18 @@ def peak(work: Callable[[], object]) -> int:
 
 
 def test_they_are_those_of_the_dense_matrix() -> None:
-    true, predicted = said_of(7, 200)
+    true, predicted = answers(7, 200)
     dense = np.zeros((7, 7), np.int64)
     np.add.at(dense, (true, predicted), 1)
-    found = Confusions.of(true, predicted, 7)
-    assert (found.matrix() == dense).all()
-    assert found.accuracy == dense.trace() / 200
-    for one, other in zip(found.by_class(), (dense.diagonal(), dense.sum(1), dense.sum(0)), strict=True):
+    confusions = Confusions.of(true, predicted, 7)
+    assert (confusions.matrix() == dense).all()
+    assert confusions.accuracy == dense.trace() / 200
+    for one, other in zip(confusions.by_class(), (dense.diagonal(), dense.sum(1), dense.sum(0)), strict=True):
         assert one.tolist() == other.tolist()
     wrong = dense - np.diag(dense.diagonal())
     order = np.argsort(-wrong, axis=None, kind="stable")[:10]
-    assert found.worst(10) == [(cell // 7, cell % 7, wrong.flat[cell]) for cell in order.tolist() if wrong.flat[cell]]
+    worst = [(cell // 7, cell % 7, wrong.flat[cell]) for cell in order.tolist() if wrong.flat[cell]]
+    assert confusions.worst(10) == worst
 
 
 def test_of_no_image_and_of_no_mistake() -> None:
@@ -68,19 +69,20 @@ def test_of_no_image_and_of_no_mistake() -> None:
 
 
 def test_the_report_needs_no_matrix_of_very_many_classes() -> None:
-    true, predicted = said_of(MANY, ROWS)
+    true, predicted = answers(MANY, ROWS)
     nothing = np.zeros((3, ROWS), np.float32)
     judged = Judgement(np.stack([predicted] * 3), nothing, true, nothing, nothing[0])
     unknown = torch.full((ROWS,), -1)
     sample = Sample(np.arange(ROWS), unknown, [""] * ROWS, torch.from_numpy(true), unknown, unknown, unknown > 0, ROWS)
     looked = Looked(sample, torch.zeros(2, ROWS, 1), torch.zeros(ROWS, 1), judged)
-    run = Run(classes=[f"class {number}" for number in range(MANY)], test=looked)
+    run = Run(class_names=[f"class {number}" for number in range(MANY)], test=looked)
     tables: list[Any] = []
     assert peak(lambda: tables.append(sections.test_tables(run))) < 10_000_000
-    (found,) = tables
-    assert found["accuracy"] == (true == predicted).mean()
-    assert (found["confusion"], len(found["per_class"]), len(found["confusions"])) == ("", MANY, 10)
-    few = sections.test_tables(replace(run, classes=run.classes[:100], test=replace(looked, judged=of_few(judged))))
+    (table,) = tables
+    assert table["accuracy"] == (true == predicted).mean()
+    assert (table["confusion"], len(table["per_class"]), len(table["confusions"])) == ("", MANY, 10)
+    fewer = replace(run, class_names=run.class_names[:100], test=replace(looked, judged=of_few(judged)))
+    few = sections.test_tables(fewer)
     assert few is not None
     assert "<svg" in few["confusion"]
 
@@ -97,32 +99,33 @@ class Answered:
 
     def iter_batches(self, **_: Any) -> Iterator[dict[str, NDArray[Any]]]:
         for start in range(0, len(self.ids), 50):
-            said = self.predicted[start : start + 50]
-            probabilities = np.full((len(said), MANY), 0.5 / (MANY - 1), np.float32)
-            probabilities[np.arange(len(said)), said] = 0.5
+            best = self.predicted[start : start + 50]
+            probabilities = np.full((len(best), MANY), 0.5 / (MANY - 1), np.float32)
+            probabilities[np.arange(len(best)), best] = 0.5
             yield {"image_id": np.array(self.ids[start : start + 50]), "probabilities": probabilities}
 
 
 def test_evaluation_needs_none_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    true, predicted = said_of(MANY, ROWS)
+    true, predicted = answers(MANY, ROWS)
     ids = [str(number) for number in range(ROWS)]
     labels = [None if number % 10 == 0 else label for number, label in enumerate(true.tolist())]
     listing = block([*ids, "unreadable"], labels=[*labels, 5])
     source: Any = SimpleNamespace(listing=lambda: iter([listing]))
-    card = {"classes": [f"class {number}" for number in range(MANY)], "student": {"resolution": 8}}
+    class_names = [f"class {number}" for number in range(MANY)]
+    card = {"classes": class_names, "student": {"resolution": 8}}
     monkeypatch.setattr(predict, "_read", lambda model: (card, b""))
     monkeypatch.setattr(predict, "Listing", lambda *_: None)
     monkeypatch.setattr(predict, "_answered", lambda *_: Answered(ids, predicted))
     evaluations: list[predict.Evaluation] = []
     assert len(set(row_numbers(ids))) == ROWS
-    assert peak(lambda: evaluations.append(predict.evaluate(RunFolder.at(tmp_path), source))) < 10_000_000
-    (found,) = evaluations
+    assert peak(lambda: evaluations.append(predict.evaluate(Folder.at(tmp_path), source))) < 10_000_000
+    (evaluation,) = evaluations
     known = np.arange(ROWS) % 10 > 0
     right = torch.from_numpy((true == predicted)[known])
-    assert (found.images, found.unreadable) == (known.sum(), 1)
-    assert found.accuracy == pytest.approx(float(right.double().mean()))
-    assert found.calibration_error == pytest.approx(calibration_error(torch.full((len(right),), 0.5), right))
-    lines = found.table(card["classes"]).splitlines()
+    assert (evaluation.images, evaluation.unreadable) == (known.sum(), 1)
+    assert evaluation.accuracy == pytest.approx(float(right.double().mean()))
+    assert evaluation.calibration_error == pytest.approx(calibration_error(torch.full((len(right),), 0.5), right))
+    lines = evaluation.table(class_names).splitlines()
     assert len(lines) == MANY + 2
     label = int(true[1])
     of_it = true[known] == label

@@ -115,8 +115,8 @@ def copied(run: RunFolder, tmp_path: Path) -> tuple[RunFolder, Config]:
 
 def dissent_figure(run: RunFolder) -> str:
     """The figure that has a bar for each prompt, as SVG."""
-    (figure,) = [figure for figure in annotation_figures(read_run(run)) if "each prompt votes against" in figure.caption]
-    return str(figure.svg)
+    (svg,) = [figure.svg for figure in annotation_figures(read_run(run)) if "each prompt votes" in figure.caption]
+    return str(svg)
 
 
 def test_prompts_are_named_where_the_annotations_lie_in_another_run(run: RunFolder, tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_every_kind_of_change_has_its_turn(run: RunFolder) -> None:
     after, sure = torch.tensor([1, 1, 1, 2, 0, 3]), torch.tensor([1.0, 3.0, 2.0, 5.0, 1.0, 1.0])
     judged = Judgement.of((F.one_hot(after, 4) * sure[:, None]).expand(2, 6, 4), torch.tensor([0, 0, 0, 0, 0, -1]))
     changed = pool_galleries(sample, judged, NAMES, 3)[0]
-    assert changed.found == 4
+    assert changed.total == 4
     assert [(change.after, change.images) for change in changed.changes] == [(NAMES[1], 3), (NAMES[2], 1)]
     assert [picture.name for picture in changed.pictures] == [sample.ids[row] for row in (1, 3, 2)]
     assert changed.pictures[0].head == f"{NAMES[0]} \u2192 {NAMES[1]}"

@@ -105,6 +105,19 @@ def test_a_search_folder_belongs_to_one_search(tmp_path: Path) -> None:
         claim_search(Search(), config, SPACE, SearchFolder.at(tmp_path / "full"))
 
 
+def test_a_search_that_an_older_version_began_goes_on_as_it_was(tmp_path: Path) -> None:
+    output = SearchFolder.at(tmp_path)
+    config = Config(output=str(tmp_path), test={"kind": "digits"}, method={"weak_views": 2})
+    claim_search(Search(), config, SPACE, output)
+    record = output.read_json("search.json")
+    del record["config"]["method"]["weak_views"]
+    output.write_json("search.json", record)
+    output.write("tune/tuner.pkl", "")
+    with pytest.raises(UserError, match=r"another search \(method\.weak_views 2 -> 1\)"):
+        claim_search(Search(resume=True), CONFIG, SPACE, output)
+    claim_search(Search(resume=True), config, SPACE, output)
+
+
 def test_a_state_that_a_kill_has_cut_is_no_end_of_a_search(tmp_path: Path) -> None:
     trials = Folder.at(tmp_path / "tune")
     assert not is_restorable(trials)

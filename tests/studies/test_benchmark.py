@@ -177,8 +177,8 @@ def test_compiled_networks_are_those_of_the_problem(figures: Figures) -> None:
     for network in (learner.student, learner.peer, learner.keys):
         assert network is not None
         assert network.encoder._compiled_call_impl is not None
-    assert figures.found["compile/speedup_float32"].value > 0
-    assert figures.found["compile/first_step_s_float32"].value > 0
+    assert figures.measured["compile/speedup_float32"].value > 0
+    assert figures.measured["compile/first_step_s_float32"].value > 0
 
 
 def forward_flops(problem: Problem, network: Callable[[Tensor], object]) -> float:
@@ -202,7 +202,7 @@ def test_views_assessment_mixture_and_row_counts(figures: Figures) -> None:
 
 def test_whole_epochs_label_the_clean_rows(figures: Figures) -> None:
     epochs.measure_epoch(figures, CPU, count=96, width=4, batch_size=16)
-    assert figures.found["epoch/seconds"].value > figures.found["epoch/assess_s"].value > 0
+    assert figures.measured["epoch/seconds"].value > figures.measured["epoch/assess_s"].value > 0
 
 
 def test_one_process_and_two_train_epochs_in_turns(figures: Figures) -> None:

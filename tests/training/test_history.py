@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,40 @@ def test_events_reach_a_folder_that_is_not_local(tmp_path: Path) -> None:
         history.write([epoch(0), epoch(1)])
     assert sorted(scalars(tmp_path / "bucket/run/tensorboard", "loss/b")) == [0, 1]
     assert (tmp_path / "bucket/run/history.csv").exists()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("ended", [None, Killed])
+def test_nothing_stays_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: type[BaseException] | None
+) -> None:
+    """Beside an object store, events are written locally first: by rank 0 alone, and not for longer than it trains."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    run = RunFolder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run")
+    others = [History(run, enabled=False) for _ in range(3)]
+    with pytest.raises(ended) if ended else nullcontext(), History(run) as history:
+        assert list(scratch.iterdir()) == []  # an interrupted run with nothing left to do needs none
+        for last in range(2):
+            for other in others:
+                with other:
+                    other.write([epoch(number) for number in range(last + 1)])
+            history.write([epoch(number) for number in range(last + 1)])
+            (only,) = scratch.iterdir()
+            assert only.name.startswith("coreg-tb-")
+        if ended:
+            raise ended
+    assert list(scratch.iterdir()) == []
+    assert sorted(scalars(tmp_path / "bucket/run/tensorboard", "loss/b")) == [0, 1]
+
+
+def test_a_run_on_a_local_disk_needs_no_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    with History(RunFolder.at(tmp_path / "run")) as history:
+        history.write([epoch(0)])
+        assert list((tmp_path / "scratch").iterdir()) == []

@@ -159,7 +159,7 @@ def test_local_weights_that_do_not_fit(resnet: tuple[Path, dict[str, Tensor]], t
 
 
 class Malicious:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
         return Path.touch, (Path("owned"),)
 
 
@@ -225,6 +225,8 @@ def test_the_key_encoder_is_a_moving_average_with_buffers() -> None:
     query, key = small(), frozen_copy(small())
     norms = [module for module in query.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.num_batches_tracked is not None
         norm.running_mean.normal_()
         norm.num_batches_tracked.fill_(7)
     old = {name: tensor.clone() for name, tensor in key.state_dict().items()}

@@ -1,6 +1,6 @@
 """Weak and strong views of uint8 images, in batches, and mixup (METHOD section 5). PURE: torch and numpy.
 
-All randomness is passed in as *draws*: numbers in [0, 1), one row of them per image (`draws.uniform`). So a view
+All randomness is passed in as *draws*: numbers in [0, 1), one row of them per image (`rng.uniform`). So a view
 depends on its image and its draws alone, not on the batch it stands in or on the device. Draws are on the host: from
 them the host chooses each row's operation and sends the device small tables, without ever waiting for it.
 
@@ -149,6 +149,6 @@ def _checked(images: Tensor, draws: Tensor, columns: int) -> np.ndarray:
     if draws.shape != (len(images), columns) or draws.device.type != "cpu":
         raise ValueError(
             f"draws have shape {tuple(draws.shape)} on {draws.device}; {len(images)} images take "
-            f"({len(images)}, {columns}) on cpu: use draws.uniform(key, counters, {columns}) with counters on cpu"
+            f"({len(images)}, {columns}) on cpu: use rng.uniform(stream, counters, {columns}) with counters on cpu"
         )
     return draws.double().numpy()
