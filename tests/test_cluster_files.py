@@ -109,12 +109,13 @@ def offers(cluster: dict[str, Any], job: dict[str, Any]) -> list[dict[str, dict[
     }  # fmt: skip
     on_kubernetes = {}
     for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
-        offered = group["rayStartParams"]
+        start = group["rayStartParams"]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert (offered["num-cpus"], offered["num-gpus"]) == (limits["cpu"], limits["nvidia.com/gpu"])
-        labels = dict(pair.split("=") for pair in offered["labels"].split(","))
+        assert (start["num-cpus"], start["num-gpus"]) == (limits["cpu"], limits["nvidia.com/gpu"])
+        labels = dict(pair.split("=") for pair in start["labels"].split(","))
         on_kubernetes[group["groupName"]] = {
-            "CPU": int(offered["num-cpus"]), "GPU": int(offered["num-gpus"]), "labels": labels, "count": group["maxReplicas"],
+            "CPU": int(start["num-cpus"]), "GPU": int(start["num-gpus"]), "labels": labels,
+            "count": group["maxReplicas"],
         }  # fmt: skip
     return [on_aws, on_kubernetes]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,13 +53,15 @@ def take_listing(source: Source, labels: Folder | None) -> Iterator[pa.Table]:
         labels: where known labels are written, apart from all that training will read; None: nowhere.
 
     Raises:
-        UserError: no image, or a label outside the class list.
+        UserError: no image, an id that occurs twice, or a label outside the class list; labels that lie there stay.
     """
-    known = []
+    numbers, known = [], []
     for block in source.listing():
+        numbers.append(row_numbers(block["image_id"].to_pylist()))
         if labels is not None and block["label"].null_count < len(block):
             known.append(block.select(["image_id", "label"]).filter(pc.is_valid(block["label"])))
         yield block.drop_columns(["label"])
+    _check_unique(np.sort(np.concatenate(numbers)), source)
     if labels is not None:
         labels.delete()
     if labels is not None and known:
@@ -68,22 +70,18 @@ def take_listing(source: Source, labels: Folder | None) -> Iterator[pa.Table]:
         write_table(labels, "labels.parquet", table.add_column(0, "row", column))
 
 
-def sorted_rows(listed: Callable[[], Iterable[pa.Table]]) -> NDArray[np.int64]:
-    """The sorted row numbers (N,) of all images in the blocks of a listing.
+def sorted_rows(blocks: Iterable[pa.Table]) -> NDArray[np.int64]:
+    """The sorted row numbers (N,) of all images in the blocks of a listing."""
+    numbers = [row_numbers(block["image_id"].to_pylist()) for block in blocks]
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *numbers]))
 
-    Args:
-        listed: the blocks; called a second time only to name ids that repeat.
 
-    Raises:
-        UserError: an id occurs twice.
-    """
-    numbers = [row_numbers(block["image_id"].to_pylist()) for block in listed()]
-    rows = np.sort(np.concatenate([np.zeros(0, np.int64), *numbers]))
+def _check_unique(rows: NDArray[np.int64], source: Source) -> None:
+    """Raises UserError where an id occurs twice: rows (N,) sorted; the listing is gone through again to name some."""
     twice = np.unique(rows[1:][rows[1:] == rows[:-1]])
     if len(twice):
-        names = ", ".join(_named(listed(), twice))
+        names = ", ".join(_named(source.listing(), twice))
         raise UserError(f"{len(twice)} image_ids occur more than once, for example {names}; make every id unique")
-    return rows
 
 
 def _named(listing: Iterable[pa.Table], rows: NDArray[np.int64], at_most: int = 3) -> list[str]:

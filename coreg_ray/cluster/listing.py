@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
@@ -43,21 +42,15 @@ class Listing:
     @property
     def rows(self) -> ray.ObjectRef:
         """Reference to the (N,) int64 sorted row numbers."""
-        self.check()
         return self._numbered[1]
 
     @cached_property
     def images(self) -> int:
-        """N. Raises UserError where an id occurs twice, too."""
+        """N."""
         return int(ask(self._numbered[0]))
-
-    def check(self) -> None:
-        """Raises UserError where `blocks` or `images` does."""
-        assert self.images >= 0
 
     @cached_property
     def _dataset(self) -> ray.data.Dataset:
-        self.check()
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.raise_original_map_exception = True
@@ -70,12 +63,6 @@ class Listing:
 
 
 def _number(blocks: list[ray.ObjectRef]) -> tuple[int, NDArray[np.int64]]:
-    """N and the sorted row numbers (N,) of the blocks' images. Raises UserError: an id occurs twice."""
-
-    def listed() -> Any:
-        for block in blocks:
-            table: pa.Table = ray.get(block)
-            yield table
-
-    rows = preparation.sorted_rows(listed)
+    """N and the sorted row numbers (N,) of the blocks' images."""
+    rows = preparation.sorted_rows(map(ray.get, blocks))
     return len(rows), rows

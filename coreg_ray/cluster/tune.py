@@ -163,7 +163,8 @@ def _refuse_unlabelled(objective: str, config: Config, output: SearchFolder) -> 
     if objective not in WITH_LABELS:
         return
     labels = output.own("labels", "test")
-    Listing(open_pool(config, "test")[1], labels).check()  # which writes those that there are
+    listed = Listing(open_pool(config, "test")[1], labels).blocks  # which writes the labels that there are
+    log.debug("%d blocks of test images", len(listed))
     if not labels.files(".parquet"):
         raise UserError(
             f"objective={objective} needs labels, and the test images have none; give labelled ones with --test.path, "

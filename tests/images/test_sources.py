@@ -219,11 +219,15 @@ def test_parquet_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_repeated_ids_are_refused_and_named(tmp_path: Path) -> None:
+    labels = Folder.at(tmp_path / "labels")
+    labels.write("labels.parquet", "of an earlier listing")
+    (tmp_path / "pool").mkdir()
     for name in ("a", "b"):
-        pq.write_table(pa.table({"image": [png(1), png(2)], "image_id": ["same", name]}), tmp_path / f"{name}.parquet")
-    source = opened("parquet", tmp_path)
+        table = pa.table({"image": [png(1), png(2)], "image_id": ["same", name]})
+        pq.write_table(table, tmp_path / f"pool/{name}.parquet")
     with pytest.raises(UserError, match="1 image_ids occur more than once, for example 'same'"):
-        sorted_rows(lambda: take_listing(source, None))
+        list(take_listing(opened("parquet", tmp_path / "pool"), labels))
+    assert labels.read("labels.parquet") == b"of an earlier listing"
 
 
 def test_a_listing_leaves_its_labels_behind(tmp_path: Path) -> None:
@@ -232,7 +236,7 @@ def test_a_listing_leaves_its_labels_behind(tmp_path: Path) -> None:
     pq.write_table(table, file)
     blocks = list(take_listing(opened("parquet", file), folder))
     assert all("label" not in block.column_names for block in blocks)
-    assert sorted_rows(lambda: blocks).tolist() == sorted(row_numbers(["a", "b", "c"]).tolist())
+    assert sorted_rows(blocks).tolist() == sorted(row_numbers(["a", "b", "c"]).tolist())
     assert read_labels(folder).of(row_numbers(["a", "b", "c"])).tolist() == [1, -1, 0]
     pq.write_table(table.drop_columns(["label"]), file)
     list(take_listing(opened("parquet", file), folder))
