@@ -54,17 +54,23 @@ def measure_row_counts(figures: Figures, device: torch.device, counts: tuple[int
 
 
 def measure_epoch(
-    figures: Figures, device: torch.device, count: int = 50_000, width: int = 64, batch_size: int = 256
+    figures: Figures,
+    device: torch.device,
+    count: int = 50_000,
+    width: int = 64,
+    batch_size: int = 256,
+    precision: str = "bf16",
 ) -> None:
     """Whole epochs of both networks in this process after a warm-up epoch: assessment, contrast, exchanges, all."""
     mesh, rows = Mesh(device), synthetic_rows(count)
     rows.pixels = rows.pixels.to(device)
     method = method_settings(epochs=6, warmup_epochs=1, batch_size=batch_size, warmup_batch_size=2 * batch_size)
     class_names = [f"class {k}" for k in range(rows.num_classes)]
-    state = build_state(method, student_settings(width=width, precision="bf16"), 0, class_names, rows, mesh)
+    state = build_state(method, student_settings(width=width, precision=precision), 0, class_names, rows, mesh)
     epochs = [epoch.metrics for epoch in fit(state, rows, Scored(), mesh, coreg) if epoch.number > 2]
     clean_a, clean_b = (metrics.of(metrics.CLEAN, network) for network in metrics.NETWORKS)
     clean = min(float(epoch[clean_a]) + float(epoch[clean_b]) for epoch in epochs) / 2
-    note = f"{count:,} rows, both networks, width {width}, batch {batch_size}, bf16, {clean:.0%} of the rows labelled"
+    size = f"{count:,} rows, both networks, width {width}, batch {batch_size}, {precision}"
+    note = f"{size}, {clean:.0%} of the rows labelled"
     figures.add("epoch/seconds", [float(epoch[metrics.EPOCH_S]) for epoch in epochs], "s", note)
     figures.add("epoch/assess_s", [float(epoch[metrics.ASSESS_S]) for epoch in epochs], "s", "of these")

@@ -128,6 +128,7 @@ def test_rows_hold_pixels_and_no_labels(annotated: RunFolder, toy: dict[str, Any
     assert sorted(rows["row"].to_pylist()) == sorted(map(row_number, digits("test")[0]))
 
 
+@pytest.mark.cluster
 def test_one_pass_over_both_splits_makes_annotations_and_rows_and_finds_what_is_missing(
     annotated: RunFolder, toy: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ from toy_clip import DESIGN, write_toy_clip
 
 from coreg_ray.cluster import metrics as ray_metrics
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,7 @@ def test_annotations_hold_one_vote_per_prompt_and_no_label(finished: tuple[Path,
         assert "label" not in names
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(120)
 def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
     output, metrics = finished
@@ -71,11 +72,20 @@ def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict
     assert (output / "history.csv").read_text() == history
 
 
-@pytest.mark.timeout(200)
-def test_training_from_an_annotation_made_before(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
+@pytest.fixture(scope="module")
+def second(finished: tuple[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    """A run with the annotations of the first."""
     output = finished[0].parent / "second"
     plain = command(output, "--method.epochs", "2", "--seed", "5", "--report.baselines", "true")
-    metrics = run_pipeline(plain, annotated=str(finished[0]))
+    return output, run_pipeline(plain, annotated=str(finished[0]))
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(200)
+def test_training_from_an_annotation_made_before(
+    finished: tuple[Path, dict[str, Any]], second: tuple[Path, dict[str, Any]], ray_cluster: None
+) -> None:
+    output, metrics = second
     assert metrics["test/zero_shot_accuracy"] == finished[1]["test/zero_shot_accuracy"]
     assert metrics["annotation/coverage"] == finished[1]["annotation/coverage"]
     assert len((output / "history.csv").read_text().splitlines()) == 3
@@ -84,14 +94,14 @@ def test_training_from_an_annotation_made_before(finished: tuple[Path, dict[str,
     assert compared[0]["accuracy"] > 0.5
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(120)
 def test_annotations_that_a_run_has_borrowed_serve_a_third_one(
-    finished: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
+    finished: tuple[Path, dict[str, Any]], second: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
 ) -> None:
-    first, second, third = (RunFolder.at(path) for path in (finished[0], tmp_path / "second", tmp_path / "third"))
-    prepare(command(tmp_path / "second"), second, annotated=first)
-    assert not second.exists("annotations")
-    figures = prepare(command(tmp_path / "third"), third, annotated=second)
+    first, lender, third = (RunFolder.at(path) for path in (finished[0], second[0], tmp_path / "third"))
+    assert not lender.exists("annotations")
+    figures = prepare(command(tmp_path / "third"), third, annotated=lender)
     expected = {name: value for name, value in finished[1].items() if name in figures and not name.startswith("time/")}
     assert expected["annotation/rows"] == 1437
     assert expected["test/zero_shot_accuracy"] > 0

@@ -87,6 +87,7 @@ def test_predictions_are_the_models_own_and_broken_files_are_reported(model: Fol
     assert reasons == {"empty.png": "empty file", "text.jpg": "not an image"}
 
 
+@pytest.mark.cluster
 def test_a_run_that_was_cut_short_goes_on_and_changed_images_are_predicted_again(
     model: Folder, predicted: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_the_output_of_another_model_or_of_something_else_is_refused(
         predict(output, source, Folder.at(tmp_path / "third"))
 
 
+@pytest.mark.cluster
 def test_scores_on_a_labelled_folder_by_hand(
     model: Folder, predicted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,7 +24,7 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 LIMIT = 50_000
 
 

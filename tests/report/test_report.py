@@ -216,7 +216,7 @@ def test_with_very_many_classes_the_probe_or_both_baselines_are_left_out(
 
 
 def test_a_student_is_distilled_in_the_time_there_is_or_not_at_all(run: RunFolder) -> None:
-    settings = method(epochs=20, batch_size=8).model_dump()
+    settings = method(epochs=20, batch_size=64).model_dump()
     config, sample = run_config(run, CLASSES, method=settings), read_sample(run, "pool", SIDE, len(CLASSES), 200)
     assert sample is not None
     targets = sample.candidates / sample.candidates.sum(1, keepdim=True)

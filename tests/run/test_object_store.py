@@ -86,6 +86,7 @@ def test_options_of_the_store_are_no_wildcards() -> None:
     assert split_glob("/b/x?a=b.png") == ("/b", "x?a=b.png")
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(120)
 def test_a_run_lies_on_the_store_and_goes_on(s3: Callable[[str], str], tmp_path: Path, ray_cluster: None) -> None:
     source = {"kind": "folder", "path": s3("images"), "classes": ["cat", "dog"], "prompts": ["a {}", "the {}"]}

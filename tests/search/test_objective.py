@@ -203,6 +203,7 @@ def test_a_replay_spends_little_on_trials_that_are_worse_from_the_start() -> Non
     assert replayed.winner == 4
 
 
+@pytest.mark.slow
 def test_the_study_trains_varied_trials_and_ranks_the_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = [objectives.settings("wide", number) for number in range(4)]
     assert len({settings["learning_rate"] for settings in drawn}) == 4

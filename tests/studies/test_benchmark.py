@@ -201,10 +201,11 @@ def test_views_assessment_mixture_and_row_counts(figures: Figures) -> None:
 
 
 def test_whole_epochs_label_the_clean_rows(figures: Figures) -> None:
-    epochs.measure_epoch(figures, CPU, count=96, width=4, batch_size=16)
+    epochs.measure_epoch(figures, CPU, count=96, width=4, batch_size=16, precision="float32")
     assert figures.measured["epoch/seconds"].value > figures.measured["epoch/assess_s"].value > 0
 
 
+@pytest.mark.slow
 def test_one_process_and_two_train_epochs_in_turns(figures: Figures) -> None:
     workers.measure_workers(figures, 1, 48, 8, 4)
     workers.measure_exchange(figures, 1, 4, 4)

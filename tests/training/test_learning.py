@@ -77,6 +77,7 @@ def accuracy(annotated: dict[str, Annotated], seed: int, warmup_epochs: int) -> 
     return float(last.metrics["test/accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_co_pseudo_labelling_beats_the_annotator_and_partial_cross_entropy(annotated: dict[str, Annotated]) -> None:
     test = annotated["test"]

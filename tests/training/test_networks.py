@@ -273,6 +273,7 @@ def test_a_packed_network_arrives_unchanged() -> None:
         unpack(message[:-1], receiver)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_computes_the_same_and_so_do_its_copies() -> None:
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 6), nn.ReLU())  # small: compiling takes its time
