@@ -96,7 +96,7 @@ def resumed(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: 
 
 
 def forced(mesh: Mesh, kind: str) -> dict[str, Any]:
-    """Two epochs after warm-up in which the other network's opinion is what `kind` says, on very unequal shards."""
+    """Two epochs after warm-up with the other network's opinion as `kind` says, on very unequal parts of the rows."""
     data = toy.toy(count=60)
     numbers = torch.arange(60) * 2
     numbers[:5] += 1  # of two replicas one holds five rows, fewer than its part of a batch

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coreg_ray.config import StudentConfig
 from coreg_ray.errors import UserError
 from coreg_ray.training.networks import (
+    PreActBlock,
     PreActResNet18,
     Queue,
     Student,
@@ -57,6 +58,8 @@ def test_the_papers_size() -> None:
 def test_a_block_is_two_convolutions_behind_norm_and_relu() -> None:
     """Written out with torch's plain operations, the strided shortcut as one convolution."""
     block = PreActResNet18(4).blocks[2].eval()
+    assert isinstance(block, PreActBlock)
+    assert block.shortcut is not None
     x = torch.randn(2, 4, 9, 9)
     activated = torch.relu(block.norm1(x))
     shortcut = nn.functional.conv2d(activated, block.shortcut.weight, stride=2)

@@ -129,7 +129,7 @@ def test_a_checkpoint_of_four_is_resumed_at_one(four: list[dict[str, Any]], fold
 
 
 @pytest.mark.parametrize("kind", ["all", "none", "one replica", "small replica"])
-def test_unequal_and_one_sided_shards_train(four: list[dict[str, Any]], kind: str) -> None:
+def test_unequal_and_one_sided_parts_train(four: list[dict[str, Any]], kind: str) -> None:
     answers = [answer[kind] for answer in four]
     assert [answer["rows"] for answer in answers] == [55, 5, 55, 5]
     for answer in answers:
