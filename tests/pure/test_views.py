@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def _pillow(image: torch.Tensor, operation: Operation, magnitude: float) -> np.n
         Operation.AUTO_CONTRAST: lambda: ImageOps.autocontrast(picture),
         Operation.EQUALIZE: lambda: ImageOps.equalize(picture),
         Operation.POSTERIZE: lambda: ImageOps.posterize(picture, int(magnitude)),
-        Operation.SOLARIZE: lambda: ImageOps.solarize(picture, magnitude),
+        Operation.SOLARIZE: lambda: ImageOps.solarize(picture, cast(int, magnitude)),
         Operation.BRIGHTNESS: lambda: ImageEnhance.Brightness(picture).enhance(magnitude),
         Operation.CONTRAST: lambda: ImageEnhance.Contrast(picture).enhance(magnitude),
         Operation.COLOR: lambda: ImageEnhance.Color(picture).enhance(magnitude),

@@ -19,7 +19,7 @@ from coreg_ray.run.records import (
     from_json,
 )
 
-NEED_LABELS = {
+NEED_LABELS: dict[str, Any] = {
     "prompt_accuracy": [0.5, 0.75],
     "coverage": 0.875,
     "eta": 0.125,
