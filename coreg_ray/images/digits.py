@@ -42,7 +42,7 @@ def open_split(config: Config, split: Split, names: dict[str, int] | None) -> Di
 def _numbers(names: dict[str, int] | None) -> tuple[int, ...]:
     from coreg_ray.embedded.digits import CLASS_NAMES  # which reads a table
 
-    return own_numbers([(name,) for name in CLASS_NAMES], names, "the embedded digits")
+    return own_numbers([(name,) for name in CLASS_NAMES], names, "the set of digits")
 
 
 @cache
