@@ -136,8 +136,8 @@ def is_image_name(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in extensions() and not is_tool_made(path)
 
 
-def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Folder, list[str]]:
-    """A file, folder, glob or URI -> the folder it starts from and the relative names of its files, sorted.
+def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Folder, list[str], ListingNotes]:
+    """A file, folder, glob or URI -> the folder it starts from, the relative names of its files, sorted, and notes.
 
     Raises:
         UserError: nothing there ends in one of `suffixes`, in whatever case; hidden and tool-made files apart.
@@ -146,9 +146,11 @@ def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Fol
     folder = Folder.at(base)
     if folder.filesystem.get_file_info(folder.path).type == fs.FileType.File:
         parent, _, name = folder.path.rpartition("/")
-        return Folder(folder.filesystem, parent), [name]
-    names = [name for name in walk(folder).files if name.lower().endswith(suffixes) and not is_tool_made(name)]
-    names = [name for name in names if pattern is None or fnmatch(name, pattern)]
+        return Folder(folder.filesystem, parent), [name], ListingNotes()
+    walked = walk(folder)
+    seen = [name for name in walked.files if not is_tool_made(name)]
+    names = [n for n in seen if n.lower().endswith(suffixes) and (pattern is None or fnmatch(n, pattern))]
     if not names:
         raise UserError(f"{path} holds no {what}; give a file, a folder or a glob of files ending in {suffixes[0]}")
-    return folder, names
+    notes = ListingNotes(tool_made=len(walked.files) - len(seen), dangling=walked.dangling, again=walked.again)
+    return folder, names, notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -41,6 +41,7 @@ class ParquetImages:
     id_column: str = "image_id"
     label_column: str = "label"
     known_classes: tuple[str, ...] = ()
+    notes: ListingNotes = field(default_factory=ListingNotes)
 
     @classmethod
     def at(
@@ -54,8 +55,8 @@ class ParquetImages:
         Raises:
             UserError: there is none, or one is not Parquet or lacks the column of images, or it holds something else.
         """
-        folder, files = matching_files(path, (".parquet",), "Parquet file")
-        source = cls(folder, tuple(files), LabelReader(names), *columns)
+        folder, files, notes = matching_files(path, (".parquet",), "Parquet file")
+        source = cls(folder, tuple(files), LabelReader(names), *columns, notes=notes)
         with source._open(files[0]):
             return source
 
@@ -69,7 +70,7 @@ class ParquetImages:
                     yield listed
         if not rows:
             raise UserError(f"{self.folder.path} holds no row in {len(self.files)} Parquet files; give some images")
-        return ListingNotes(matched=dict(self.labels.matched))
+        return replace(self.notes, matched=dict(self.labels.matched))
 
     def _list_group(self, parquet: pq.ParquetFile, file: str, group: int) -> pa.Table:
         columns = [name for name in (self.id_column, self.label_column) if name in parquet.schema_arrow.names]

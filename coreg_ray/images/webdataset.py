@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -61,15 +61,16 @@ class TarShards:
     shards: tuple[str, ...]
     labels: LabelReader
     known_classes: tuple[str, ...] = ()
+    notes: ListingNotes = field(default_factory=ListingNotes)
 
     @classmethod
     def at(cls, path: str, names: dict[str, int] | None) -> TarShards:
         """The shards at a path, folder, glob or URI. Raises UserError where there is none."""
-        folder, shards = matching_files(path, (".tar",), "tar file")
-        return cls(folder, tuple(shards), LabelReader(names))
+        folder, shards, notes = matching_files(path, (".tar",), "tar file")
+        return cls(folder, tuple(shards), LabelReader(names), notes=notes)
 
     def listing(self) -> Generator[pa.Table, None, ListingNotes]:
-        images, tool_made = 0, 0
+        images, tool_made = 0, self.notes.tool_made
         left_out: dict[str, int] = {}
         for name in self.shards:
             shard = self._read(name)
@@ -85,7 +86,7 @@ class TarShards:
                 yield block(ids, labels=labels, files=name, starts=starts, sizes=sizes)
         if not images:
             raise UserError(f"{self.folder.path} holds no image in {len(self.shards)} tar files; give some images")
-        return ListingNotes(left_out, tool_made, matched=dict(self.labels.matched))
+        return replace(self.notes, left_out=left_out, tool_made=tool_made, matched=dict(self.labels.matched))
 
     def _label(self, shard: _Shard, image: _Image, image_id: str) -> int | None:
         """The label of an image: of its whole name, else of its example, whose name ends at the first dot."""

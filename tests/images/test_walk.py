@@ -82,7 +82,9 @@ def test_tables_behind_circles_are_listed_once_too(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     pq.write_table(pa.table({"image": [png()]}), tmp_path / "data/a.parquet")
     (tmp_path / "data/up").symlink_to(tmp_path)
-    assert listed(ParquetImages.at(str(tmp_path), None))[0] == ["data/a.parquet:0"]
+    (tmp_path / "b.parquet").symlink_to(tmp_path / "nowhere.parquet")
+    ids, notes = listed(ParquetImages.at(str(tmp_path), None))
+    assert (ids, notes) == (["data/a.parquet:0"], ListingNotes(dangling=1, again=1))
 
 
 def test_a_folder_that_must_not_be_read_is_named(tmp_path: Path, monkeypatch: Any) -> None:
@@ -148,7 +150,7 @@ def test_what_writers_put_beside_tables_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "._A.TAR").write_bytes(b"no tar")
     ids, notes = listed(TarShards.at(str(tmp_path), None))
     assert ids == ["A.TAR/x.png"]
-    assert (notes.tool_made, notes.left_out) == (2, {".cr2": 1})
+    assert (notes.tool_made, notes.left_out) == (2 + 7, {".cr2": 1})
 
 
 def test_files_left_out_are_counted_by_ending_with_the_remedy(tmp_path: Path) -> None:
