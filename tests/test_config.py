@@ -270,11 +270,11 @@ LATER = list(ADDED)[1:]  # which the second had not
 UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what would contradict another
     "seed": 7, "output": "elsewhere", "start_from": "old/run",
     "source": {
-        "kind": "folder", "path": "pool", "name": "train", "classes": ["cat", "dog"], "prompts": ["a {}", "the {}"],
-        "folder_labels": True, "image_column": "pixels", "id_column": "key", "label_column": "class",
+        "kind": "folder", "path": "pool", "name": "train", "subset": "en", "classes": ["cat", "dog"],
+        "prompts": ["a {}", "the {}"], "folder_labels": True, "image_column": "pixels", "id_column": "key", "label_column": "class",
         "manual_labels": "labels.csv", "background": ["a blank page"], "holdout": 0.2,
     },
-    "test": {"kind": "parquet", "path": "test.parquet", "name": "validation"},
+    "test": {"kind": "parquet", "path": "test.parquet", "name": "validation", "subset": "de"},
     "annotator": {
         "kind": "chat", "model": "eye", "pretrained": "tag", "batch_size": 3, "precision": "bf16", "min_actors": 2,
         "max_actors": 3, "num_gpus": 0.5, "num_cpus": 2, "endpoint": "http://localhost:8000/v1", "allow_upload": True,

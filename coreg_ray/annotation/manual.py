@@ -7,14 +7,15 @@ import io
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from coreg_ray.annotation.labels import Labels
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.errors import UserError
 from coreg_ray.ids import contains, row_numbers
-from coreg_ray.images.base import LabelReader
+from coreg_ray.images.labels import LabelReader
+from coreg_ray.images.tables import parquet_file
 from coreg_ray.run.storage import Folder
 
 _SHOWN = 3
@@ -62,14 +63,14 @@ def _read(path: str) -> list[tuple[str, Any]]:
     try:
         folder, name = Folder.of_file(path)
         content = folder.read(name)
-        if name.endswith(".parquet"):
-            table = pq.read_table(io.BytesIO(content))
+        if name.lower().endswith(".parquet"):
+            table = parquet_file(pa.BufferReader(content), path).read()
             columns = {column: table[column].to_pylist() for column in table.column_names}
         else:
             columns = _columns(path, csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
     except UserError:
         raise
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"source.manual_labels={path} cannot be read ({error}); give a CSV or Parquet file") from error
     if not {"image_id", "label"} <= set(columns):
         raise UserError(f"{path} has the columns {', '.join(map(str, columns))}; it needs image_id and label")

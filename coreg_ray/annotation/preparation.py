@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.ids import contains, content_hash, images_hash, keys, keys_hash, row_numbers
 from coreg_ray.images.base import Content, Source
 from coreg_ray.images.decode import Fit, Undecodable, decode, from_array
+from coreg_ray.images.notes import ListingNotes
 from coreg_ray.run.storage import Folder
 
 ROWS_AT_ONCE = 256  # pixels in memory at a time: 38 MB at 224 px
@@ -46,8 +47,8 @@ class RowParts:
         write_table(self.folder, Part(run, keys_hash(key), f"{self.side}px").name, table)
 
 
-def take_listing(source: Source, labels: Folder | None) -> Iterator[pa.Table]:
-    """The blocks of a source's listing without labels, one or more.
+def take_listing(source: Source, labels: Folder | None) -> Generator[pa.Table, None, ListingNotes]:
+    """The blocks of a source's listing without labels, one or more; returns what the listing has to tell.
 
     Args:
         labels: where known labels are written, apart from all that training will read; None: nowhere.
@@ -56,7 +57,13 @@ def take_listing(source: Source, labels: Folder | None) -> Iterator[pa.Table]:
         UserError: no image, an id that occurs twice, or a label outside the class list; labels that lie there stay.
     """
     numbers, known = [], []
-    for block in source.listing():
+    listing, notes = source.listing(), ListingNotes()
+    while True:
+        try:
+            block = next(listing)
+        except StopIteration as end:
+            notes = end.value or notes
+            break
         numbers.append(row_numbers(block["image_id"].to_pylist()))
         if labels is not None and block["label"].null_count < len(block):
             known.append(block.select(["image_id", "label"]).filter(pc.is_valid(block["label"])))
@@ -68,6 +75,7 @@ def take_listing(source: Source, labels: Folder | None) -> Iterator[pa.Table]:
         table = pa.concat_tables(known)
         column = pa.array(row_numbers(table["image_id"].to_pylist()))
         write_table(labels, "labels.parquet", table.add_column(0, "row", column))
+    return notes
 
 
 def sorted_rows(blocks: Iterable[pa.Table]) -> NDArray[np.int64]:

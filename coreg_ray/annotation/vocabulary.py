@@ -1,12 +1,15 @@
 """Class names and prompts: what the annotator is asked about.
 
 A class may have several names ("automobile", "car"); the first is the one that is shown. A text file holds one class
-a line with names separated by `|`; a YAML file holds a list (under `classes`, or alone) whose entries are such lines or
-lists of names. Prompts likewise, one a line or a YAML list under `templates`; `{}` stands for the class name.
+a line with names separated by `|`, and lines that begin with `#` are remarks; a YAML file holds a list (under
+`classes`, or alone) whose entries are such lines or lists of names. Prompts likewise, one a line or a YAML list under
+`templates`; `{}` stands for the class name.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +19,12 @@ from typing import Any
 import yaml
 
 from coreg_ray.errors import UserError
+from coreg_ray.images.labels import code_points, plain_name
 from coreg_ray.run.storage import Folder
+from coreg_ray.run.strict_yaml import parsed_yaml
 
+log = logging.getLogger(__name__)
+_HEADER = {"class", "classes", "class_name", "class_id", "label", "labels", "name", "names", "category", "id", "index"}
 PAPER = "annotation/prompts.yaml"  # the paper's prompts, and questions for chat models
 
 Names = tuple[tuple[str, ...], ...]  # per class its names, the first one shown
@@ -91,14 +98,29 @@ def _listed(given: str | Sequence[str], key: str) -> Sequence[Any]:
         text = folder.read(name).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{key} file {given} cannot be read as text ({error}); give a file or a list") from error
-    if not name.endswith((".yaml", ".yml")):
-        lines = [line.strip() for line in text.splitlines()]
-        return [line for line in lines if line]
-    content = yaml.safe_load(text)
+    if not name.lower().endswith((".yaml", ".yml")):
+        return _lines(text, given, key)
+    content = parsed_yaml(text.encode(), given)
     content = content.get(key) if isinstance(content, dict) else content
     if not isinstance(content, list):
         raise UserError(f"{given} holds no list of {key}; give a YAML list, alone or under `{key}`")
     return content
+
+
+def _lines(text: str, given: str, key: str) -> list[str]:
+    """The entries of a text file, one a line. Raises UserError: it begins like a table."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith("#")]
+    if len(kept) < len(lines):
+        log.info("%d lines of %s that begin with # are taken for remarks", len(lines) - len(kept), given)
+    first = kept[0] if kept else ""
+    cells = {cell.strip(" \"'").lower() for cell in re.split(r"[,;\t]", first)} - {""}
+    if cells and cells <= _HEADER:
+        raise UserError(
+            f"{given} begins with {first!r} like a table; a list of {key} holds one a line and no header: remove "
+            "it and all columns but the names, or write the list as YAML where that is an entry"
+        )
+    return kept
 
 
 def _names(class_names: Sequence[Any]) -> Names:
@@ -118,7 +140,21 @@ def _names(class_names: Sequence[Any]) -> Names:
     repeated = [name for name, times in Counter(name.lower() for entry in names for name in entry).items() if times > 1]
     if repeated:
         raise UserError(f"class names {', '.join(map(repr, repeated[:5]))} repeat; name each class once")
+    _refuse_twins(names)
     return names
+
+
+def _refuse_twins(names: Names) -> None:
+    """Raises UserError where two classes have names that are one but for how they are typed."""
+    typed: dict[str, tuple[int, str]] = {}
+    for number, entry in enumerate(names):
+        for name in entry:
+            other, twin = typed.setdefault(plain_name(name), (number, name))
+            if other != number:
+                raise UserError(
+                    f"classes {other} and {number}, {twin!r} and {name!r}, have the same name but for Unicode form, "
+                    f"case or underscores ({code_points(twin)} and {code_points(name)}); name each class once"
+                )
 
 
 def templates(prompts: str | Sequence[str]) -> tuple[str, ...]:

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from coreg_ray.annotation import preparation
 from coreg_ray.cluster import metrics
 from coreg_ray.images.base import Source
+from coreg_ray.images.notes import ListingNotes
+from coreg_ray.run.storage import Folder
 
 
 def decode(
@@ -44,6 +46,12 @@ def _of_split(split: str, batches: Generator[dict[str, Any], None, int]) -> Gene
         except StopIteration as end:
             return int(end.value)
         yield {**batch, "split": np.full(len(batch["image_id"]), split, dtype=object)}
+
+
+def take_listing(source: Source, labels: Folder | None) -> Iterator[pa.Table | ListingNotes]:
+    """The blocks of `preparation.take_listing`, and what it has to tell as the last."""
+    notes = yield from preparation.take_listing(source, labels)
+    yield notes
 
 
 def size(known: NDArray[np.uint64]) -> int:

@@ -12,9 +12,13 @@ import ray.data
 from numpy.typing import NDArray
 
 from coreg_ray.annotation import preparation
+from coreg_ray.cluster import decode
 from coreg_ray.cluster.tasks import ask, task
 from coreg_ray.images.base import Source
+from coreg_ray.images.notes import ListingNotes
 from coreg_ray.run.storage import Folder
+
+log = logging.getLogger(__name__)
 
 
 class Listing:
@@ -25,13 +29,18 @@ class Listing:
 
     def __init__(self, source: Source, labels: Folder | None) -> None:
         """`labels`: where known labels are written, apart from all that training will read; None: nowhere."""
-        self._stream = task(preparation.take_listing).options(num_returns="streaming").remote(source, labels)
+        self._stream = task(decode.take_listing).options(num_returns="streaming").remote(source, labels)
 
     @cached_property
     def blocks(self) -> list[Any]:
-        """References to the blocks. Raises UserError where `preparation.take_listing` does."""
+        """References to the blocks. Raises UserError where `preparation.take_listing` does.
+
+        What the listing has to tell a person is logged here: a task's own log does not reach the terminal.
+        """
         references = list(self._stream)
-        ask(references[-1])  # a failure is the last thing that a stream yields
+        notes: ListingNotes = ask(references.pop())  # a failure is the last thing that a stream yields, too
+        for line in notes.lines():
+            log.warning("%s", line)
         return references
 
     @cached_property

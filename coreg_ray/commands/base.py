@@ -221,15 +221,15 @@ def _merge(under: dict[str, Any], over: dict[str, Any], whole: Collection[str] =
 
 def _read_yaml(path: str) -> dict[str, Any]:
     from coreg_ray.run.storage import Folder  # late: --help needs no pyarrow
+    from coreg_ray.run.strict_yaml import parsed_yaml
 
     try:
         folder, name = Folder.of_file(path)
-        content = yaml.safe_load(folder.read(name).decode()) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        written = folder.read(name)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise UserError(f"--config {path} cannot be read ({reason}); give an existing YAML file") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path} is not valid YAML: {error}") from error
+    content = parsed_yaml(written, f"--config {path}") or {}
     if not isinstance(content, dict):
         raise UserError(f"--config {path} holds a {type(content).__name__}; it must hold keys like `method:`")
     tree: dict[str, Any] = {}

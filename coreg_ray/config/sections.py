@@ -76,6 +76,7 @@ class SourceConfig(Section):
     kind: SourceKind = Field("digits", description="kind of image source")
     path: str | None = Field(None, description="folder, file, glob or URI of the images (not for digits)")
     name: str | None = Field(None, description="torchvision: the set (cifar10, ...); huggingface: its split")
+    subset: str | None = Field(None, description="huggingface: the set's configuration, where it has several")
     classes: FileOrList = Field(None, description="class names: a text or YAML file, or a list")
     prompts: FileOrList = Field(None, description="prompt templates with {}: a file, or a list")
     folder_labels: bool = Field(False, description="folder: sub-folders are labels, which only score")
@@ -93,6 +94,7 @@ class TestConfig(Section):
     kind: SourceKind | None = Field(None, description="kind of image source")
     path: str | None = Field(None, description="folder, file, glob or URI of the labelled images")
     name: str | None = Field(None, description="torchvision: the set (cifar10, ...); huggingface: its split")
+    subset: str | None = Field(None, description="huggingface: the set's configuration, where it has several")
 
 
 class AnnotatorConfig(Section):

@@ -8,14 +8,11 @@ counted and labelled before work starts, and a worker can read any block alone.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-
-from coreg_ray.errors import UserError
 
 if TYPE_CHECKING:
     from coreg_ray.config import Config, SourceConfig, TestConfig
@@ -40,7 +37,10 @@ class Source(Protocol):
     """What every kind of source can do. Instances are small and can be sent to other machines."""
 
     def listing(self) -> Iterator[pa.Table]:
-        """All images in a fixed order, a block at a time. Raises UserError where there are none."""
+        """All images in a fixed order, a block at a time. Raises UserError where there are none.
+
+        A generator that has something to tell a person returns `notes.ListingNotes`.
+        """
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         """The images of one block of the listing, in its order; a failure to read one is yielded, not raised."""
@@ -90,38 +90,3 @@ def blocks(ids: list[str], labels: list[int], indices: list[int]) -> Iterator[pa
     for start in range(0, len(ids), BLOCK_IMAGES):
         part = slice(start, start + BLOCK_IMAGES)
         yield block(ids[part], labels=labels[part], starts=indices[part])
-
-
-@dataclass(frozen=True)
-class LabelReader:
-    """Labels as a source writes them -> class numbers.
-
-    Attributes:
-        names: class name in lower case -> class number; empty: labels must be numbers; None: there are none.
-    """
-
-    names: dict[str, int] | None
-
-    def __call__(self, label: object, image_id: str) -> int | None:
-        """The class number of one label; None stays None. Raises UserError for a label outside the class list."""
-        if label is None or self.names is None:
-            return None
-        count = len(set(self.names.values()))
-        if isinstance(label, str):
-            number = self.names.get(label.strip().lower(), -1)
-        else:
-            number = int(label) if int(label) < count or not count else -1  # type: ignore[call-overload]
-        if number < 0:
-            raise UserError(
-                f"label {label!r} of {image_id} is not among the {count} classes; correct it or add the class"
-            )
-        return number
-
-    def written(self, text: str, image_id: str) -> int | None:
-        """The class number of a label in a text file: a class's name, which may be a number too, else its number.
-
-        Raises UserError for a label outside the class list.
-        """
-        text = text.strip()
-        is_number = text.removeprefix("-").isdecimal() and text.lower() not in (self.names or {})
-        return self(int(text) if is_number else text, image_id)

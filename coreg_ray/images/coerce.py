@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from coreg_ray.images.decode import Fit, Undecodable, decode, upright_rgb
+from coreg_ray.images.limits import MAX_PIXELS
 
 
 def pixel_batches(images: Any, side: int, batch_size: int) -> Iterator[Tensor]:
@@ -80,6 +81,8 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
         raise Undecodable(f"shape {array.shape}; arrays are (H, W) or (H, W, C), tensors (C, H, W), C from 1 to 4")
     if not array.size:
         raise Undecodable(f"shape {array.shape} holds no pixel")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:
+        raise Undecodable(f"shape {array.shape}; the limit is {MAX_PIXELS} pixels, so make it smaller")
     array = _to_uint8(array)
     return upright_rgb(Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array))
 

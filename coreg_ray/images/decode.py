@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -10,12 +12,17 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-MAX_PIXELS = 80_000_000  # decoded, this is 240 MB; files that claim more are taken for decompression bombs
+from coreg_ray.images.limits import MAX_PIXELS, TooLarge, check_inner, check_pixels, check_size, light_png
+
 LONGEST_STRIP = 16  # only the centre of an image survives the crop, so the ends of a longer one do not matter
 _FULL_16_BIT = 65535
+_ORIENTATION = 0x0112  # the tag of EXIF that says which way is up
+_BAND = 2**20  # pixels that are converted at a time, so that what lies between two modes stays small
 _RUNS_A_PROGRAM = {"EPS"}  # Pillow hands these to Ghostscript, which nobody wants for files of unknown origin
+_HAVE_NO_READER = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}  # which Pillow recognises, no more
+_READ_BY_ANOTHER = {"MPO": "JPEG"}  # formats that Pillow opens under another's name
 
 
 class Undecodable(ValueError):
@@ -81,20 +88,19 @@ def decode(content: bytes) -> Image.Image:
     """Any image file that Pillow opens -> RGB, upright (EXIF), transparency on white, the first frame of several.
 
     Raises:
-        Undecodable: empty, not an image, truncated, or above MAX_PIXELS.
+        Undecodable: empty, not an image, truncated, or above one of the limits of `limits`.
     """
     if not content:
         raise Undecodable("empty file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about metadata; what matters raises
-            image = Image.open(BytesIO(content), formats=_formats())
-            if image.width * image.height > MAX_PIXELS:
-                raise Undecodable(f"{image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
-            image.load()
-            return upright_rgb(image)
+            check_inner(content)
+            return upright_rgb(Image.open(BytesIO(light_png(content)), formats=_formats()))
     except Undecodable:
         raise
+    except TooLarge as error:
+        raise Undecodable(str(error)) from error
     except Image.DecompressionBombError as error:
         raise Undecodable(f"too many pixels; the limit is {MAX_PIXELS}") from error
     except Image.UnidentifiedImageError as error:
@@ -104,7 +110,17 @@ def decode(content: bytes) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """An opened image of any mode -> RGB, upright (EXIF), transparency on white, 16 bits brought to 8."""
+    """An opened image of any mode -> RGB, upright (EXIF), transparency on white, 16 bits brought to 8.
+
+    Raises:
+        Undecodable: it would take more memory than an image may; before a pixel is decoded.
+    """
+    try:
+        check_size(image)
+        image.load()
+        check_size(image)  # some formats tell only now
+    except TooLarge as error:
+        raise Undecodable(str(error)) from error
     return _rgb(_upright(image))
 
 
@@ -112,46 +128,80 @@ def from_array(array: NDArray[np.generic]) -> Image.Image:
     """A uint8 array (H, W), (H, W, 1) or (H, W, 3) -> RGB image.
 
     Raises:
-        Undecodable: any other shape or type.
+        Undecodable: any other shape or type, or more than MAX_PIXELS.
     """
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
         raise Undecodable(f"array of {array.dtype} {array.shape}; give uint8 (H, W), (H, W, 1) or (H, W, 3)")
     if not array.size:
         raise Undecodable("empty array")
+    try:
+        check_pixels(array.shape[1], array.shape[0])
+    except TooLarge as error:
+        raise Undecodable(str(error)) from error
     return Image.fromarray(array.squeeze(2) if array.ndim == 3 and array.shape[2] == 1 else array).convert("RGB")
 
 
 @cache
 def _formats() -> list[str]:
+    """Names of the formats that are read here; HEIC is one where the extra `heic` is installed."""
     Image.init()
-    return [name for name in Image.ID if name not in _RUNS_A_PROGRAM]
+    with contextlib.suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    unread = _RUNS_A_PROGRAM | _HAVE_NO_READER | (set() if features.check("avif") else {"AVIF"})
+    return [name for name in Image.ID if name not in unread]
 
 
 @cache
 def extensions() -> frozenset[str]:
     """File name endings, lower case with the dot, that say "image"."""
     formats = set(_formats())
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in formats)
+    known = Image.registered_extensions().items()
+    return frozenset(ending for ending, name in known if _READ_BY_ANOTHER.get(name, name) in formats)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
     except Exception:  # a broken EXIF block is no reason to lose the picture
         return image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        return _grey(np.asarray(image, dtype=np.float64) / _FULL_16_BIT)
+        return _in_bands(image, lambda band: _grey(np.asarray(band, dtype=np.float64) / _FULL_16_BIT))
     if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        return _grey(values if values.max(initial=0) <= 1 else values / 255)
+        brightest = max(_values(band).max(initial=0) for _, band in _bands(image))
+        whole = 1 if brightest <= 1 else 255
+        return _in_bands(image, lambda band: _grey(_values(band) / whole))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _in_bands(image, _on_white)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _values(band: Image.Image) -> NDArray[np.float64]:
+    return np.nan_to_num(np.asarray(band, dtype=np.float64))
+
+
+def _on_white(band: Image.Image) -> Image.Image:
+    clear = band.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", band.size, "white"), clear).convert("RGB")
+
+
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert an image, whose every pixel becomes what it does whatever lies beside it, a few rows at a time."""
+    canvas = Image.new("RGB", image.size)
+    for top, band in _bands(image):
+        canvas.paste(convert(band), (0, top))
+    return canvas
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Parts of an image with the row that each begins with."""
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def _within_aspect(image: Image.Image) -> Image.Image:

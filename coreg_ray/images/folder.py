@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -16,14 +15,17 @@ from pyarrow import fs
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, LabelReader, Split, block, section_of
+from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, block, section_of
 from coreg_ray.images.decode import extensions
+from coreg_ray.images.labels import LabelReader
+from coreg_ray.images.notes import ListingNotes, by_ending, is_tool_made
+from coreg_ray.images.walk import walk
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import split_options
 
-log = logging.getLogger(__name__)
 _WILDCARDS = "*?["
 _READERS = 8  # files read at once; an object store answers slowly but many at a time
+_ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 _AHEAD = 2 * _READERS  # encoded files that wait in memory for the one that is looked at
 
 
@@ -47,30 +49,34 @@ class ImageFolder:
         """The folder at a path, URI or glob; `names` (lower case -> class number) turns sub-folders into labels.
 
         Raises:
-            UserError: there is no such folder.
+            UserError: there is no such folder, or it is a file.
         """
         base, pattern = split_glob(path)
         folder = Folder.at(base)
         if not folder.exists():
             raise UserError(f"{base} does not exist; give a folder of images, or a glob")
+        if folder.filesystem.get_file_info(folder.path).type == fs.FileType.File:
+            remedy = "unpack it and give the folder" if folder.path.lower().endswith(_ARCHIVES) else "give its folder"
+            raise UserError(f"{base} is a file, not a folder of images; {remedy} (or set source.kind to read tables)")
         return cls(folder, pattern, LabelReader(names) if names is not None else None)
 
-    def listing(self) -> Iterator[pa.Table]:
-        ids, ignored = [], 0
-        for path in self.folder.files():
-            image_id = path[len(self.folder.path) :].lstrip("/")
-            if is_image_name(image_id) and (self.pattern is None or fnmatch(image_id, self.pattern)):
-                ids.append(image_id)
-            else:
-                ignored += 1
-        if ignored:
-            log.info("%d files in %s do not have the name of an image and are left out", ignored, self.folder.path)
+    def listing(self) -> Generator[pa.Table, None, ListingNotes]:
+        walked = walk(self.folder)
+        seen = [name for name in walked.files if not is_tool_made(name)]
+        ids = [name for name in seen if is_image_name(name) and self._is_chosen(name)]
+        others = [name for name in seen if not is_image_name(name)]
+        told = ListingNotes(by_ending(others), len(walked.files) - len(seen), walked.dangling, walked.again)
         if not ids:
-            raise UserError(f"{self.folder.path} holds no image ({ignored} other files); give a folder that holds some")
+            reasons = "; ".join(told.lines()) or "nothing lies there"
+            raise UserError(f"{self.folder.path} holds no image ({reasons}); give a folder that holds some")
         for start in range(0, len(ids), BLOCK_IMAGES):
             part = ids[start : start + BLOCK_IMAGES]
             labels = [self._label(image_id) for image_id in part] if self.labels else None
             yield block(part, labels=labels, files=part)
+        return replace(told, matched=dict(self.labels.matched if self.labels else {}))
+
+    def _is_chosen(self, image_id: str) -> bool:
+        return self.pattern is None or fnmatch(image_id, self.pattern)
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         names = iter(block["file"].to_pylist())
@@ -126,24 +132,25 @@ def _is_there(path: str) -> bool:
 
 
 def is_image_name(path: str) -> bool:
-    """Whether a file's name says "image"; hidden files do not."""
-    name = PurePosixPath(path)
-    return name.suffix.lower() in extensions() and not name.name.startswith(".")
+    """Whether a file's name says "image"; those of hidden and tool-made files do not."""
+    return PurePosixPath(path).suffix.lower() in extensions() and not is_tool_made(path)
 
 
-def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Folder, list[str]]:
-    """A file, folder, glob or URI -> the folder it starts from and the relative names of its files, sorted.
+def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Folder, list[str], ListingNotes]:
+    """A file, folder, glob or URI -> the folder it starts from, the relative names of its files, sorted, and notes.
 
     Raises:
-        UserError: nothing there ends in one of `suffixes`.
+        UserError: nothing there ends in one of `suffixes`, in whatever case; hidden and tool-made files apart.
     """
     base, pattern = split_glob(path)
     folder = Folder.at(base)
     if folder.filesystem.get_file_info(folder.path).type == fs.FileType.File:
         parent, _, name = folder.path.rpartition("/")
-        return Folder(folder.filesystem, parent), [name]
-    names = [file[len(folder.path) :].lstrip("/") for file in folder.files()]
-    names = [name for name in names if name.endswith(suffixes) and (pattern is None or fnmatch(name, pattern))]
+        return Folder(folder.filesystem, parent), [name], ListingNotes()
+    walked = walk(folder)
+    seen = [name for name in walked.files if not is_tool_made(name)]
+    names = [n for n in seen if n.lower().endswith(suffixes) and (pattern is None or fnmatch(n, pattern))]
     if not names:
         raise UserError(f"{path} holds no {what}; give a file, a folder or a glob of files ending in {suffixes[0]}")
-    return folder, names
+    notes = ListingNotes(tool_made=len(walked.files) - len(seen), dangling=walked.dangling, again=walked.again)
+    return folder, names, notes

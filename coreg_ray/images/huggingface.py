@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,10 @@ import pyarrow as pa
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, LabelReader, Split, block, columns_of, part_of, section_of
+from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, block, columns_of, part_of, section_of
+from coreg_ray.images.labels import LabelReader, own_numbers
+from coreg_ray.images.notes import ListingNotes
+from coreg_ray.images.tables import refuse_pickled_files
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,9 @@ class HuggingFaceSet:
 
     Attributes:
         columns: of the image, the id and the label; the last two need not exist.
-        by_name: whether the numbers of its labels stand for names that are looked up. Where the user has renamed all
-            classes, they are positions in the user's list.
+        numbers: the user's class number for each of the set's own. Where the user has renamed all classes, they are
+            positions in the user's list.
+        subset: the set's configuration, None for the only one.
     """
 
     path: str
@@ -30,34 +34,45 @@ class HuggingFaceSet:
     columns: tuple[str, str, str]
     labels: LabelReader
     known_classes: tuple[str, ...] = ()
-    by_name: bool = False
+    numbers: tuple[int, ...] = ()
+    subset: str | None = None
 
     @classmethod
-    def at(cls, path: str, part: str, columns: tuple[str, str, str], names: dict[str, int] | None) -> HuggingFaceSet:
+    def at(
+        cls,
+        path: str,
+        part: str,
+        columns: tuple[str, str, str],
+        names: dict[str, int] | None,
+        subset: str | None = None,
+    ) -> HuggingFaceSet:
         """Open it once, so that what is missing is said before work starts.
 
         Raises:
-            UserError: `datasets` is not installed, there is no such dataset, split or column of images, or only some of
-                its class names are among `names`.
+            UserError: `datasets` is not installed, there is no such dataset, split or column of images, it would be
+                unpickled, or only some of its class names are among `names`.
         """
-        data = _hugging_face(path, part)
+        path = str(Path(path).expanduser()) if path.startswith("~") else path
+        data = _hugging_face(path, part, subset)
         image, _, label = columns
         if image not in data.features:
             raise UserError(
                 f"{path} has no column {image!r}; set source.image_column to one of {', '.join(data.features)}"
             )
-        known = tuple(getattr(data.features.get(label), "names", None) or ())
-        unknown = [name for name in known if name.lower() not in (names or {})]
-        if names and 0 < len(unknown) < len(known):
+        if not _can_hold_images(data.features[image]):
             raise UserError(
-                f"{path} has the classes {', '.join(known[:5])}, ... of which {unknown[0]!r} and {len(unknown) - 1} "
-                "more are not among source.classes; add them, for example as further names (car|automobile), or "
-                "rename all of them"
+                f"{path} holds {data.features[image]} in {image!r}; images are the type Image or encoded bytes: cast "
+                "the column (`cast_column`), or set source.image_column; arrays can be read from Parquet files"
             )
-        return cls(path, part, columns, LabelReader(names), known, by_name=not unknown)
+        known = tuple(getattr(data.features.get(label), "names", None) or ())
+        return cls(
+            path, part, columns, LabelReader(names), known, own_numbers([(n,) for n in known], names, path), subset
+        )
 
-    def listing(self) -> Iterator[pa.Table]:
-        data, (_, key, label) = _hugging_face(self.path, self.part), self.columns
+    def listing(self) -> Generator[pa.Table, None, ListingNotes]:
+        data, (_, key, label) = self._data(), self.columns
+        if not len(data):
+            raise UserError(f"{self.path} holds no row in its split {self.part}; give some images")
         columns = [name for name in (key, label) if name in data.features]
         light = data.select_columns(columns) if columns else None
         for start in range(0, len(data), BLOCK_IMAGES):
@@ -67,20 +82,22 @@ class HuggingFaceSet:
             given = map(self._meant, batch.get(label, [None] * len(ids)))
             labels = [self.labels(value, i) for value, i in zip(given, ids, strict=True)]
             yield block(ids, labels=labels, starts=indices)
+        return ListingNotes(matched=dict(self.labels.matched))
+
+    def _data(self) -> Any:
+        return _hugging_face(self.path, self.part, self.subset)
 
     def _meant(self, label: Any) -> Any:
-        """A label's name where it has one; -1 is how sets without labels number them."""
-        if not self.known_classes or not isinstance(label, int):
+        """A label's number in the user's list; -1 is how sets without labels number them."""
+        if not self.numbers or not isinstance(label, int):
             return label
-        if label < 0:
-            return None
-        return self.known_classes[label] if self.by_name else label
+        return None if label < 0 else self.numbers[label]
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         from datasets import Image
 
         name = self.columns[0]
-        data = _hugging_face(self.path, self.part).select_columns([name])
+        data = self._data().select_columns([name])
         data = data.cast_column(name, Image(decode=False))
         for index in block["start"].to_pylist():
             try:
@@ -93,20 +110,34 @@ class HuggingFaceSet:
 def open_split(config: Config, split: Split, names: dict[str, int] | None) -> HuggingFaceSet:
     """The data set at `source.path` or `test.path`. Raises UserError as `HuggingFaceSet.at` does."""
     section = section_of(config, split)
-    return HuggingFaceSet.at(section.path or "", section.name or part_of(split), columns_of(config), names)
+    part = section.name or part_of(split)
+    return HuggingFaceSet.at(section.path or "", part, columns_of(config), names, section.subset)
+
+
+def _can_hold_images(feature: Any) -> bool:
+    """Whether `datasets` can read a column as images: its own type, encoded bytes, paths, or pairs of them."""
+    if isinstance(feature, dict):
+        return {"bytes", "path"} <= set(feature)
+    return type(feature).__name__ == "Image" or getattr(feature, "dtype", "") in ("binary", "large_binary", "string")
 
 
 @cache
-def _hugging_face(path: str, part: str) -> Any:
+def _hugging_face(path: str, part: str, subset: str | None) -> Any:
     try:
         import datasets
     except ImportError as error:
         raise UserError("source.kind=huggingface needs `datasets`: pip install 'coreg-ray[huggingface]'") from error
+    saved = any((Path(path) / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+    if saved and subset:
+        raise UserError(f"source.subset={subset}: {path} was saved to disk and holds one set alone; leave it out")
+    if Path(path).is_dir():
+        refuse_pickled_files(Path(path))
     try:
-        saved = any((Path(path) / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
-        data = datasets.load_from_disk(path) if saved else datasets.load_dataset(path)
-        return data[part] if isinstance(data, datasets.DatasetDict) else data
-    except KeyError as error:
-        raise UserError(f"{path} has no split {part!r}; set source.name to one of {', '.join(data)}") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read as a Hugging Face dataset: {error}") from error
+        data = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, subset)
+    except Exception as error:  # readers of every format raise what they like
+        reason = " ".join(str(error).split())[:300]
+        remedy = "; set source.subset to one of them" if "onfig name is missing" in reason else ""
+        raise UserError(f"{path} cannot be read as a Hugging Face dataset: {reason}{remedy}") from error
+    if isinstance(data, datasets.DatasetDict) and part not in data:
+        raise UserError(f"{path} has no split {part!r}; set source.name to one of {', '.join(data)}")
+    return data[part] if isinstance(data, datasets.DatasetDict) else data

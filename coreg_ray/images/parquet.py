@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,15 @@ import pyarrow.parquet as pq
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Content, LabelReader, Split, block, columns_of, section_of
+from coreg_ray.images.base import Content, Split, block, columns_of, section_of
 from coreg_ray.images.folder import matching_files
+from coreg_ray.images.labels import LabelReader
+from coreg_ray.images.limits import MAX_PIXELS
+from coreg_ray.images.notes import ListingNotes
+from coreg_ray.images.tables import parquet_file
 from coreg_ray.run.storage import Folder
+
+_NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"  # how Hive writes an empty value
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class ParquetImages:
     """Parquet files with a column of images.
 
     The column holds encoded bytes, the {bytes, path} pairs that Hugging Face writes, or uint8 arrays (H, W) or
-    (H, W, 3), as nested lists or tensors. Without a column of ids, file and row make the id.
+    (H, W, 3), as nested lists or tensors. Without a column of ids, file and row make the id. A folder `label=cat` above
+    a file is a column, as Hive and Spark write it.
     """
 
     folder: Folder
@@ -32,6 +41,7 @@ class ParquetImages:
     id_column: str = "image_id"
     label_column: str = "label"
     known_classes: tuple[str, ...] = ()
+    notes: ListingNotes = field(default_factory=ListingNotes)
 
     @classmethod
     def at(
@@ -45,24 +55,12 @@ class ParquetImages:
         Raises:
             UserError: there is none, or one is not Parquet or lacks the column of images, or it holds something else.
         """
-        folder, files = matching_files(path, (".parquet",), "Parquet file")
-        source = cls(folder, tuple(files), LabelReader(names), *columns)
-        with source._open(files[0]) as parquet:
-            present = parquet.schema_arrow.names
-            if source.image_column not in present:
-                raise UserError(
-                    f"{files[0]} has no column {source.image_column!r}; "
-                    f"set source.image_column to one of {', '.join(present)}"
-                )
-            kind = parquet.schema_arrow.field(source.image_column).type
-            if not _can_hold_images(kind):
-                raise UserError(
-                    f"{files[0]} holds {kind} in {source.image_column!r}; images are encoded bytes, {{bytes, path}} "
-                    "pairs or arrays of whole numbers from 0 to 255: convert it, or set source.image_column"
-                )
-        return source
+        folder, files, notes = matching_files(path, (".parquet",), "Parquet file")
+        source = cls(folder, tuple(files), LabelReader(names), *columns, notes=notes)
+        with source._open(files[0]):
+            return source
 
-    def listing(self) -> Iterator[pa.Table]:
+    def listing(self) -> Generator[pa.Table, None, ListingNotes]:
         rows = 0
         for file in self.files:
             with self._open(file) as parquet:
@@ -72,6 +70,7 @@ class ParquetImages:
                     yield listed
         if not rows:
             raise UserError(f"{self.folder.path} holds no row in {len(self.files)} Parquet files; give some images")
+        return replace(self.notes, matched=dict(self.labels.matched))
 
     def _list_group(self, parquet: pq.ParquetFile, file: str, group: int) -> pa.Table:
         columns = [name for name in (self.id_column, self.label_column) if name in parquet.schema_arrow.names]
@@ -81,14 +80,16 @@ class ParquetImages:
             given = table[self.id_column]
             if given.null_count:
                 raise UserError(f"{file} has a row without {self.id_column}; give every row one, or drop the column")
-            ids = [str(value) for value in given.to_pylist()]
+            ids = [value.decode() if isinstance(value, bytes) else str(value) for value in given.to_pylist()]
         else:
             before = sum(parquet.metadata.row_group(number).num_rows for number in range(group))
             ids = [f"{file}:{before + row}" for row in range(rows)]
-        labels = None
+        labels, partition = None, partitions(file).get(self.label_column)
         if self.label_column in columns:
             given = table[self.label_column].to_pylist()
             labels = [self.labels(label, image_id) for label, image_id in zip(given, ids, strict=True)]
+        elif partition is not None:
+            labels = [self.labels.written(partition, file)] * rows
         return block(ids, labels=labels, files=file, groups=group, starts=range(rows))
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
@@ -107,12 +108,40 @@ class ParquetImages:
                             return  # a few rows of a large group need not cost all of it
                     row += 1
 
-    def _open(self, file: str) -> pq.ParquetFile:
+    @contextmanager
+    def _open(self, file: str) -> Iterator[pq.ParquetFile]:
+        """One of the files. Raises UserError: it cannot be read, or lacks the column of images, now or further on."""
         path = f"{self.folder.path}/{file}"
         try:
-            return pq.ParquetFile(path, filesystem=self.folder.filesystem)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{path} cannot be read as Parquet ({error}); give Parquet files") from error
+            with self.folder.filesystem.open_input_file(path) as source:
+                parquet = parquet_file(source, path)
+                self._check(parquet.schema_arrow, path)
+                yield parquet
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{path} cannot be read as Parquet ({reason}); replace or remove it") from error
+
+    def _check(self, schema: pa.Schema, path: str) -> None:
+        fields = [field for field in schema if field.name == self.image_column]
+        if not fields:
+            raise UserError(
+                f"{path} has no column {self.image_column!r}; "
+                f"set source.image_column to one of {', '.join(schema.names)}, or remove that file"
+            )
+        if not _can_hold_images(fields[0].type):
+            raise UserError(
+                f"{path} holds {fields[0].type} in {self.image_column!r}; images are encoded bytes, {{bytes, path}} "
+                "pairs or arrays of whole numbers from 0 to 255: convert it, or set source.image_column"
+            )
+        for column in (self.image_column, self.id_column, self.label_column):
+            if schema.names.count(column) > 1:
+                raise UserError(f"{path} has {schema.names.count(column)} columns {column!r}; keep one")
+
+
+def partitions(file: str) -> dict[str, str | None]:
+    """The columns that a relative path names, `label=cat/part.parquet`; None where Hive wrote an empty value."""
+    pairs = (part.partition("=") for part in file.split("/")[:-1])
+    return {unquote(name): None if value == _NO_PARTITION else unquote(value) for name, sign, value in pairs if sign}
 
 
 def open_split(config: Config, split: Split, names: dict[str, int] | None) -> ParquetImages:
@@ -131,9 +160,13 @@ def _can_hold_images(kind: pa.DataType) -> bool:
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return True
     depth = 0
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    while _is_list(kind):
         kind, depth = kind.value_type, depth + 1
     return depth > 0 and pa.types.is_integer(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _values(column: pa.Array) -> Iterator[Content]:
@@ -143,13 +176,25 @@ def _values(column: pa.Array) -> Iterator[Content]:
         return
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    for scalar in column:
+    for number, scalar in enumerate(column):
+        if (count := _count_numbers(column.slice(number, 1))) > 4 * MAX_PIXELS:
+            yield ValueError(f"{count} numbers; an image has at most {4 * MAX_PIXELS}")
+            continue
         value = scalar.as_py()
         value = value.get("bytes") if isinstance(value, dict) else value
         if value is None:
             yield ValueError("no image in this row")
         else:
             yield value if isinstance(value, bytes) else _pixels(value)
+
+
+def _count_numbers(column: pa.Array) -> int:
+    """How many numbers nested lists hold, before they become Python's."""
+    while (
+        pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type)
+    ):
+        column = column.flatten()
+    return len(column)
 
 
 def _pixels(value: Any) -> Content:

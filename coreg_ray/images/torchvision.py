@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow as pa
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.images.base import Content, Split, blocks, part_of, section_of
+from coreg_ray.images.labels import LabelReader, own_numbers
 from coreg_ray.images.paper_sets import PAPER_SETS
 
 _TEST_SHARE = 0.2  # of a set that comes without a split
@@ -28,29 +30,39 @@ class TorchvisionSet:
     Attributes:
         name: a key of PAPER_SETS.
         root: the folder that torchvision's data class is given, on a disk that every machine sees.
+        names: class name in lower case -> class number, in the user's order; None: the set's own order.
     """
 
     name: str
     root: str
     part: Literal["train", "test"]
+    names: dict[str, int] | None = None
 
     @classmethod
-    def at(cls, name: str | None, root: str, part: Literal["train", "test"]) -> TorchvisionSet:
+    def at(
+        cls, name: str | None, root: str, part: Literal["train", "test"], names: dict[str, int] | None = None
+    ) -> TorchvisionSet:
         """Open it once, so that what is missing is said before work starts.
 
         Raises:
-            UserError: no such set, or its files are not below `root`.
+            UserError: no such set, its files are not below `root`, or only some of its classes are among `names`.
         """
+        root = str(Path(root).expanduser())
         if name not in PAPER_SETS:
             raise UserError(f"source.name={name} is no set that is known here; use one of {', '.join(PAPER_SETS)}")
-        source = cls(name, root, part)
+        source = cls(name, root, part, names)
         try:
             _torchvision(name, root, part)
-        except (RuntimeError, OSError, ImportError) as error:
+        except (RuntimeError, OSError, ImportError, ValueError, EOFError) as error:
             raise UserError(
                 f"{PAPER_SETS[name].torchvision} cannot be read below {root} ({error}); download it there"
             ) from error
+        source._numbers()
         return source
+
+    def _numbers(self) -> tuple[int, ...]:
+        """The user's class number for each of the set's own. Raises UserError: only some are in the user's list."""
+        return own_numbers([(name,) for name in self.known_classes], self.names, f"{self.name} (torchvision)")
 
     @property
     def known_classes(self) -> tuple[str, ...]:
@@ -58,7 +70,9 @@ class TorchvisionSet:
         return tuple(names or _torchvision(self.name, self.root, self.part).classes)
 
     def listing(self) -> Iterator[pa.Table]:
-        labels = _labels(_torchvision(self.name, self.root, self.part))
+        numbers, reader = self._numbers(), LabelReader(self.names or {})
+        given = _labels(_torchvision(self.name, self.root, self.part))
+        labels = [reader(numbers[label], f"{self.name}/{self.part}/{i:06d}") or 0 for i, label in enumerate(given)]
         if self.name == "eurosat":
             chosen = [i for i in range(len(labels)) if in_test(f"eurosat/{i:06d}") == (self.part == "test")]
             return blocks([f"eurosat/{i:06d}" for i in chosen], [labels[i] for i in chosen], chosen)
@@ -75,13 +89,13 @@ class TorchvisionSet:
 
 
 def open_split(config: Config, split: Split, names: dict[str, int] | None) -> TorchvisionSet:
-    """The set that `source.name` or `test.name` names; its labels are numbers of its own, so `names` is not looked at.
+    """The set that `source.name` or `test.name` names; its labels are its own, in the order of `names`.
 
     Raises:
         UserError: as `TorchvisionSet.at`.
     """
     section = section_of(config, split)
-    return TorchvisionSet.at(section.name, section.path or "", part_of(split))
+    return TorchvisionSet.at(section.name, section.path or "", part_of(split), names)
 
 
 def in_test(image_id: str, share: float = _TEST_SHARE) -> bool:

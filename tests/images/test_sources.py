@@ -341,7 +341,8 @@ def test_sets_without_a_split_are_divided_by_a_rule_and_grey_ones_become_rgb(tmp
         pixels = np.full((count, 28, 28), 7, np.uint8).tobytes()
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, count, 28, 28) + pixels)
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + bytes(range(count)))
-    source = opened("torchvision", tmp_path, name="fashion_mnist", classes=None)
+    fashion = {"kind": "torchvision", "path": str(tmp_path), "name": "fashion_mnist"}
+    source = open_source(Config(source=fashion), "pool")
     assert labels(source) == {f"fashion_mnist/train/00000{number}": number for number in range(3)}
     assert contents(source)["fashion_mnist/train/000000"].shape == (28, 28, 3)
     assert len(source.known_classes) == 10
