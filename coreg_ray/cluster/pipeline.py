@@ -23,6 +23,7 @@ from coreg_ray.methods import KINDS
 from coreg_ray.report.baselines import compare, most_images
 from coreg_ray.report.page import write_report
 from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.lock import locked
 from coreg_ray.run.records import AnnotateResult, CandidateManifest, RowsManifest
 from coreg_ray.training.sample import Samples
 
@@ -36,18 +37,20 @@ def run_pipeline(config: Config, annotated: str | None = None) -> dict[str, Any]
         annotated: run folder whose annotations are used instead of annotating anew.
 
     Raises:
-        UserError: the run folder is in use by another run, or cannot be written; before any work.
+        UserError: the run folder holds another run, another command works in it, or it cannot be written; before any
+            work.
     """
     run = RunFolder.at(config.output)
-    run.claim(config)
-    connect()
-    refuse_unreachable(run)
-    run.update_metrics(prepare(config, run, RunFolder.at(annotated) if annotated else None))
-    started, before = time.monotonic(), run.read_metrics().get(metrics.TRAIN_S, 0.0)
-    trained = train.fit(config)
-    seconds = (before if trained.start_epoch else 0.0) + time.monotonic() - started
-    figures = run.update_metrics({**trained.metrics(), metrics.TRAIN_S: seconds})
-    return finish(config, run, figures[metrics.TRAIN_S])
+    with locked(run, config.output):
+        run.claim(config)
+        connect()
+        refuse_unreachable(run)
+        run.update_metrics(prepare(config, run, RunFolder.at(annotated) if annotated else None))
+        started, before = time.monotonic(), run.read_metrics().get(metrics.TRAIN_S, 0.0)
+        trained = train.fit(config)
+        seconds = (before if trained.start_epoch else 0.0) + time.monotonic() - started
+        figures = run.update_metrics({**trained.metrics(), metrics.TRAIN_S: seconds})
+        return finish(config, run, figures[metrics.TRAIN_S])
 
 
 def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
@@ -56,17 +59,18 @@ def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
     `config.yaml` says for `coreg-ray train` what was annotated. Returns what is new in `metrics.json`.
 
     Raises:
-        UserError: the output holds something else or is not seen from all nodes, or the source or annotator is not what
-            it should be.
+        UserError: the output holds something else, another command works in it, or it is not seen from all nodes; or
+            the source or annotator is not what it should be.
     """
-    run.claim_for_annotation(config)
-    refuse_unreachable(run)
-    started = time.monotonic()
-    prepared = _annotate(config, run, rows=False)
-    figures = prepared.metrics() | {metrics.ANNOTATE_S: time.monotonic() - started}
-    run.update_metrics(figures)
-    write_report(run)
-    return figures
+    with locked(run, config.output):
+        run.claim_for_annotation(config)
+        refuse_unreachable(run)
+        started = time.monotonic()
+        prepared = _annotate(config, run, rows=False)
+        figures = prepared.metrics() | {metrics.ANNOTATE_S: time.monotonic() - started}
+        run.update_metrics(figures)
+        write_report(run)
+        return figures
 
 
 def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:

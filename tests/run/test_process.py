@@ -24,6 +24,8 @@ def test_this_process_lives() -> None:
 def test_another_that_got_its_number_is_not_it() -> None:
     assert OWN.started is not None
     assert not Process(OWN.host, OWN.pid, OWN.started - 60).lives
+    assert not Process(OWN.host, OWN.pid, OWN.started, OWN.birth + 1).lives
+    assert Process(OWN.host, OWN.pid, OWN.started - 60, OWN.birth).lives  # the clock has been set
 
 
 @pytest.mark.parametrize("pid", [-1, 0, 2**22 + 1, 2**70])
@@ -47,11 +49,11 @@ def test_marks_come_back() -> None:
     back = Process.parse(OWN.mark)
     assert back is not None
     assert (back.host, back.pid, back.space, back.lives) == (OWN.host, OWN.pid, OWN.space, True)
-    dotted = Process("node-1.some.where", 7, 3.0, 5)
+    dotted = Process("node-1.some.where", 7, None, 3, 5)
     assert Process.parse(dotted.mark) == dotted
     assert Process.parse("no.mark") is None
 
 
 def test_other_machines_and_containers_are_not_here() -> None:
     assert not Process("elsewhere", OWN.pid, None).is_here
-    assert not Process(OWN.host, OWN.pid, None, OWN.space + 1).is_here
+    assert not Process(OWN.host, OWN.pid, space=OWN.space + 1).is_here

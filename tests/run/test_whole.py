@@ -138,13 +138,13 @@ def test_files_of_living_processes_of_other_machines_and_of_people_stay(tmp_path
     own = Process.own()
     kept = [
         f".{own.mark}.00000000.partial",
-        f".{Process('elsewhere', 1, 1.0).mark}.00000000.partial",
-        f".{Process(own.host, own.pid + 1, 1.0, own.space + 1).mark}.00000000.partial",  # of another container
+        f".{Process('elsewhere', 1).mark}.00000000.partial",
+        f".{Process(own.host, own.pid + 1, None, 1, own.space + 1).mark}.00000000.partial",  # of another container
         "mine.partial", ".partial", "state.json.partial",
     ]  # fmt: skip
     gone = [
-        f".{Process(own.host, own.pid, 1.0, own.space).mark}.00000000.partial",  # the number was another's before
-        f".{Process('elsewhere', 2, 1.0).mark}.00000000.partial",
+        f".{Process(own.host, own.pid, None, own.birth + 1, own.space).mark}.00000000.partial",  # another had its number
+        f".{Process('elsewhere', 2).mark}.00000000.partial",
     ]
     for name in kept + gone:
         (tmp_path / name).write_text("x")
