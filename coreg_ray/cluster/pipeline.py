@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreg_ray import metrics
+from coreg_ray.annotation.answered import unanswered
 from coreg_ray.annotation.writer import images_in
 from coreg_ray.cluster import train
 from coreg_ray.cluster.annotate import annotate_splits
@@ -117,7 +118,7 @@ def prepare(config: Config, run: RunFolder, annotated: RunFolder | None = None) 
     if annotated is None:
         prepared = _annotate(config, run, rows=True)
         assert prepared.annotated is not None
-        _refuse_unanswered(prepared.annotated, prepared.candidates.quality.rows)
+        _refuse_unanswered(prepared.annotated, prepared.candidates.quality.rows, run)
     else:
         prepared = _take_over(config, run, annotated)
     return {**prepared.metrics(), metrics.ANNOTATE_S: time.monotonic() - started}
@@ -166,10 +167,10 @@ def _copy_labels(annotated: RunFolder, run: RunFolder) -> None:
         run.write(f"labels/{name}", labels.read(name))
 
 
-def _refuse_unanswered(annotated: AnnotateResult, voted_on: int) -> None:
+def _refuse_unanswered(annotated: AnnotateResult, voted_on: int, run: RunFolder) -> None:
     """Training needs an answer about every image. Raises UserError where a budget or a server has left some open."""
     pool = annotated.pool
-    missing = pool.images - pool.rejected_images - voted_on
+    missing = ask(task(unanswered).remote(pool.images, run.candidates, run.rejects("pool")))
     if missing:
         raise UserError(
             f"{missing} of {pool.images} images have no answer yet, because annotator.max_requests is spent or "

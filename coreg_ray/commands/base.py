@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from argparse import ArgumentError, ArgumentParser, HelpFormatter
 from collections.abc import Callable, Collection
@@ -124,7 +125,12 @@ def show(text: str) -> None:
 def program(name: str) -> str:
     """How a command is called in the form in which this process was: `coreg-ray NAME` or `python jobs/NAME.py`."""
     here = Path(sys.argv[0])
-    return f"python {here.with_name(f'{name}.py')}" if here.suffix == ".py" else f"coreg-ray {name}"
+    return shlex.join(["python", str(here.with_name(f"{name}.py"))]) if here.suffix == ".py" else f"coreg-ray {name}"
+
+
+def next_command(name: str, *words: str) -> str:
+    """The line that names the command to give next, in the form in which a shell takes it; without credentials."""
+    return f"Next: {program(name)} {shlex.join(without_credentials(list(words)))}"
 
 
 def _parse(arguments: list[str], command: type[Config], description: str | None) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Folder:
             if "://" not in str(uri):
                 return cls(fs.LocalFileSystem(), str(Path(uri).expanduser().resolve()))
             filesystem, path = fs.FileSystem.from_uri(str(uri))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: ~nobody, links in a circle
             raise UserError(f"{uri} is not a folder that can be reached ({error}); give a path or a URI") from error
         return cls(filesystem, path.rstrip("/"))
 

@@ -143,7 +143,7 @@ def test_files_of_living_processes_of_other_machines_and_of_people_stay(tmp_path
         "mine.partial", ".partial", "state.json.partial",
     ]  # fmt: skip
     gone = [
-        f".{Process(own.host, own.pid, None, own.birth + 1, own.space).mark}.00000000.partial",  # another had its number
+        f".{Process(own.host, own.pid, None, own.birth + 1, own.space).mark}.00000000.partial",  # of another before
         f".{Process('elsewhere', 2).mark}.00000000.partial",
     ]
     for name in kept + gone:
