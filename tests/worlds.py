@@ -103,7 +103,7 @@ def chosen(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: s
     state, _ = toy.start(problem, mesh, **settings)
     sees = checkpoint.newest
     if mesh.rank:
-        checkpoint.newest = lambda *_, **__: None  # type: ignore[assignment]
+        checkpoint.newest = lambda *_, **__: None
     config = toy.run_config(Path(folder))
     begin(state, config, run, task, mesh)
     refusal = "nothing"

@@ -25,6 +25,7 @@ from coreg_ray.config.paths import absolute, path_settings, with_absolute_paths
 from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError
 from coreg_ray.metrics import EPOCH
+from coreg_ray.run.folder import CONFIG
 from coreg_ray.run.lock import locked
 from coreg_ray.run.search_folder import BEST, PICTURE, TABLE, SearchFolder
 from coreg_ray.run.storage import Folder
@@ -232,9 +233,12 @@ def _run(
 
 
 def _forget_unknown(known: set[str], runs: Folder) -> None:
-    """A trial that began after Tune's last snapshot before a kill has begun anew, under another name."""
+    """A trial that began after Tune's last snapshot before a kill has begun anew, under another name.
+
+    What is no run folder is a person's.
+    """
     for name in runs.entries():
-        if name.split("-from-")[0] not in known:
+        if name.split("-from-")[0] not in known and (runs / name).exists(CONFIG):
             (runs / name).delete()
 
 

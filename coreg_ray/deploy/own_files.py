@@ -42,8 +42,8 @@ def replace_files(folder: Folder, files: Mapping[str, bytes], card: dict[str, An
         if _is_own(folder, name, known):
             folder.delete(name)
     written[CARD] = _digest_of_card(card)
-    content = json.dumps({**card, "files": written}, indent=1, sort_keys=True) + "\n"
-    _put(folder, CARD, content.encode(), known)
+    text = json.dumps({**card, "files": written}, indent=1, sort_keys=True) + "\n"
+    _put(folder, CARD, text.encode(), known)
 
 
 def _put(folder: Folder, name: str, content: bytes, known: Mapping[str, str | None]) -> None:

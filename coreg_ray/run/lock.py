@@ -46,10 +46,22 @@ def locked(folder: Folder, given: str) -> Iterator[None]:
     Raises:
         UserError: another command works in it, or it cannot be read or written.
     """
-    with usable(given):
-        token = _take(folder, given)
-        if folder.local:
-            sweep(Path(folder.path), deep=True)
+    token = secrets.token_hex(16)
+    try:
+        with usable(given):
+            _take(folder, given, token)
+            if folder.local:
+                sweep(Path(folder.path), deep=True)
+        with _renewed(folder, token):
+            yield
+    finally:
+        with contextlib.suppress(OSError, UserError):
+            if _token(folder) == token:
+                folder.delete(LOCK)
+
+
+@contextlib.contextmanager
+def _renewed(folder: Folder, token: str) -> Iterator[None]:
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(folder, token, ended), daemon=True, name="lock of the run folder")
     renewal.start()
@@ -58,9 +70,6 @@ def locked(folder: Folder, given: str) -> Iterator[None]:
     finally:
         ended.set()
         renewal.join(10.0)  # a store may not answer
-        with contextlib.suppress(OSError, UserError):
-            if _token(folder) == token:
-                folder.delete(LOCK)
 
 
 @dataclass(frozen=True)
@@ -112,9 +121,8 @@ class _Holder:
         )
 
 
-def _take(folder: Folder, given: str) -> str:
-    """Put a lock of one's own there; returns its token."""
-    token = secrets.token_hex(16)
+def _take(folder: Folder, given: str, token: str) -> None:
+    """Put a lock of one's own there. Raises UserError: another command works in the folder."""
     with _alone_on_this_machine(folder) as alone:
         holder = _Holder.of(folder)
         if holder is not None and holder.works:
@@ -130,7 +138,6 @@ def _take(folder: Folder, given: str) -> str:
             raise UserError(f"--output {given} was in use a moment ago; give the command again")
     if holder is not None:
         log.info("taking over from process %d on %s, which has ended", holder.process.pid, holder.process.host)
-    return token
 
 
 def _renew(folder: Folder, token: str, ended: threading.Event) -> None:

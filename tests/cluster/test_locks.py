@@ -1,4 +1,4 @@
-"""Commands that write a run hold its lock from before their first step to their last."""
+"""Commands that write a run hold its lock from before their first step to their last, and clear away only their own."""
 
 from __future__ import annotations
 
@@ -79,6 +79,14 @@ def test_the_lock_is_held_from_before_the_claim_to_the_end(
     assert claims
     assert all(claims)
     assert not (tmp_path / LOCK).exists()
+
+
+def test_forgetting_trials_leaves_what_is_a_persons(tmp_path: Path) -> None:
+    runs = RunFolder.at(tmp_path)
+    for name in ("known/config.yaml", "unknown/config.yaml", "unknown/history.csv", "mine/notes.txt", "notes.txt"):
+        runs.write(name, "x")
+    tune._forget_unknown({"known"}, runs)
+    assert runs.entries() == ["known", "mine", "notes.txt"]
 
 
 def _reached(*_: Any) -> None:

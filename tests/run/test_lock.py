@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
+from s3_server import s3_server
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
@@ -34,11 +36,19 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "SETTLED_AFTER_S", 0.3)
 
 
-@pytest.fixture(params=["local", "remote"])
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Callable[[str], str]]:
+    with s3_server("bucket") as uri:
+        yield uri
+
+
+@pytest.fixture(params=["local", "remote", "s3"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    """An empty folder; `remote` is one that Folder cannot tell from an object store."""
+    """An empty folder; `remote` is one that Folder cannot tell from an object store, `s3` lies on a real one."""
     if request.param == "local":
         return Folder.at(tmp_path / "run")
+    if request.param == "s3":
+        return Folder.at(request.getfixturevalue("s3")(f"{tmp_path.name}/run"))
     return Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run")
 
 
@@ -74,11 +84,22 @@ def test_it_is_gone_after_an_error_too(folder: Folder) -> None:
     assert not folder.exists(LOCK)
 
 
+def test_it_is_gone_when_ctrl_c_comes_while_it_settles(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    folder.write_json(LOCK, {"host": "elsewhere", "pid": 1, "started": 1.0, "renewed": 1.0})
+    monkeypatch.setattr(lock.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt), locked(folder, "runs/x"):
+        pass
+    assert not folder.exists(LOCK)
+
+
 def test_the_second_is_told_who_holds_it(folder: Folder) -> None:
     with locked(folder, "runs/x"):
         message = refusal(folder)
         assert message.startswith(f"--output runs/x is in use by process {OWN.pid} on {OWN.host}, begun 20")
-        assert "last heard of 0 s ago; wait until it ends" in message
+        assert re.search(r"last heard of \d s ago; wait until it ends", message)
         assert "choose another --output" in message
         assert folder.exists(LOCK)
 
@@ -152,6 +173,8 @@ def test_of_many_at_once_one_works(folder: Folder, before: dict[str, Any] | None
 def test_it_is_renewed_and_its_loss_is_said(
     folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    if isinstance(folder.filesystem, fs.S3FileSystem):
+        pytest.skip("the test's server cannot read a file that is replaced at the moment")
     monkeypatch.setattr(lock, "RENEWED_EVERY_S", 0.05)
     with locked(folder, "runs/x"):
         first = folder.read_json(LOCK)
