@@ -18,6 +18,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.methods import coreg
 from coreg_ray.pure import losses
 from coreg_ray.pure.rng import generator
+from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
 from coreg_ray.training.assess import Opinion, assess, swap_opinions
@@ -29,7 +30,7 @@ from coreg_ray.training.networks import pack
 from coreg_ray.training.plan import coreg_plan, warmup_plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
-from coreg_ray.training.worker import train
+from coreg_ray.training.worker import Task, begin, train
 
 
 def several(calls: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -93,6 +94,45 @@ def resumed(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: 
         answer[f"labels {name}"] = list(own[network].soft_labels.split(counts.tolist()))
         answer[f"mean {name}"] = learner.mean
     return answer
+
+
+def chosen(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: str) -> tuple[int, str]:
+    """Where each process goes on, and what each says of a later checkpoint, when all but the first see none."""
+    problem = toy.toy(**data)
+    run, task = RunFolder.at(folder), Task(toy.CLASSES, data["count"], None, "toy")
+    state, _ = toy.start(problem, mesh, **settings)
+    sees = checkpoint.newest
+    if mesh.rank:
+        checkpoint.newest = lambda *_, **__: None
+    config = toy.run_config(Path(folder))
+    begin(state, config, run, task, mesh)
+    refusal = "nothing"
+    try:
+        begin(state, config, run, replace(task, fingerprint="other"), mesh)
+    except UserError as error:
+        refusal = str(error)
+    checkpoint.newest = sees
+    return state.epoch, refusal
+
+
+def full(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: str) -> str:
+    """What every process says when the last one's disk is full."""
+    state, _ = toy.start(toy.toy(**data), mesh, **settings)
+    write = Folder.write
+
+    def refuse(self: Folder, name: str, content: bytes | str) -> None:
+        if mesh.rank == mesh.world - 1:
+            raise UserError(f"{name} cannot be written")
+        write(self, name, content)
+
+    Folder.write = refuse  # type: ignore[method-assign]
+    try:
+        checkpoint.save(state, Folder.at(folder), "toy", mesh)
+    except UserError as error:
+        return str(error)
+    finally:
+        Folder.write = write  # type: ignore[method-assign]
+    return "nothing"
 
 
 def forced(mesh: Mesh, kind: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import ray
 import ray.data
 
 from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.run.termination import heed_again
 
 
 def connect() -> None:
@@ -33,4 +34,5 @@ def connect() -> None:
     cpus = max(4, (os.cpu_count() or 1) + 2) if local else None
     # What workers say stays in Ray's logs and its dashboard; the driver reports progress in its own words.
     ray.init(logging_level=logging.WARNING, log_to_driver=False, num_cpus=cpus, address="local" if local else None)
+    heed_again()  # Ray's own answer to SIGTERM is a traceback of its C++ and an abort
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreg_ray import metrics
+from coreg_ray.annotation.answered import unanswered
 from coreg_ray.annotation.writer import images_in
 from coreg_ray.cluster import train
 from coreg_ray.cluster.annotate import annotate_splits
@@ -23,6 +24,7 @@ from coreg_ray.methods import KINDS
 from coreg_ray.report.baselines import compare, most_images
 from coreg_ray.report.page import write_report
 from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.lock import locked
 from coreg_ray.run.records import AnnotateResult, CandidateManifest, RowsManifest
 from coreg_ray.training.sample import Samples
 
@@ -36,18 +38,20 @@ def run_pipeline(config: Config, annotated: str | None = None) -> dict[str, Any]
         annotated: run folder whose annotations are used instead of annotating anew.
 
     Raises:
-        UserError: the run folder is in use by another run, or cannot be written; before any work.
+        UserError: the run folder holds another run, another command works in it, or it cannot be written; before any
+            work.
     """
     run = RunFolder.at(config.output)
-    run.claim(config)
-    connect()
-    refuse_unreachable(run)
-    run.update_metrics(prepare(config, run, RunFolder.at(annotated) if annotated else None))
-    started, before = time.monotonic(), run.read_metrics().get(metrics.TRAIN_S, 0.0)
-    trained = train.fit(config)
-    seconds = (before if trained.start_epoch else 0.0) + time.monotonic() - started
-    figures = run.update_metrics({**trained.metrics(), metrics.TRAIN_S: seconds})
-    return finish(config, run, figures[metrics.TRAIN_S])
+    with locked(run, config.output):
+        run.claim(config)
+        connect()
+        refuse_unreachable(run)
+        run.update_metrics(prepare(config, run, RunFolder.at(annotated) if annotated else None))
+        started, before = time.monotonic(), run.read_metrics().get(metrics.TRAIN_S, 0.0)
+        trained = train.fit(config)
+        seconds = (before if trained.start_epoch else 0.0) + time.monotonic() - started
+        figures = run.update_metrics({**trained.metrics(), metrics.TRAIN_S: seconds})
+        return finish(config, run, figures[metrics.TRAIN_S])
 
 
 def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
@@ -56,17 +60,18 @@ def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
     `config.yaml` says for `coreg-ray train` what was annotated. Returns what is new in `metrics.json`.
 
     Raises:
-        UserError: the output holds something else or is not seen from all nodes, or the source or annotator is not what
-            it should be.
+        UserError: the output holds something else, another command works in it, or it is not seen from all nodes; or
+            the source or annotator is not what it should be.
     """
-    run.claim_for_annotation(config)
-    refuse_unreachable(run)
-    started = time.monotonic()
-    prepared = _annotate(config, run, rows=False)
-    figures = prepared.metrics() | {metrics.ANNOTATE_S: time.monotonic() - started}
-    run.update_metrics(figures)
-    write_report(run)
-    return figures
+    with locked(run, config.output):
+        run.claim_for_annotation(config)
+        refuse_unreachable(run)
+        started = time.monotonic()
+        prepared = _annotate(config, run, rows=False)
+        figures = prepared.metrics() | {metrics.ANNOTATE_S: time.monotonic() - started}
+        run.update_metrics(figures)
+        write_report(run)
+        return figures
 
 
 def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def prepare(config: Config, run: RunFolder, annotated: RunFolder | None = None) 
     if annotated is None:
         prepared = _annotate(config, run, rows=True)
         assert prepared.annotated is not None
-        _refuse_unanswered(prepared.annotated, prepared.candidates.quality.rows)
+        _refuse_unanswered(prepared.annotated, prepared.candidates.quality.rows, run)
     else:
         prepared = _take_over(config, run, annotated)
     return {**prepared.metrics(), metrics.ANNOTATE_S: time.monotonic() - started}
@@ -162,10 +167,10 @@ def _copy_labels(annotated: RunFolder, run: RunFolder) -> None:
         run.write(f"labels/{name}", labels.read(name))
 
 
-def _refuse_unanswered(annotated: AnnotateResult, voted_on: int) -> None:
+def _refuse_unanswered(annotated: AnnotateResult, voted_on: int, run: RunFolder) -> None:
     """Training needs an answer about every image. Raises UserError where a budget or a server has left some open."""
     pool = annotated.pool
-    missing = pool.images - pool.rejected_images - voted_on
+    missing = ask(task(unanswered).remote(pool.images, run.candidates, run.rejects("pool")))
     if missing:
         raise UserError(
             f"{missing} of {pool.images} images have no answer yet, because annotator.max_requests is spent or "

@@ -25,6 +25,8 @@ from coreg_ray.config.paths import absolute, path_settings, with_absolute_paths
 from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError
 from coreg_ray.metrics import EPOCH
+from coreg_ray.run.folder import CONFIG
+from coreg_ray.run.lock import locked
 from coreg_ray.run.search_folder import BEST, PICTURE, TABLE, SearchFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended
@@ -53,13 +55,18 @@ def search(search: Search, config: Config) -> SearchResult:
     """Try configurations; writes `best.yaml`, `trials.csv` and `trials.svg` into the output folder.
 
     Raises:
-        UserError: the search cannot work as it was asked for, said before any work; or all trials failed.
+        UserError: the search cannot work as it was asked for, or another command works in its folder, said before any
+            work; or all trials failed.
     """
     space = read_space(search.space, config)
     search.check(config, space)
     output = SearchFolder.at(config.output)
-    claim_search(search, config, space, output)
-    space = _with_absolute_paths(space)
+    with locked(output, config.output):
+        claim_search(search, config, space, output)
+        return _searched(search, config, _with_absolute_paths(space), output)
+
+
+def _searched(search: Search, config: Config, space: Space, output: SearchFolder) -> SearchResult:
     connect()
     refuse_unreachable(output)
     need, at_once = _fit_into_cluster(config, search.max_concurrent)
@@ -227,9 +234,12 @@ def _run(
 
 
 def _forget_unknown(known: set[str], runs: Folder) -> None:
-    """A trial that began after Tune's last snapshot before a kill has begun anew, under another name."""
+    """A trial that began after Tune's last snapshot before a kill has begun anew, under another name.
+
+    What is no run folder is a person's.
+    """
     for name in runs.entries():
-        if name.split("-from-")[0] not in known:
+        if name.split("-from-")[0] not in known and (runs / name).exists(CONFIG):
             (runs / name).delete()
 
 

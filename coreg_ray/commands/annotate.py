@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 
 from coreg_ray import metrics
-from coreg_ray.commands.base import Command, load, program, show
+from coreg_ray.commands.base import Command, load, next_command, show
 from coreg_ray.run.uris import extended, without_credentials
 
 
@@ -47,16 +47,25 @@ def summary(figures: dict[str, Any], run: str) -> str:
     figure = {name.removeprefix(metrics.ANNOTATION): value for name, value in figures.items()}
     lines = [
         f"{figure['images']} images: {figure['encoded_images']} annotated now, {figure['rejected_images']} rejected, "
-        f"{figure['missing_images']} without an answer yet.",
-        f"{figure['mean_candidates']:.2f} candidate classes on average, in {figure['singletons']:.0%} of the images "
-        f"only one; entropy of the votes {figure['vote_entropy']:.2f} nats.",
+        f"{figure['missing_images']} without an answer yet."
     ]
+    if figure["mean_candidates"] is not None:
+        lines.append(
+            f"{figure['mean_candidates']:.2f} candidate classes on average, in {figure['singletons']:.0%} of the "
+            f"images only one; entropy of the votes {figure['vote_entropy']:.2f} nats."
+        )
     if figure["agreement"] is not None:
         lines.append(f"Pairs of prompts agree in {figure['agreement']:.0%} of the cases.")
-    if "coverage" in figure:
+    if figure.get("coverage") is not None:
         lines.append(f"Of the labelled images {figure['coverage']:.1%} have the truth among their candidates.")
     if "cost" in figure:
         both = [f"{figure[f'requests{when}']} requests for {figure[f'cost{when}']:.2f}" for when in ("", "_in_all")]
         lines.append(f"The chat model took {both[0]} in this run, {both[1]} in all.")
     lines.append(f"Annotations, candidates, metrics.json and report.html are in {run}.")
-    return "\n".join([*lines, f"Next: {program('train')} --annotations {extended(run, '/annotations')} --output DIR"])
+    if figure["missing_images"]:
+        lines.append("Next: the same command again, for the images without an answer")
+    elif not figure["rows"]:
+        lines.append(f"Nothing can be trained on: {extended(run, '/rejects')} says why each image was rejected.")
+    else:
+        lines.append(next_command("train", "--annotations", extended(run, "/annotations"), "--output", "DIR"))
+    return "\n".join(lines)

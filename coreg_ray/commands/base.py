@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import sys
 from argparse import ArgumentError, ArgumentParser, HelpFormatter
 from collections.abc import Callable, Collection
@@ -21,6 +22,7 @@ from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDic
 from coreg_ray.config import Config
 from coreg_ray.config.texts import explain, fields_of, flattened, unknown_key
 from coreg_ray.errors import UserError
+from coreg_ray.run.termination import EXIT_CODE, Terminated, terminable
 from coreg_ray.run.uris import without_credentials
 
 log = logging.getLogger(__name__)
@@ -95,22 +97,23 @@ def _as_begun(config: C, values: dict[str, Any], fixed: Collection[str]) -> C:
 
 
 def run(main: Callable[[list[str]], None], arguments: list[str], stopped: str | None = None) -> None:
-    """Call a command's `main`; a person's own mistakes end in one line and exit code 2.
+    """Call a command's `main`; a person's own mistakes end in one line and exit code 2, SIGTERM ends it like Ctrl-C.
 
     Args:
-        stopped: what Ctrl-C is answered with.
+        stopped: what Ctrl-C and SIGTERM are answered with.
     """
     logging.basicConfig(level=logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Discreet("%(message)s"))
     try:
-        main(arguments)
+        with terminable():
+            main(arguments)
     except UserError as error:
         sys.stderr.write(f"error: {without_credentials(str(error))}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as end:
         sys.stderr.write(f"\n{stopped or 'stopped; the same command continues this run'}\n")
-        sys.exit(130)
+        sys.exit(EXIT_CODE if isinstance(end, Terminated) else 130)
 
 
 def show(text: str) -> None:
@@ -122,7 +125,12 @@ def show(text: str) -> None:
 def program(name: str) -> str:
     """How a command is called in the form in which this process was: `coreg-ray NAME` or `python jobs/NAME.py`."""
     here = Path(sys.argv[0])
-    return f"python {here.with_name(f'{name}.py')}" if here.suffix == ".py" else f"coreg-ray {name}"
+    return shlex.join(["python", str(here.with_name(f"{name}.py"))]) if here.suffix == ".py" else f"coreg-ray {name}"
+
+
+def next_command(name: str, *words: str) -> str:
+    """The line that names the command to give next, in the form in which a shell takes it; without credentials."""
+    return f"Next: {program(name)} {shlex.join(without_credentials(list(words)))}"
 
 
 def _parse(arguments: list[str], command: type[Config], description: str | None) -> dict[str, Any]:

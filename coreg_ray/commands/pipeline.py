@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from coreg_ray import metrics
-from coreg_ray.commands.base import Command, load, program, show
+from coreg_ray.commands.base import Command, load, next_command, show
 from coreg_ray.run.uris import extended, without_credentials
 
 
@@ -42,5 +42,6 @@ def summary(figures: dict[str, Any], output: str) -> str:
         lines.append(f"Both networks agree on {agreement:.3f} of the held-out images, a measure without labels.")
     model, report = extended(output, "/model"), extended(output, "/report.html")
     lines.append(f"The model is in {model}, everything about the run in {report}.")
-    lines.append(f"Next: {program('predict')} --model {model} --source.kind folder --source.path DIR --output DIR")
+    further = ("--source.kind", "folder", "--source.path", "DIR", "--output", "DIR")
+    lines.append(next_command("predict", "--model", model, *further))
     return str(without_credentials("\n".join(lines)))

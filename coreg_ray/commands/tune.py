@@ -10,7 +10,7 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from itertools import zip_longest
 
-from coreg_ray.commands.base import Command, load, program, show
+from coreg_ray.commands.base import Command, load, next_command, show
 from coreg_ray.run.search_folder import BEST, TABLE, TUNE
 from coreg_ray.run.uris import extended, without_credentials
 from coreg_ray.search.definition import Search
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
     show(
         f"Best by {came.objective}: trial {came.best}. See {table} and trials.svg; "
         f"tensorboard --logdir {tune_logs}\n"
-        f"Next: {program('train')} --annotations {annotations} --config {best}"
+        f"{next_command('train', '--annotations', annotations, '--config', best)}"
     )
 
 

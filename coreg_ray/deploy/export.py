@@ -4,6 +4,8 @@ model/
     model.json, model.safetensors   see model.py
     model.onnx, model.pt2           the same without this package (extra `onnx`; `export.program`)
     README.md                       the model card, for people
+
+What else lies there is a person's, and stays (own_files.py).
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from coreg_ray import metrics
 from coreg_ray.config import Config, ExportConfig
 from coreg_ray.deploy import onnx
 from coreg_ray.deploy.calibration import fit_temperature
-from coreg_ray.deploy.model import CARD, WEIGHTS, Model
+from coreg_ray.deploy.model import Model
 from coreg_ray.deploy.model_card import model_card
+from coreg_ray.deploy.own_files import README
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.errors import UserError
 from coreg_ray.metrics import NETWORKS
@@ -58,17 +61,12 @@ def export(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, 
 
 
 def write(model: Model, folder: Folder, settings: ExportConfig) -> None:
-    """All files of an artifact. Raises UserError: `export.onnx` is asked for without the extra."""
+    """All files of an artifact, for those of an earlier one. Raises UserError: `export.onnx` needs the extra."""
     wants_onnx = onnx.onnx_is_installed() if settings.onnx is None else settings.onnx
     extra = {"model.onnx": onnx.to_onnx(model)} if wants_onnx else {}
     if settings.program:
         extra["model.pt2"] = onnx.to_program(model)
-    for stale in set(folder.entries()) - {*extra, "README.md", CARD, WEIGHTS}:
-        folder.delete(stale)
-    for name, content in extra.items():
-        folder.write(name, content)
-    folder.write("README.md", model_card(model, sorted(extra)))
-    model.save(folder)
+    model.save(folder, {**extra, README: model_card(model, sorted(extra)).encode()})
 
 
 def choose(

@@ -1,13 +1,14 @@
 """The trained model as a user holds it: read from its folder, it classifies images of any kind.
 
 model/
-    model.json          format, classes, resolution, normalisation, architecture, temperature, provenance
+    model.json          format, classes, resolution, normalisation, architecture, temperature, provenance, files
     model.safetensors   weights of one or both networks, keys `a.*` and `b.*`; the projection head is left behind
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from coreg_ray.config import StudentConfig
+from coreg_ray.deploy.own_files import CARD, replace_files
 from coreg_ray.errors import UserError
 from coreg_ray.images.coerce import pixel_batches
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.networks import Student, build_student
 
 FORMAT = 1
-CARD, WEIGHTS = "model.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 class Prediction(NamedTuple):
@@ -89,16 +91,19 @@ class Model:
         provenance = card.get("provenance", {})
         return cls(class_names, student, networks.to(device).eval(), float(card["temperature"]), provenance)
 
-    def save(self, folder: Folder) -> None:
-        """Write the model; the card comes last, so that a folder with it is whole."""
+    def save(self, folder: Folder, further: Mapping[str, bytes] | None = None) -> None:
+        """Write the model; the card comes last, so that a folder with it is whole. A person's own files there stay.
+
+        Args:
+            further: contents of other files of the artifact, by name.
+        """
         weights = {
             f"{name}.{key}": tensor.detach().cpu().contiguous()
             for name, network in self.networks.items()
             for key, tensor in network.state_dict().items()
             if not key.startswith("projector.")
         }
-        folder.write(WEIGHTS, save_tensors(weights))
-        folder.write_json(CARD, self.card())
+        replace_files(folder, {**(further or {}), WEIGHTS: save_tensors(weights)}, self.card())
 
     def card(self) -> dict[str, Any]:
         """What `model.json` says: all that another program needs to use the weights, and the provenance."""

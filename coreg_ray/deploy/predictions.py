@@ -20,6 +20,7 @@ from coreg_ray.metrics import NETWORKS
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
+from coreg_ray.training.manifest import network_file, read_file
 from coreg_ray.training.networks import Student
 
 BATCH = 128
@@ -116,7 +117,7 @@ class Judgement:
 
 def _trained(folder: Folder, name: str, student: StudentConfig, num_classes: int) -> Student:
     """Network `a` or `b` of a checkpoint in evaluation mode, without its projection head."""
-    tensors = load_tensors(folder.read(f"network_{name}.safetensors"))
+    tensors = load_tensors(read_file(folder, network_file(name)))
     own = {key.removeprefix("student."): tensor for key, tensor in tensors.items() if key.startswith("student.")}
     network = new_network(student, num_classes)
     network.load_state_dict({key: tensor for key, tensor in own.items() if not key.startswith("projector.")})

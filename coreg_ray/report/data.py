@@ -14,7 +14,7 @@ from torch import Tensor
 from coreg_ray.annotation.arrow import read_table
 from coreg_ray.annotation.writer import read_card
 from coreg_ray.config import Config
-from coreg_ray.deploy.model import CARD
+from coreg_ray.deploy.own_files import CARD
 from coreg_ray.deploy.predictions import Judgement, Pair
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.report.baselines import read_baselines

@@ -9,6 +9,7 @@ RUN/
     checkpoints/, history.csv, tensorboard/, ray/
     model/, metrics.json, baselines.json, report.html, review.csv, failure.txt
     borrowed.json                         which of these folders lie in another run
+    .lock                                 which command works here at the moment (lock.py)
 """
 
 from __future__ import annotations

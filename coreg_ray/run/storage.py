@@ -1,7 +1,7 @@
 """Run folders on local disks and object stores alike, through pyarrow's file systems.
 
-A file is either whole or absent: locally by writing beside it and renaming, on object stores because they never show
-a half-written object.
+A file is either whole or absent: locally by writing beside it and renaming (`whole`), on object stores because they
+never show a half-written object.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pyarrow import fs
 
 from coreg_ray.errors import UserError
 from coreg_ray.run.uris import split_options
+from coreg_ray.run.whole import is_unfinished, write_whole
 
+LOCK = ".lock"  # who works in a folder (lock.py)
 F = TypeVar("F", bound="Folder")
 
 
@@ -42,7 +44,7 @@ class Folder:
             if "://" not in str(uri):
                 return cls(fs.LocalFileSystem(), str(Path(uri).expanduser().resolve()))
             filesystem, path = fs.FileSystem.from_uri(str(uri))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: ~nobody, links in a circle
             raise UserError(f"{uri} is not a folder that can be reached ({error}); give a path or a URI") from error
         return cls(filesystem, path.rstrip("/"))
 
@@ -73,19 +75,26 @@ class Folder:
         return info.size if info.type == fs.FileType.File else -1
 
     def entries(self) -> list[str]:
-        """Names of what lies directly in this folder, sorted; empty where it does not exist."""
+        """Names of what lies directly in this folder, sorted; empty where it does not exist.
+
+        Files in the making and the lock are left out.
+        """
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in infos)
+        return sorted(info.base_name for info in infos if not _is_passing(info.base_name))
 
     def files(self, suffix: str = "") -> list[str]:
-        """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted.
+        """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted, as in `entries`.
 
         Raises:
             UserError: the name of one is not UTF-8.
         """
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
         try:
-            return sorted(info.path for info in infos if info.type == fs.FileType.File and info.path.endswith(suffix))
+            return sorted(
+                info.path
+                for info in infos
+                if info.type == fs.FileType.File and info.path.endswith(suffix) and not _is_passing(info.base_name)
+            )
         except UnicodeDecodeError as error:
             raise UserError(f"the file name {error.object!r} is not UTF-8; rename that file") from error
 
@@ -98,15 +107,19 @@ class Folder:
         return json.loads(self.read(name))
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Write a file, whole or not at all; folders above it are made."""
+        """Write a file, whole or not at all; folders above it are made.
+
+        Raises:
+            UserError: the disk is full.
+        """
         data = content.encode() if isinstance(content, str) else content
         path = f"{self.path}/{name}"
-        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        target = f"{path}.partial" if self.local else path
-        with self.filesystem.open_output_stream(target) as stream:
-            stream.write(data)
         if self.local:
-            Path(target).replace(path)
+            write_whole(Path(path), data)
+            return
+        self.filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(data)
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(content, indent=1, sort_keys=True) + "\n")
@@ -122,3 +135,7 @@ class Folder:
 
     def _info(self, name: str) -> fs.FileInfo:
         return self.filesystem.get_file_info(f"{self.path}/{name}".rstrip("/"))
+
+
+def _is_passing(name: str) -> bool:
+    return name == LOCK or is_unfinished(name)

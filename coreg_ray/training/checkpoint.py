@@ -4,12 +4,11 @@ checkpoints/epoch-000012/
     network_a.safetensors   student, key encoder, momentum, prototypes, alignment mean   (replica 0 of network a)
     rows_a_0.safetensors    losses by row number, this replica's queue                   (every replica)
     state.json              epoch, fingerprint, classes, architecture, history           (rank 0)
-    manifest.json           the size of every file; written last, so that a folder with it is whole
+    manifest.json           size and digest of every file (manifest.py); written last, so that a folder with it is whole
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Any
 
@@ -21,6 +20,8 @@ from torch import Tensor
 from coreg_ray.errors import UserError
 from coreg_ray.metrics import COMBINED, EPOCH, NETWORKS
 from coreg_ray.run.storage import Folder
+from coreg_ray.training import manifest
+from coreg_ray.training.manifest import STATE, Entry, fault, network_file, read_file, rows_file
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Queue, frozen_copy
 from coreg_ray.training.state import Learner, State
@@ -31,44 +32,65 @@ QUEUE = ("keys", "classes", "confident", "valid")
 
 
 def save(state: State, folder: Folder, fingerprint: str, mesh: Mesh) -> Folder:
-    """Write the state after epoch `state.epoch - 1` below `folder`; every process calls this. Returns its folder."""
+    """Write the state after epoch `state.epoch - 1` below `folder`; every process calls this. Returns its folder.
+
+    Raises:
+        UserError: on every process alike: a disk is full, or the nodes do not share one.
+    """
     target = folder / f"epoch-{state.epoch - 1:06d}"
-    if mesh.rank == 0:
-        target.delete()
-    mesh.barrier()
-    for learner in state.learners:
-        if mesh.replica == 0:
-            target.write(f"network_{learner.name}.safetensors", save_tensors(_network_tensors(learner)))
-        target.write(f"rows_{learner.name}_{mesh.replica}.safetensors", save_tensors(_row_tensors(learner, state)))
-    mesh.barrier()
-    if mesh.rank == 0:
-        target.write_json("state.json", _description(state, fingerprint, mesh))
-        target.write_json("manifest.json", {name: target.size(name) for name in target.entries()})
-    mesh.barrier()
+    with mesh.together():
+        if mesh.rank == 0:
+            target.delete()
+    names, mine = manifest.tensor_files(mesh.replicas), manifest.no_entries(mesh.replicas)
+
+    def write(name: str, tensors: dict[str, Tensor]) -> None:
+        content = save_tensors(tensors)
+        target.write(name, content)
+        mine[names.index(name)] = Entry.of(content).as_row()
+
+    with mesh.together():
+        for learner in state.learners:
+            if mesh.replica == 0:
+                write(network_file(learner.name), _network_tensors(learner))
+            write(rows_file(learner.name, mesh.replica), _row_tensors(learner, state))
+    rows = mesh.world_sum(mine)
+    with mesh.together():
+        if mesh.rank == 0:
+            description = manifest.as_json(_description(state, fingerprint, mesh))
+            target.write(STATE, description)
+            entries = {name: Entry.from_row(row) for name, row in zip(names, rows, strict=True)}
+            manifest.write_manifest(target, entries | {STATE: Entry.of(description)})
     return target
 
 
-def newest(folder: Folder) -> Folder | None:
-    """The newest whole checkpoint below `folder`; says which newer ones are cut short and passed over."""
+def newest(folder: Folder, digests: bool = False) -> Folder | None:
+    """The newest whole checkpoint below `folder`; says which newer ones are cut short and passed over.
+
+    Args:
+        digests: files are read and compared with what was written, not only their sizes.
+
+    Raises:
+        UserError: a later version wrote it.
+    """
     for name in reversed([name for name in folder.entries() if name.startswith("epoch-")]):
-        fault = _fault(folder / name)
-        if fault is None:
+        reason = fault(folder / name, digests)
+        if reason is None:
             return folder / name
-        log.warning("checkpoint %s is not whole (%s); taking the one before it", (folder / name).path, fault)
+        log.warning("checkpoint %s is not whole (%s); taking the one before it", (folder / name).path, reason)
     return None
 
 
 def prune(folder: Folder, keep: int) -> None:
     """Keep the `keep` newest whole checkpoints and the best one by what needs no labels; the manifest goes first."""
-    names = [name for name in folder.entries() if name.startswith("epoch-") and _fault(folder / name) is None]
+    names = [name for name in folder.entries() if name.startswith("epoch-") and fault(folder / name) is None]
     kept = set(names[-keep:])
     if names:
-        history = (folder / names[-1]).read_json("state.json")["history"]
+        history = (folder / names[-1]).read_json(STATE)["history"]
         scores = {f"epoch-{figures[EPOCH]:06d}": figures.get(COMBINED, -1.0) for figures in history}
         kept.add(max(names, key=lambda name: (scores.get(name, -1.0), name)))
     for name in names:
         if name not in kept:
-            (folder / name).delete("manifest.json")
+            (folder / name).delete(manifest.MANIFEST)
             (folder / name).delete()
 
 
@@ -78,25 +100,25 @@ def describe(checkpoint: Folder) -> dict[str, Any]:
     Raises:
         UserError: the folder is no whole checkpoint.
     """
-    fault = _fault(checkpoint)
-    if fault is not None:
+    reason = fault(checkpoint)
+    if reason is not None:
         raise UserError(
-            f"{checkpoint.path} is no whole checkpoint ({fault}); give a folder like checkpoints/epoch-000012"
+            f"{checkpoint.path} is no whole checkpoint ({reason}); give a folder like checkpoints/epoch-000012"
         )
-    return checkpoint.read_json("state.json")
+    return checkpoint.read_json(STATE)
 
 
 def resume(state: State, checkpoint: Folder, mesh: Mesh) -> None:
     """Continue exactly where `checkpoint` was written, at this or any other world size. Changes `state` in place.
 
     Raises:
-        UserError: it holds other classes or another architecture.
+        UserError: it holds other classes or another architecture, or a file of it has been damaged.
     """
     description, weights = _read_networks(state, checkpoint)
     for learner in state.learners:
         _restore_network(learner, weights[learner.name], weights[NETWORKS[1 - learner.network]])
         parts = [
-            load_tensors(checkpoint.read(f"rows_{learner.name}_{replica}.safetensors"))
+            load_tensors(read_file(checkpoint, rows_file(learner.name, replica)))
             for replica in range(description["replicas"])
         ]
         learner.losses = _of_rows(state.numbers, parts, "losses", torch.nan)[-state.method.loss_history :]
@@ -110,44 +132,29 @@ def _read_networks(state: State, checkpoint: Folder) -> tuple[dict[str, Any], di
     """What the checkpoint says of itself, and the tensors of both networks by name; other networks are refused."""
     description = describe(checkpoint)
     _refuse_other_network(state, description, checkpoint)
-    return description, {name: load_tensors(checkpoint.read(f"network_{name}.safetensors")) for name in NETWORKS}
+    return description, {name: load_tensors(read_file(checkpoint, network_file(name))) for name in NETWORKS}
+
+
+def locate(folder: Folder) -> Folder:
+    """The checkpoint that a person means by its own folder, or by a run folder, whose newest whole one is taken."""
+    return (newest(folder / "checkpoints") if folder.exists("checkpoints") else None) or folder
 
 
 def start_from(state: State, checkpoint: Folder) -> None:
     """Take both networks' weights and nothing else: schedules begin anew. Changes `state` in place.
 
-    Args:
-        checkpoint: its folder, or a run folder, whose newest whole checkpoint is taken.
-
     Raises:
-        UserError: it holds other classes or another architecture.
+        UserError: it holds other classes or another architecture, or a file of it has been damaged.
     """
-    if checkpoint.exists("checkpoints"):
-        checkpoint = newest(checkpoint / "checkpoints") or checkpoint
     _, weights = _read_networks(state, checkpoint)
     for learner in state.learners:
         for student, name in ((learner.student, learner.name), (learner.peer, NETWORKS[1 - learner.network])):
             student.load_state_dict(_below(weights[name], "student."))
 
 
-def _fault(checkpoint: Folder) -> str | None:
-    """Why a checkpoint is not whole, or None."""
-    try:
-        manifest = checkpoint.read_json("manifest.json")
-        checkpoint.read_json("state.json")
-    except FileNotFoundError:
-        return "it has no manifest"
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return "its manifest or state.json cannot be read"
-    for name, size in manifest.items():
-        if checkpoint.size(name) != size:
-            return f"{name} has {checkpoint.size(name)} of {size} bytes"
-    return None
-
-
 def _description(state: State, fingerprint: str, mesh: Mesh) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": manifest.FORMAT,
         "epoch": state.epoch - 1,
         "fingerprint": fingerprint,
         "seed": state.seed,

@@ -21,6 +21,9 @@ from coreg_ray.training.side_by_side import side_by_side
 from coreg_ray.training.state import Learner, State
 from coreg_ray.training.steps import Batch
 
+_PARTS = ("weights", "batch-norm statistics", "momenta", "prototypes or keys")
+_REMEDY = "lower method.learning_rate, or use student.precision float32, and continue from the last checkpoint"
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -31,7 +34,7 @@ class Epoch:
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss became infinite or NaN; the message names epoch, step, network and term."""
+    """A loss, or what was learnt from it, became infinite or NaN; the message names epoch, network and where."""
 
 
 def fit(state: State, rows: Rows, scored: Scored, mesh: Mesh, method: Method) -> Iterator[Epoch]:
@@ -41,7 +44,8 @@ def fit(state: State, rows: Rows, scored: Scored, mesh: Mesh, method: Method) ->
         rows: this replica's. scored: what every process scores. method: a module of `methods/`.
 
     Raises:
-        NonFiniteLossError: on every process alike, with the epoch, step, network and term.
+        NonFiniteLossError: on every process alike, with the epoch, step, network and term. The state before that epoch
+            is the last that the caller saw.
     """
     for epoch in range(state.epoch, state.method.epochs):
         start = time.perf_counter()
@@ -51,6 +55,7 @@ def fit(state: State, rows: Rows, scored: Scored, mesh: Mesh, method: Method) ->
         turns = method.turns(state, rows, mesh, epoch)
         figures: dict[str, float | str] = {metrics.EPOCH: epoch, metrics.PHASE: turns.phase, **turns.figures}
         figures |= train_epoch(state, rows, mesh, epoch, turns, method)
+        _refuse_non_finite_state(state, mesh, epoch)
         trained = time.perf_counter()
         figures |= evaluate(state, scored, mesh)
         figures[metrics.EVALUATE_S] = time.perf_counter() - trained
@@ -145,6 +150,33 @@ def _refuse_non_finite(terms: dict[int, list[Tensor]], epoch: int, mesh: Mesh, n
         rest, term = divmod(int(first), len(names))
         step, network = divmod(rest, 2)
         raise NonFiniteLossError(
-            f"epoch {epoch}, step {step}, network {NETWORKS[network]}: the {names[term]} loss is not finite; lower "
-            "method.learning_rate, or use student.precision float32, and continue from the last checkpoint"
+            f"epoch {epoch}, step {step}, network {NETWORKS[network]}: the {names[term]} loss is not finite; {_REMEDY}"
         )
+
+
+def _refuse_non_finite_state(state: State, mesh: Mesh, epoch: int) -> None:
+    """Every process learns whether a part of either network is not a number, which the next loss would be the first to
+    show: too late, since this state would have been saved by then.
+    """
+    bad = torch.zeros(2, len(_PARTS))
+    for learner in state.learners:
+        for part, tensors in enumerate(_parts(learner)):
+            bad[learner.network, part] = not all(bool(tensor.isfinite().all()) for tensor in tensors)
+    for network, part in mesh.world_max(bad).nonzero().tolist():
+        raise NonFiniteLossError(
+            f"epoch {epoch}, after its last step, network {NETWORKS[network]}: its {_PARTS[part]} are not finite; "
+            f"{_REMEDY}"
+        )
+
+
+def _parts(learner: Learner) -> tuple[list[Tensor], ...]:
+    """All numbers that a network goes on from, in the order of `_PARTS`."""
+    networks = [learner.student, *([] if learner.keys is None else [learner.keys])]
+    momenta = list(learner.optimizer.momenta.values())
+    mean = [] if learner.mean is None else [learner.mean]
+    return (
+        [parameter for network in networks for parameter in network.parameters()],
+        [buffer for network in networks for buffer in network.buffers() if buffer.is_floating_point()],
+        momenta,
+        [learner.prototypes, learner.queue.keys, *mean],
+    )

@@ -12,6 +12,7 @@ from coreg_ray import metrics
 from coreg_ray.config.texts import flattened
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.uris import without_credentials
+from coreg_ray.run.whole import room_for
 
 RESULTS = (metrics.COMBINED, metrics.LABEL_FREE, metrics.ACCURACY)  # what TensorBoard compares runs by
 
@@ -48,6 +49,13 @@ class History:
             return
         self.run.write_history(history)
         folder = self._local_folder()
+        with room_for(folder):
+            self._write_events(folder, history)
+        if self._scratch is not None:
+            for file in folder.iterdir():
+                self.run.write(f"tensorboard/{file.name}", file.read_bytes())
+
+    def _write_events(self, folder: Path, history: list[dict[str, Any]]) -> None:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -61,9 +69,6 @@ class History:
                         self._events.add_scalar(name, value, figures[metrics.EPOCH])
         self._written = int(history[-1][metrics.EPOCH])
         self._events.flush()
-        if self._scratch is not None:
-            for file in folder.iterdir():
-                self.run.write(f"tensorboard/{file.name}", file.read_bytes())
 
     def _local_folder(self) -> Path:
         """Where events are written: in the run folder, or beside an object store until `__exit__`."""

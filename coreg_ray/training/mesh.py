@@ -7,8 +7,10 @@ This is the only file that communicates through `torch.distributed`.
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -146,6 +148,34 @@ class Mesh:
             own = torch.tensor(list(text.encode()[:_TEXT]), dtype=torch.int32)
             letters[: len(own)] = own
         return bytes(self.world_sum(letters).tolist()).rstrip(b"\0").decode(errors="replace")
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one process cannot do, for example write to a disk that is full, none goes on to do.
+
+        All processes leave the block together, each with the UserError of the first that raised one in it. Nothing in
+        the block may communicate where one of them may have failed already.
+        """
+        refusal = None
+        try:
+            yield
+        except UserError as error:
+            refusal = str(error)
+            if self.world > 1:
+                refusal += f" (said by worker {self.rank} of {self.world} on {socket.gethostname()})"
+        refusal = self.first_text(refusal)
+        if refusal is not None:
+            raise UserError(refusal)
+
+    def decide(self, choose: Callable[[], str | None]) -> str | None:
+        """What rank 0 chooses, on every process, so that none sees another state of a folder than the rest.
+
+        Raises:
+            UserError: `choose` did; on every process alike.
+        """
+        with self.together():
+            choice = choose() if self.rank == 0 else None
+        return self.first_text(choice)
 
     def take_seconds(self) -> float:
         """Seconds spent communicating since the last call."""

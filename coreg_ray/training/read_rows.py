@@ -68,7 +68,7 @@ def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection,
             "remove rows/ and candidates/ and give the command again"
         )
     if not len(number) and selection.end >= 1:
-        raise UserError(f"replica {selection.replica} of {selection.replicas} has no rows; use fewer workers")
+        raise UserError(_no_rows(run, selection))
     sizes = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
     as_stored = Rows(
         numbers=torch.from_numpy(number),
@@ -79,6 +79,14 @@ def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection,
         trusted=torch.from_numpy(np.concatenate([np.empty(0, bool), *trusted])),
     )
     return as_stored.select(torch.from_numpy(np.argsort(number)), images.pixels)
+
+
+def _no_rows(run: RunFolder, selection: Selection) -> str:
+    """Why there is nothing to train on, and what to do."""
+    if selection.replicas > 1:
+        return f"replica {selection.replica} of {selection.replicas} has no rows; use fewer workers"
+    held_out = f", since source.holdout={selection.start:g} keeps all of them" if selection.start else ""
+    return f"{run.path} has no image to train on{held_out}; give more images in source.path, or a lower source.holdout"
 
 
 def load_images(run: RunFolder, split: Split, side: int, selection: Selection, memory_limit: float) -> Images:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -114,60 +112,65 @@ def train(config: Config, mesh: Mesh, method: Method, clone_from: Folder | None 
         NonFiniteLossError: on every process alike; the last good checkpoint stays.
     """
     run = RunFolder.at(config.output)
-    with _refused_together(mesh):
+    with mesh.together():
         task = Task.read(config, run)
         rows, scored = load_data(config, run, task, mesh)
-    with _refused_together(mesh):  # the weights to start from may lie on some nodes only
+    with mesh.together():  # the weights to start from may lie on some nodes only
         student = explicit_student(config)
         state = build_state(config.method, student, config.seed, task.class_names, rows, mesh, task.prior)
-    with _refused_together(mesh):
-        begin(state, config, run, task, mesh, clone_from)
+    begin(state, config, run, task, mesh, clone_from)
     with History(run, enabled=mesh.rank == 0, settings=config.settings()) as history:
         for epoch in fit(state, rows, scored, mesh, method):
             last = epoch.number + 1 == config.method.epochs
-            if last or (epoch.number + 1) % config.checkpoint.every == 0:
+            saves = last or (epoch.number + 1) % config.checkpoint.every == 0
+            if saves:
                 checkpoint.save(state, run.checkpoints, task.fingerprint, mesh)
-                if mesh.rank == 0:
+            with mesh.together():
+                if saves and mesh.rank == 0:
                     checkpoint.prune(run.checkpoints, config.checkpoint.keep)
-            history.write(state.history)
+                history.write(state.history)
             yield epoch
-
-
-@contextmanager
-def _refused_together(mesh: Mesh) -> Iterator[None]:
-    """What one process cannot do, for example read a folder that its node does not share, none goes on to do."""
-    refusal = None
-    try:
-        yield
-    except UserError as error:
-        refusal = str(error)
-        if mesh.world > 1:
-            refusal += f" (said by worker {mesh.rank} of {mesh.world} on {socket.gethostname()})"
-    refusal = mesh.first_text(refusal)
-    if refusal is not None:
-        raise UserError(refusal)
 
 
 def begin(
     state: State, config: Config, run: RunFolder, task: Task, mesh: Mesh, clone_from: Folder | None = None
 ) -> None:
-    """Put `state` where the run stands: at its newest checkpoint, `clone_from`, `start_from`, or the beginning."""
-    newest = checkpoint.newest(run.checkpoints)
-    if newest is not None:
-        stored = checkpoint.describe(newest)["fingerprint"]
-        if not task.is_of(stored):
-            raise UserError(
-                f"{run.path} holds checkpoints of another run (fingerprint {stored}, this is {task.fingerprint}); "
-                "choose another --output, or pass the old checkpoint with --start_from"
-            )
-        checkpoint.resume(state, newest, mesh)
-        log.info("continuing after epoch %d of %s", state.epoch - 1, newest.path)
-    elif clone_from is not None:
-        checkpoint.resume(state, clone_from, mesh)
-        log.info("taking over after epoch %d of %s", state.epoch - 1, clone_from.path)
-    elif config.start_from:
-        checkpoint.start_from(state, RunFolder.at(config.start_from))
-        log.info("starting from the networks of %s", config.start_from)
+    """Put `state` where the run stands: at its newest checkpoint, `clone_from`, `start_from`, or the beginning.
+
+    Rank 0 chooses the checkpoint, since others may see another state of the folder.
+
+    Raises:
+        UserError: as `train`, on every process alike.
+    """
+    own = mesh.decide(lambda: _own_checkpoint(run, task))
+    start = None
+    if own is None and clone_from is None and config.start_from:
+        given = RunFolder.at(config.start_from)
+        start = Folder(given.filesystem, mesh.decide(lambda: checkpoint.locate(given).path) or given.path)
+    with mesh.together():  # what is read may lie on some nodes only
+        if own is not None:
+            checkpoint.resume(state, run.checkpoints / own, mesh)
+            log.info("continuing after epoch %d of %s", state.epoch - 1, (run.checkpoints / own).path)
+        elif clone_from is not None:
+            checkpoint.resume(state, clone_from, mesh)
+            log.info("taking over after epoch %d of %s", state.epoch - 1, clone_from.path)
+        elif start is not None:
+            checkpoint.start_from(state, start)
+            log.info("starting from the networks of %s", config.start_from)
+
+
+def _own_checkpoint(run: RunFolder, task: Task) -> str | None:
+    """The name of the newest whole checkpoint of a run. Raises UserError: it is another run's."""
+    newest = checkpoint.newest(run.checkpoints, digests=True)
+    if newest is None:
+        return None
+    stored = checkpoint.describe(newest)["fingerprint"]
+    if not task.is_of(stored):
+        raise UserError(
+            f"{run.path} holds checkpoints of another run (fingerprint {stored}, this is {task.fingerprint}); "
+            "choose another --output, or pass the old checkpoint with --start_from"
+        )
+    return newest.name
 
 
 def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh) -> tuple[Rows, Scored]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -254,10 +255,67 @@ def test_the_exported_program_agrees_at_any_batch_size(model: Model, tmp_path: P
         np.testing.assert_allclose(program(images).detach(), model.probabilities(images * 255), atol=1e-5)
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+NAMES_OF_FILES = ["README.md", "model.json", "model.safetensors"]
+
+
 def test_files_of_an_earlier_export_do_not_stay(model: Model, tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"of another model")
+    folder = Folder.at(tmp_path)
+    model.save(folder, {"model.onnx": b"of another model", "README.md": b"of another model"})
+    write(model, folder, ExportConfig(onnx=False))
+    assert names(tmp_path) == NAMES_OF_FILES
+    files = folder.read_json("model.json")["files"]
+    assert sorted(files) == NAMES_OF_FILES
+    assert files["README.md"] == hashlib.sha256((tmp_path / "README.md").read_bytes()).hexdigest()
+
+
+def test_nor_do_those_of_versions_that_kept_no_list(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(json.dumps({"format": 1}))
+    for name in ("model.onnx", "model.pt2", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"of another model")
+    (tmp_path / "README.md").write_text("perhaps edited")
     write(model, Folder.at(tmp_path), ExportConfig(onnx=False))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "model.json", "model.safetensors"]
+    assert names(tmp_path) == ["README-new.md", *NAMES_OF_FILES]
+    assert (tmp_path / "README.md").read_text() == "perhaps edited"
+
+
+def test_a_persons_own_files_stay(model: Model, tmp_path: Path) -> None:
+    folder, settings = Folder.at(tmp_path), ExportConfig(onnx=False)
+    write(model, folder, settings)
+    fresh = folder.read("README.md")
+    own = {"notes.txt": b"mine", "model.onnx": b"mine", "sub/deep/a.txt": b"mine", "README.md": fresh + b"\nmine"}
+    for name, content in own.items():
+        folder.write(name, content)
+    for _ in range(2):
+        write(model, folder, settings)
+        assert {name: folder.read(name) for name in own} == own
+        assert folder.read("README-new.md") == fresh
+        assert names(tmp_path) == sorted(["README-new.md", *NAMES_OF_FILES, "model.onnx", "notes.txt", "sub"])
+    (tmp_path / "README.md").unlink()
+    write(model, folder, settings)
+    assert folder.read("README.md") == fresh
+    assert not folder.exists("README-new.md")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_a_file_that_a_person_has_put_in_place_of_ours_is_kept_aside(
+    model: Model, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, settings = Folder.at(tmp_path), ExportConfig(onnx=False)
+    write(model, folder, settings)
+    card = folder.read_json("model.json")
+    content = json.dumps(card | {"temperature": 7}).encode() if name == "model.json" else b"mine"
+    folder.write(name, content)
+    write(model, folder, settings)
+    kept = name.replace("model.", "model-kept.")
+    assert folder.read(kept) == content
+    assert f"it stays as {kept}" in caplog.text
+    write(model, folder, settings)
+    assert names(tmp_path) == sorted([*NAMES_OF_FILES, kept])
+    assert coreg_ray.load(tmp_path).classes == model.classes
 
 
 def test_the_model_card_cannot_be_broken_by_a_class_name(run: RunFolder) -> None:

@@ -161,7 +161,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Folder.at("runs") / "x").name == "x"
 
 
-@pytest.mark.parametrize("uri", ["ftp://host/x", "nonsense://x", "file://host"])
+@pytest.mark.parametrize("uri", ["ftp://host/x", "nonsense://x", "file://host", "~nobody-of-this-name/x", "a\0b"])
 def test_what_cannot_be_reached_is_a_persons_mistake(uri: str) -> None:
     with pytest.raises(UserError, match=r"is not a folder that can be reached.*give a path or a URI"):
         Folder.at(uri)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from safetensors.torch import load_file
 from coreg_ray.errors import UserError
 from coreg_ray.methods import coreg
 from coreg_ray.run.storage import Folder
-from coreg_ray.training import checkpoint
+from coreg_ray.training import checkpoint, manifest
 from coreg_ray.training.fit import fit
+from coreg_ray.training.manifest import Entry, no_entries, tensor_files
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import pack
 from coreg_ray.training.state import State, build_state
@@ -117,6 +120,103 @@ def test_a_missing_file_is_noticed(copied: Path) -> None:
     assert newest_whole.name == "epoch-000003"
 
 
+def _manifest(folder: Path, name: str = "epoch-000004") -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / name / "manifest.json").read_text())
+    return content
+
+
+def test_the_manifest_has_size_and_digest_of_every_file(copied: Path) -> None:
+    files = {file.name: file.read_bytes() for file in (copied / "epoch-000004").iterdir()}
+    del files["manifest.json"]
+    expected = {
+        name: {"size": len(content), "digest": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+    assert _manifest(copied) == {"format": 2, "files": expected}
+
+
+@pytest.mark.parametrize("lost", ["rows_b_0.safetensors", "network_a.safetensors", "state.json"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_files_that_no_manifest_lists_are_missed(copied: Path, lost: str, number: int) -> None:
+    """As when the process that wrote it did not see those of another."""
+    newest = copied / "epoch-000004"
+    if number == 1:
+        _as_format_1(newest)
+    content = _manifest(copied)
+    del (content["files"] if number == 2 else content)[lost]
+    (newest / "manifest.json").write_text(json.dumps(content))
+    if lost != "state.json":
+        (newest / lost).unlink()
+    whole = checkpoint.newest(Folder.at(copied))
+    assert whole is not None
+    assert whole.name == "epoch-000003"
+
+
+def _as_format_1(folder: Path) -> None:
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"format": 1}))
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json"}
+    (folder / "manifest.json").write_text(json.dumps(sizes))
+
+
+def test_format_1_is_read(whole: tuple[State, Folder], copied: Path) -> None:
+    for folder in copied.iterdir():
+        _as_format_1(folder)
+    newest = checkpoint.newest(Folder.at(copied), digests=True)
+    assert newest is not None
+    assert newest.name == "epoch-000004"
+    state = _other()
+    checkpoint.resume(state, newest, Mesh())
+    assert state.epoch == 5
+    assert torch.equal(pack(state.learners[0].student), pack(whole[0].learners[0].student))
+    _truncate(copied / "epoch-000004", "network_b.safetensors")
+    assert (checkpoint.newest(Folder.at(copied)) or newest).name == "epoch-000003"
+
+
+def test_a_later_format_is_refused_not_passed_over(copied: Path) -> None:
+    (copied / "epoch-000004/manifest.json").write_text(json.dumps(_manifest(copied) | {"format": 3}))
+    with pytest.raises(UserError, match="format 3, this version reads up to 2; upgrade"):
+        checkpoint.newest(Folder.at(copied))
+
+
+def test_other_bytes_of_the_same_number_are_noticed(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = copied / "epoch-000004/rows_a_0.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    folder = Folder.at(copied)
+    with caplog.at_level(logging.WARNING):
+        whole = checkpoint.newest(folder, digests=True)
+    assert whole is not None
+    assert whole.name == "epoch-000003"
+    assert "rows_a_0.safetensors has other bytes than were written" in caplog.text
+    with pytest.raises(UserError, match=r"rows_a_0.safetensors holds other bytes.*the one before it is taken"):
+        checkpoint.resume(_other(), folder / "epoch-000004", Mesh())
+
+
+class _OfTwo(Mesh):
+    """Rank 0 of a world of two whose other process writes somewhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.networks = (0,)
+
+    def world_sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        told = no_entries(1)
+        names = tensor_files(1)
+        for name in ("network_b.safetensors", "rows_b_0.safetensors"):
+            told[names.index(name)] = Entry.of(b"written elsewhere").as_row()
+        return tensor + told if tensor.shape == told.shape else tensor
+
+
+def test_what_another_process_wrote_on_another_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "_SEEN_WITHIN_S", 0.0)
+    state = _other()
+    del state.learners[1]
+    with pytest.raises(UserError, match=r"lacks network_b.safetensors, rows_b_0.safetensors, .*all nodes share"):
+        checkpoint.save(state, Folder.at(tmp_path), "mark", _OfTwo())
+    assert checkpoint.newest(Folder.at(tmp_path)) is None
+
+
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     assert checkpoint.newest(Folder.at(tmp_path / "none")) is None
 
@@ -129,7 +229,7 @@ def _with_scores(folder: Path, label_free: list[float], test: list[float]) -> No
         metrics |= {"criterion/combined": criterion, "test/accuracy": accuracy}
     file.write_text(json.dumps(stored))
     manifest = json.loads((folder / "epoch-000004/manifest.json").read_text())
-    manifest["state.json"] = file.stat().st_size
+    manifest["files"]["state.json"] = asdict(Entry.of(file.read_bytes()))
     (folder / "epoch-000004/manifest.json").write_text(json.dumps(manifest))
 
 

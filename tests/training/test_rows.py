@@ -252,5 +252,13 @@ def test_a_replica_without_rows_says_so(tmp_path: Path) -> None:
     data.numbers = torch.arange(6) * 2
     with pytest.raises(UserError, match="replica 1 of 2 has no rows; use fewer workers"):
         load_rows(store(tmp_path, data), CLASSES, SIDE, Selection(1, 2), LIMIT)
-    with pytest.raises(UserError, match="replica 0 of 1 has no rows"):
-        load_rows(RunFolder.at(tmp_path / "empty"), CLASSES, SIDE, Selection(), LIMIT)
+
+
+def test_one_worker_without_rows_is_not_told_to_use_fewer(tmp_path: Path) -> None:
+    for holdout, reason in (
+        (0.0, "has no image to train on; give more images"),
+        (0.5, "since source.holdout=0.5 keeps"),
+    ):
+        with pytest.raises(UserError, match=reason) as refusal:
+            load_rows(RunFolder.at(tmp_path / "empty"), CLASSES, SIDE, Selection(start=holdout), LIMIT)
+        assert "workers" not in str(refusal.value)

@@ -18,6 +18,7 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import build_student
+from coreg_ray.training.state import State
 from coreg_ray.training.worker import Task, load_data, train
 
 DATA: dict[str, Any] = {"count": 80}
@@ -125,6 +126,42 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(
     monkeypatch.undo()
     assert [path.name for path in Path(config.output, "checkpoints").iterdir()] == ["epoch-000000"]
     assert [epoch.number for epoch in train(config, Mesh(), coreg)] == [1, 2]
+
+
+@pytest.mark.parametrize("part", ["weights", "momenta", "batch-norm statistics"])
+def test_what_the_last_step_spoiled_is_never_saved(config: Config, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    """The loss of that step was finite; the next one, which would not be, is of the next epoch."""
+    from coreg_ray.training.optimizer import SGD
+
+    config = config.model_copy(update={"method": toy.method(epochs=3, warmup_epochs=3)})
+    steps, last, step = [0], [0], SGD.step
+
+    def spoiling(optimizer: SGD) -> None:
+        step(optimizer)
+        steps[0] += 1
+        if steps[0] == last[0]:
+            tensors = optimizer._parameters if part == "weights" else optimizer.momenta.values()
+            next(iter(tensors)).data.fill_(torch.inf)
+
+    monkeypatch.setattr(SGD, "step", spoiling)
+    epochs = train(config, Mesh(), coreg)
+    next(epochs)
+    last[0] = 2 * steps[0]
+    if part == "batch-norm statistics":
+        last[0] = 0
+        monkeypatch.setattr("coreg_ray.training.fit.exchange", _spoil_statistics)
+    with pytest.raises(NonFiniteLossError, match=rf"epoch 1, after its last step, network [ab]: its {part} are not"):
+        next(epochs)
+    monkeypatch.undo()
+    assert [path.name for path in Path(config.output, "checkpoints").iterdir()] == ["epoch-000000"]
+    assert len(csv_of(config)) == 1 + 1
+    assert [epoch.number for epoch in train(config, Mesh(), coreg)] == [1, 2]
+
+
+def _spoil_statistics(state: State, *_: Any) -> None:
+    for buffer in state.learners[1].student.buffers():
+        if buffer.is_floating_point() and buffer.dim() == 1:
+            buffer.fill_(torch.nan)
 
 
 def test_an_absurd_learning_rate_stops(tmp_path: Path) -> None:

@@ -13,6 +13,10 @@ import worlds
 from torch import Tensor
 from world import run_world
 
+from coreg_ray.run.storage import Folder
+from coreg_ray.training import checkpoint
+from coreg_ray.training.manifest import tensor_files
+
 # Rows that fall unequally on two replicas, and a queue that no number of steps fills evenly.
 DATA: dict[str, Any] = {"count": 125}
 SETTINGS: dict[str, Any] = {"epochs": 4, "warmup_epochs": 1, "queue_size": 50, "learning_rate": 0.05}
@@ -35,6 +39,8 @@ def two(folder: Path) -> list[dict[str, Any]]:
             "full_history": (SETTINGS, DATA),
             "written": (SETTINGS, DATA, str(folder / "checkpoints"), 3),
             "resumed": (SETTINGS, DATA, str(folder / "checkpoints")),
+            "chosen": (SETTINGS, DATA, str(folder)),
+            "full": (SETTINGS, DATA, str(folder / "full")),
             "poisoned": (),
             "accuracies": TRAININGS,
         },
@@ -182,3 +188,30 @@ def test_all_are_refused_when_one_is(four: list[dict[str, Any]]) -> None:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
+
+
+def test_the_first_process_chooses_the_checkpoint_for_all(two: list[dict[str, Any]]) -> None:
+    for answer in two:
+        epoch, refusal = answer["chosen"]
+        assert epoch == 3
+        assert "checkpoints of another run (fingerprint toy, this is other)" in refusal
+
+
+def test_a_full_disk_of_one_process_stops_all(two: list[dict[str, Any]], folder: Path) -> None:
+    for answer in two:
+        assert "rows_b_0.safetensors cannot be written (said by worker 1 of 2" in answer["full"] or (
+            "network_b.safetensors cannot be written (said by worker 1 of 2" in answer["full"]
+        )
+    assert checkpoint.newest(Folder.at(folder / "full")) is None
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_checkpoint_lists_the_files_of_all_processes(
+    two: list[dict[str, Any]], four: list[dict[str, Any]], folder: Path, number: int
+) -> None:
+    newest = checkpoint.newest(Folder.at(folder / ("checkpoints" if number == 2 else "of four")), digests=True)
+    assert newest is not None
+    listed = newest.read_json("manifest.json")["files"]
+    assert sorted(listed) == sorted([*tensor_files(number // 2), "state.json"])
+    assert sorted([*listed, "manifest.json"]) == newest.entries()
+    assert all(len(entry["digest"]) == 64 for entry in listed.values())

@@ -1,0 +1,195 @@
+"""One command at a time in a run folder: `.lock` says which process works there, and since when.
+
+    {"host": "node-1", "pid": 4711, "started": 1795929069.0, "renewed": 1795929129.0,
+     "birth": 166012, "space": 4026531836, "token": "a71d..."}
+
+Whether a process of this machine still works there, its number and its start tell (process.py); of another machine's,
+or on an object store, the last renewal does. Times are seconds since 1970. Whoever could not take the lock in one
+indivisible step reads it again a little later, and has it if it is still theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from coreg_ray.errors import UserError
+from coreg_ray.run.claim import usable
+from coreg_ray.run.process import Process
+from coreg_ray.run.storage import LOCK, Folder
+from coreg_ray.run.whole import sweep
+
+log = logging.getLogger(__name__)
+
+RENEWED_EVERY_S = 60.0
+GIVEN_UP_AFTER_S = 300.0
+SETTLED_AFTER_S = 2.0  # of two that took a lock at the same time, the later one has it
+
+
+@contextlib.contextmanager
+def locked(folder: Folder, given: str) -> Iterator[None]:
+    """Work in a folder alone; what dead processes have left there in the making is removed first.
+
+    Args:
+        given: the folder as the user named it.
+
+    Raises:
+        UserError: another command works in it, or it cannot be read or written.
+    """
+    token = secrets.token_hex(16)
+    try:
+        with usable(given):
+            _take(folder, given, token)
+            if folder.local:
+                sweep(Path(folder.path), deep=True)
+        with _renewed(folder, token):
+            yield
+    finally:
+        with contextlib.suppress(OSError, UserError):
+            if _token(folder) == token:
+                folder.delete(LOCK)
+
+
+@contextlib.contextmanager
+def _renewed(folder: Folder, token: str) -> Iterator[None]:
+    ended = threading.Event()
+    renewal = threading.Thread(target=_renew, args=(folder, token, ended), daemon=True, name="lock of the run folder")
+    renewal.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        renewal.join(10.0)  # a store may not answer
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who holds a lock, or did when it was last renewed, `age` seconds ago.
+
+    Attributes:
+        here: whether this machine can look whether it lives.
+    """
+
+    process: Process
+    age: float
+    here: bool
+
+    @property
+    def works(self) -> bool:
+        return self.process.lives if self.here else self.age <= GIVEN_UP_AFTER_S
+
+    @classmethod
+    def of(cls, folder: Folder) -> _Holder | None:
+        """None: nobody holds it, or nobody can tell who and when."""
+        try:
+            content = folder.read_json(LOCK)
+            started, renewed = _seconds(content.get("started")), _seconds(content.get("renewed"))
+            birth, space = int(content.get("birth", 0)), int(content.get("space", 0))
+            process = Process(str(content["host"]), int(content["pid"]), started, birth, space)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            log.warning("%s/%s is none of ours; it is replaced", folder.path, LOCK)
+            return None
+        return cls(process, time.time() - (renewed or 0.0), folder.local and process.is_here)
+
+    def refusal(self, given: str) -> UserError:
+        """Says who it is, and what to do."""
+        if self.here:
+            remedy = "wait until it ends, or choose another --output"
+        else:
+            left = max(1, round(GIVEN_UP_AFTER_S - self.age))
+            remedy = (
+                f"wait until it ends (if it was killed, the folder is free in {left} s), or choose another --output"
+            )
+        since = (
+            f", begun {datetime.fromtimestamp(self.process.started):%Y-%m-%d %H:%M:%S}" if self.process.started else ""
+        )
+        return UserError(
+            f"--output {given} is in use by process {self.process.pid} on {self.process.host}{since}, last heard of "
+            f"{max(0, round(self.age))} s ago; {remedy}"
+        )
+
+
+def _take(folder: Folder, given: str, token: str) -> None:
+    """Put a lock of one's own there. Raises UserError: another command works in the folder."""
+    with _alone_on_this_machine(folder) as alone:
+        holder = _Holder.of(folder)
+        if holder is not None and holder.works:
+            raise holder.refusal(given)
+        _write(folder, token)
+    foreign = holder is not None and not holder.here
+    if not alone or foreign:
+        time.sleep(SETTLED_AFTER_S)
+        if _token(folder) != token:
+            winner = _Holder.of(folder)
+            if winner is not None:
+                raise winner.refusal(given)
+            raise UserError(f"--output {given} was in use a moment ago; give the command again")
+    if holder is not None:
+        log.info("taking over from process %d on %s, which has ended", holder.process.pid, holder.process.host)
+
+
+def _renew(folder: Folder, token: str, ended: threading.Event) -> None:
+    while not ended.wait(RENEWED_EVERY_S):
+        try:
+            if _token(folder) != token:
+                holder = _Holder.of(folder)
+                log.error(
+                    "%s has been taken over by %s, since this process was not heard of for minutes; stop one of both",
+                    folder.path,
+                    f"process {holder.process.pid} on {holder.process.host}" if holder else "another process",
+                )
+                return
+            _write(folder, token)
+        except (OSError, UserError) as error:  # a full disk, a store that does not answer: the next time may be better
+            log.warning("%s/%s cannot be renewed (%s)", folder.path, LOCK, error)
+
+
+def _write(folder: Folder, token: str) -> None:
+    own, now = Process.own(), time.time()
+    content = {"host": own.host, "pid": own.pid, "started": own.started, "renewed": now}
+    folder.write_json(LOCK, content | {"birth": own.birth, "space": own.space, "token": token})
+
+
+def _token(folder: Folder) -> Any:
+    try:
+        return folder.read_json(LOCK).get("token")
+    except (FileNotFoundError, ValueError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def _alone_on_this_machine(folder: Folder) -> Iterator[bool]:
+    """Whether no other process takes the lock meanwhile; False where the file system cannot see to that."""
+    if not folder.local:
+        yield False
+        return
+    Path(folder.path).mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder.path, os.O_RDONLY)
+    try:
+        alone = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:  # for example folders on NFS
+            alone = False
+        yield alone
+    finally:
+        os.close(handle)
+
+
+def _seconds(given: Any) -> float | None:
+    """A time in seconds since 1970, from such a number or from a date."""
+    if isinstance(given, str):
+        return datetime.fromisoformat(given.replace("Z", "+00:00")).timestamp()
+    return None if given is None else float(given)

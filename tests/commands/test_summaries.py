@@ -1,0 +1,58 @@
+"""What commands say at their end: what to do next, in words that a shell takes and that fit what has come of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+import pytest
+
+from coreg_ray.commands import annotate, pipeline
+from coreg_ray.commands.base import next_command
+
+FIGURES: dict[str, Any] = {
+    "images": 40, "encoded_images": 40, "rejected_images": 0, "missing_images": 0, "rows": 40, "mean_candidates": 1.5,
+    "singletons": 0.5, "vote_entropy": 1.0, "agreement": 0.9,
+}  # fmt: skip
+NOTHING: dict[str, Any] = {"rows": 0, "mean_candidates": None, "singletons": None, "vote_entropy": None, "agreement": None}
+
+
+def told(run: str = "runs/x", **changes: Any) -> list[str]:
+    """The lines about an annotation."""
+    return annotate.summary({f"annotation/{name}": value for name, value in (FIGURES | changes).items()}, run).split(
+        "\n"
+    )
+
+
+@pytest.fixture(autouse=True)
+def _called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["coreg-ray", "annotate"])
+
+
+@pytest.mark.parametrize("run", ["runs/a b", "runs/it's; rm -rf $HOME", "s3://b/x?scheme=http&region=eu"])
+def test_the_next_command_is_quoted_for_a_shell(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/my checkout/jobs/pipeline.py"])
+    line = pipeline.summary({"time/annotate_s": 60.0, "time/train_s": 120.0}, run).split("\n")[-1]
+    _, python, script, option, model, *_ = shlex.split(line)
+    assert (python, script, option) == ("python", "/opt/my checkout/jobs/predict.py", "--model")
+    assert model == (f"{run}/model" if "?" not in run else "s3://b/x/model?scheme=http&region=eu")
+    *_, annotations, output, folder = shlex.split(told(run)[-1])
+    assert annotations == model.replace("/model", "/annotations")
+    assert (output, folder) == ("--output", "DIR")
+
+
+def test_it_holds_no_credentials() -> None:
+    line = next_command("train", "--annotations", "s3://KEY:SECRET@bucket/a")
+    assert line == "Next: coreg-ray train --annotations s3://bucket/a"
+
+
+def test_training_is_next_only_where_there_is_something_to_train_on() -> None:
+    assert told()[-1].startswith("Next: coreg-ray train --annotations runs/x/annotations ")
+    lines = told(encoded_images=0, rejected_images=40, **NOTHING)
+    assert lines[0] == "40 images: 0 annotated now, 40 rejected, 0 without an answer yet."
+    assert lines[-1] == "Nothing can be trained on: runs/x/rejects says why each image was rejected."
+    lines = told(encoded_images=0, missing_images=40, **NOTHING)
+    assert lines[-1] == "Next: the same command again, for the images without an answer"
+    assert told(missing_images=1)[-1] == lines[-1]
+    assert told(encoded_images=0)[-1].startswith("Next: coreg-ray train")  # all of them were annotated before

@@ -1,0 +1,245 @@
+"""One command at a time in a run folder: who holds it, who takes it over, and when."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyarrow import fs
+from s3_server import s3_server
+
+from coreg_ray.config import Config
+from coreg_ray.errors import UserError
+from coreg_ray.run import lock
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.lock import locked
+from coreg_ray.run.process import Process
+from coreg_ray.run.storage import LOCK, Folder
+
+OWN = Process.own()
+DEAD = {"host": OWN.host, "pid": 2**22 + 1, "started": 1.0, "renewed": time.time()}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "SETTLED_AFTER_S", 0.3)
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Callable[[str], str]]:
+    with s3_server("bucket") as uri:
+        yield uri
+
+
+@pytest.fixture(params=["local", "remote", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """An empty folder; `remote` is one that Folder cannot tell from an object store, `s3` lies on a real one."""
+    if request.param == "local":
+        return Folder.at(tmp_path / "run")
+    if request.param == "s3":
+        return Folder.at(request.getfixturevalue("s3")(f"{tmp_path.name}/run"))
+    return Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run")
+
+
+@pytest.fixture
+def other() -> Iterator[dict[str, Any]]:
+    """The lock of a process of this machine that lives until the test ends."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        yield {"host": OWN.host, "pid": child.pid, "started": time.time(), "renewed": time.time() - 9999}
+        child.kill()
+
+
+def refusal(folder: Folder) -> str:
+    """What a command is told that wants to work in the folder too; empty: it may."""
+    try:
+        with locked(folder, "runs/x"):
+            return ""
+    except UserError as error:
+        return str(error)
+
+
+def test_it_says_who_works_there_and_is_gone_afterwards(folder: Folder) -> None:
+    with locked(folder, "runs/x"):
+        content = folder.read_json(LOCK)
+        assert (content["host"], content["pid"]) == (OWN.host, OWN.pid)
+        assert abs(content["started"] - (OWN.started or 0)) < 2
+        assert 0 <= time.time() - content["renewed"] < 60
+    assert not folder.exists(LOCK)
+
+
+def test_it_is_gone_after_an_error_too(folder: Folder) -> None:
+    with pytest.raises(KeyboardInterrupt), locked(folder, "runs/x"):
+        raise KeyboardInterrupt
+    assert not folder.exists(LOCK)
+
+
+def test_it_is_gone_when_ctrl_c_comes_while_it_settles(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    folder.write_json(LOCK, {"host": "elsewhere", "pid": 1, "started": 1.0, "renewed": 1.0})
+    monkeypatch.setattr(lock.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt), locked(folder, "runs/x"):
+        pass
+    assert not folder.exists(LOCK)
+
+
+def test_the_second_is_told_who_holds_it(folder: Folder) -> None:
+    with locked(folder, "runs/x"):
+        message = refusal(folder)
+        assert message.startswith(f"--output runs/x is in use by process {OWN.pid} on {OWN.host}, begun 20")
+        assert re.search(r"last heard of \d s ago; wait until it ends", message)
+        assert "choose another --output" in message
+        assert folder.exists(LOCK)
+
+
+def test_a_living_process_of_this_machine_keeps_it_however_old(tmp_path: Path, other: dict[str, Any]) -> None:
+    folder = Folder.at(tmp_path)
+    folder.write_json(LOCK, other)
+    assert f"in use by process {other['pid']}" in refusal(folder)
+    folder.write_json(LOCK, other | {"started": other["started"] - 60})  # the number was another's before
+    assert refusal(folder) == ""
+
+
+def test_a_dead_process_of_this_machine_loses_it_at_once(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path)
+    folder.write_json(LOCK, DEAD)
+    began = time.monotonic()
+    assert refusal(folder) == ""
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_another_machine_loses_it_after_five_minutes(folder: Folder, as_text: bool) -> None:
+    for age, message in ((240, "killed, the folder is free in"), (310, "")):
+        renewed: Any = time.time() - age
+        if as_text:
+            renewed = datetime.fromtimestamp(renewed, timezone.utc).isoformat()
+        folder.write_json(LOCK, {"host": "elsewhere", "pid": OWN.pid, "started": OWN.started, "renewed": renewed})
+        assert (message in refusal(folder)) if message else not refusal(folder)
+
+
+def test_on_a_store_the_renewal_decides_for_this_machine_too(tmp_path: Path) -> None:
+    folder = Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "bucket/run")
+    folder.write_json(LOCK, DEAD | {"renewed": time.time()})
+    assert "is in use by process" in refusal(folder)
+    folder.write_json(LOCK, DEAD | {"renewed": time.time() - 301})
+    assert refusal(folder) == ""
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": "x"}', '{"host": "x", "pid": 1, "renewed": "soon"}'])
+def test_a_lock_that_nobody_can_read_is_replaced(folder: Folder, content: str) -> None:
+    folder.write(LOCK, content)
+    assert refusal(folder) == ""
+
+
+@pytest.mark.parametrize("before", [None, DEAD, {"host": "elsewhere", "pid": 1, "started": 1.0, "renewed": 1.0}])
+def test_of_many_at_once_one_works(folder: Folder, before: dict[str, Any] | None) -> None:
+    if before is not None:
+        folder.write_json(LOCK, before | {"renewed": 1.0})
+    start, end = threading.Barrier(8), threading.Barrier(8)
+    answers: list[str] = []
+
+    def command() -> None:
+        with ExitStack() as stack:
+            start.wait(20)
+            try:
+                stack.enter_context(locked(folder, "runs/x"))
+                answers.append("")
+            except UserError as error:
+                answers.append(str(error))
+            end.wait(20)
+
+    threads = [threading.Thread(target=command) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert answers.count("") == 1
+    assert len(answers) == 8
+
+
+def test_it_is_renewed_and_its_loss_is_said(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if isinstance(folder.filesystem, fs.S3FileSystem):
+        pytest.skip("the test's server cannot read a file that is replaced at the moment")
+    monkeypatch.setattr(lock, "RENEWED_EVERY_S", 0.05)
+    with locked(folder, "runs/x"):
+        first = folder.read_json(LOCK)
+        wait_for(lambda: folder.read_json(LOCK)["renewed"] > first["renewed"])
+        assert folder.read_json(LOCK) | {"renewed": 0} == first | {"renewed": 0}
+        # What it reads and what it writes are two steps, so that a renewal may come between.
+        theirs = {"host": "elsewhere", "pid": 7, "started": 1.0, "renewed": time.time(), "token": "theirs"}
+
+        def taken_over() -> bool:
+            folder.write_json(LOCK, theirs)
+            return "has been taken over by process 7 on elsewhere" in caplog.text
+
+        wait_for(taken_over)
+    assert folder.read_json(LOCK) == theirs
+
+
+def test_a_renewal_that_fails_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, write = Folder.at(tmp_path), lock._write
+    monkeypatch.setattr(lock, "RENEWED_EVERY_S", 0.05)
+    failures = iter([OSError("503"), UserError("no space is left")])
+
+    def failing(folder: Folder, token: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            for error in failures:
+                raise error
+        write(folder, token)
+
+    monkeypatch.setattr(lock, "_write", failing)
+    with caplog.at_level(logging.WARNING), locked(folder, "runs/x"):
+        first = folder.read_json(LOCK)
+        wait_for(lambda: folder.read_json(LOCK)["renewed"] > first["renewed"])
+    assert "cannot be renewed (503)" in caplog.text
+    assert "cannot be renewed (no space is left)" in caplog.text
+
+
+def test_a_folder_that_holds_nothing_else_is_empty(tmp_path: Path) -> None:
+    run = RunFolder.at(tmp_path)
+    (tmp_path / LOCK).write_text(json.dumps(DEAD))
+    with locked(run, "runs/x"):
+        assert run.entries() == []
+        run.claim(Config(output=str(tmp_path)))
+    assert run.entries() == ["config.yaml", "versions.json"]
+
+
+def test_what_a_killed_command_has_left_in_the_making_goes(tmp_path: Path) -> None:
+    left = (
+        tmp_path
+        / "checkpoints/epoch-000001"
+        / f".{Process(OWN.host, 2**22 + 1, None, 1, OWN.space).mark}.00000000.partial"
+    )
+    left.parent.mkdir(parents=True)
+    left.write_text("x")
+    with locked(Folder.at(tmp_path), "runs/x"):
+        assert not left.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "--output runs/x cannot be used" in refusal(Folder.at(tmp_path / "file"))
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
