@@ -1,6 +1,6 @@
 """The rules of the house, checked on the source itself. To change a rule, change it here together with the code.
 
-    python tests/test_architecture.py --draw        rooms, floors and arrows
+python tests/test_architecture.py --draw        rooms, floors and arrows
 """
 
 from __future__ import annotations
