@@ -144,12 +144,12 @@ def serving(app: serve.Application, host: str, port: int) -> Iterator[list[str]]
 
 
 def _end(whole: bool) -> None:
-    """Take the application from the cluster, with Serve if that was started for it."""
+    """Take the application from the cluster, with Serve if that was started for it and serves nothing else by now."""
     try:
-        if whole:
-            serve.shutdown()
-        else:
+        if NAME in serve.status().applications:
             serve.delete(NAME)
+        if whole and not serve.status().applications:
+            serve.shutdown()
     except Exception as error:  # the command ends all the same, by Ctrl-C or the cluster's own end
         log.warning("%s may still be running on the cluster: %s", NAME, error)
 
