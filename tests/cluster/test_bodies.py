@@ -174,3 +174,48 @@ def test_what_holds_no_image_is_refused_in_words(content: bytes, content_type: s
         ask()
     assert refusal.value.status == 400
     assert "send an image file as the body" in str(refusal.value)
+
+
+def test_a_real_server_answers_beside_200_clients_that_send_nothing() -> None:
+    """Over sockets, with what Ray Serve answers with: clients that announce a body and fall silent get status 408."""
+    uvicorn = pytest.importorskip("uvicorn")
+    from starlette.requests import Request
+    from starlette.responses import PlainTextResponse
+
+    reception = Reception(1000, pause_s=1.0, most=100)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+        try:
+            content = await reception.receive(request.headers.get("content-length"), request.stream())
+            answer = PlainTextResponse(content)
+        except Refusal as refusal:
+            answer = PlainTextResponse(str(refusal), refusal.status)
+        await answer(scope, receive, send)
+
+    async def ask(port: int, content: bytes, announced: int) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            head = f"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {announced}\r\n\r\n"
+            writer.write(head.encode() + content)
+            return await asyncio.wait_for(reader.read(), 20)
+        finally:
+            writer.close()
+
+    async def crowd() -> tuple[list[bytes], list[bytes]]:
+        server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_level="critical"))
+        serving = asyncio.ensure_future(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        idle = [asyncio.ensure_future(ask(port, b"", 900)) for _ in range(200)]
+        await asyncio.sleep(0.3)
+        answered = [await ask(port, b"abc", 3) for _ in range(10)]
+        ended = await asyncio.gather(*idle)
+        server.should_exit = True
+        await serving
+        return answered, list(ended)
+
+    answered, ended = asyncio.run(crowd())
+    assert all(answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"abc") for answer in answered)
+    assert all(answer.startswith(b"HTTP/1.1 408") for answer in ended)
