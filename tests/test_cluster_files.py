@@ -66,6 +66,35 @@ def test_nothing_is_open_to_the_world_and_no_secret_is_inside(cluster: dict[str,
     assert "LoadBalancer" not in text
 
 
+def test_every_node_runs_the_versions_of_the_head(cluster: dict[str, Any], job: dict[str, Any]) -> None:
+    versions = "/home/ubuntu/coreg_ray/head-versions.txt"
+    assert cluster["head_setup_commands"][-1].endswith(f"pip freeze --exclude-editable > {versions}")
+    installs = [command for command in cluster["worker_setup_commands"] if "pip install" in command]
+    assert installs
+    assert all(command.endswith(f" -c {versions}") for command in installs)
+    assert not any("pip install" in command for command in cluster["setup_commands"])
+    assert "/home/ubuntu/coreg_ray" in cluster["file_mounts"]  # which the head hands on to workers
+    assert not any(fnmatch.fnmatch("head-versions.txt", pattern) for pattern in cluster["rsync_exclude"])
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert not any(fnmatch.fnmatch("head-versions.txt", pattern) for pattern in ignored if pattern)
+    spec = job["spec"]["rayClusterSpec"]
+    groups = (spec["headGroupSpec"], *spec["workerGroupSpecs"])
+    images = {group["template"]["spec"]["containers"][0]["image"] for group in groups}
+    assert len(images) == 1
+    assert images.pop().partition(":")[2] not in ("", "latest")
+    base = (ROOT / "Dockerfile").read_text()
+    assert f"FROM rayproject/ray:{spec['rayVersion']}-" in base
+
+
+def test_ray_tells_its_makers_nothing(cluster: dict[str, Any], job: dict[str, Any]) -> None:
+    assert "--disable-usage-stats" in cluster["head_start_ray_commands"][-1]
+    head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in head["env"]
+    assert (
+        'os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")' in (ROOT / "coreg_ray/cluster/connect.py").read_text()
+    )
+
+
 def test_the_entry_point_is_one_command(job: dict[str, Any]) -> None:
     """KubeRay pastes it into a line of its own shell, whose operators would take it apart."""
     assert not set("&|;<>`$") & set(job["spec"]["entrypoint"])

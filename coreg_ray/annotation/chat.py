@@ -2,121 +2,59 @@
 
 Every question template is put to the model once about every image; an answer becomes a vote if it names a class:
 exactly, by another of its names, or closely; else it is "no vote". An image counts as annotated when all its questions
-are answered; what a spent budget or a failing server leaves open is asked by the next run.
+are answered. One that the server refuses is a reject with the server's words; what a spent budget or a failing server
+leaves open is asked by the next run. A server that refuses key, model or address ends the questions, and what was
+answered until then is kept.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import difflib
 import io
-import json
-import logging
-import os
 import random
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from coreg_ray.errors import UserError
+from coreg_ray.annotation.chat_client import ChatClient, Ended, Passing, Refused
+from coreg_ray.annotation.chat_votes import vote_of
+from coreg_ray.annotation.ledger import Usage
 
 if TYPE_CHECKING:
     from coreg_ray.annotation.vocabulary import Vocabulary
     from coreg_ray.config import AnnotatorConfig
 
-log = logging.getLogger(__name__)
-
-NO_VOTE = -1
-_CLOSE = 0.8  # difflib's ratio: a slip of a letter or two passes, another word does not
-_AROUND = " \t\r\n.,:;!\"'`*"  # what models put around a name
-_MAX_TOKENS = 32
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 _FAILURES_IN_A_ROW = 5  # images, each after all its retries: then the server is taken for down
+_REFUSALS_AT_FIRST = 5  # images, before any was answered: then not they are the reason
 
 
 class Unanswered(Exception):
     """A question that got no answer: the budget is spent, or all attempts failed."""
 
 
-def check_upload(config: AnnotatorConfig) -> str:
-    """The host that images would be sent to.
+@dataclass(frozen=True)
+class ChatAnswers:
+    """What came of a batch of images; those that are in neither table stay open.
 
-    Raises:
-        UserError: sending is not allowed, the address is none, or the client is not installed.
+    Attributes:
+        answered: the rows that were answered, without `image`, with `votes` (b, P) int32 and `answers` (b, P).
+        refused: the rows that the server refused, without `image`, with its words as `reason`.
+        usage: what the batch cost.
+        notes: what a person should know, each in one line.
+        error: why no question can be answered, in words for a person; empty where they can.
     """
-    address = urlsplit(config.endpoint or "")
-    if address.scheme not in ("http", "https") or not address.hostname:
-        raise UserError(f"annotator.endpoint={config.endpoint} is no address; give one like http://localhost:8000/v1")
-    host = address.netloc.rsplit("@", 1)[-1]
-    if not config.allow_upload:
-        raise UserError(f"every image would be sent to {host}; agree with --annotator.allow_upload true")
-    try:
-        import openai  # noqa: F401
-    except ImportError as error:
-        raise UserError("annotator.kind=chat needs `openai`: pip install 'coreg-ray[chat]'") from error
-    return host
 
-
-def vote_of(answer: str, words: Vocabulary) -> int:
-    """The class that an answer names, or NO_VOTE.
-
-    An exact name wins, then one that differs in punctuation alone; then the only class of which a name occurs as whole
-    words; then the closest name. What two classes share without their punctuation (C, C++) names neither.
-    """
-    names = words.index()
-    for exact in (answer.strip().lower(), answer.lower().strip(_AROUND)):
-        if exact in names:
-            return names[exact]
-    index: dict[str, int] = {}
-    for name, number in names.items():
-        if plain := _plain(name):
-            index[plain] = number if index.get(plain, number) == number else NO_VOTE
-    plain_answer = _plain(answer)
-    if plain_answer in index:
-        return index[plain_answer]
-    named = _named(plain_answer, index)
-    if len(named) == 1:
-        return named.pop()
-    close = difflib.get_close_matches(plain_answer, index, n=1, cutoff=_CLOSE) if not named else []
-    return index[close[0]] if close else NO_VOTE
-
-
-def _named(plain_answer: str, index: dict[str, int]) -> set[int]:
-    """The classes of which a name occurs as whole words, not only inside a longer name ("dog" in "hot dog")."""
-    text = f" {plain_answer} "
-    places = [
-        (match.start(), match.start() + len(name), number)
-        for name, number in index.items()
-        if f" {name} " in text
-        for match in re.finditer(f"(?= {name} )", text)
-    ]
-    return {
-        number
-        for start, end, number in places
-        if not any(first <= start and end <= last and last - first > end - start for first, last, _ in places)
-    }
-
-
-def _plain(text: str) -> str:
-    """Lower case, no punctuation, single spaces, no article in front."""
-    plain = " ".join(re.sub(r"[\W_]+", " ", text.lower()).split())
-    return re.sub(r"^(a|an|the) ", "", plain)
-
-
-@dataclass
-class Usage:
-    """What was spent since the last look."""
-
-    requests: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
+    answered: dict[str, NDArray[Any]]
+    refused: dict[str, NDArray[Any]]
+    usage: Usage
+    notes: tuple[str, ...] = ()
+    error: str = ""
 
 
 @dataclass
@@ -126,54 +64,56 @@ class ChatAnnotator:
     Attributes:
         config: endpoint, model, limits.
         words: classes, and questions in place of prompts.
-        asked: requests sent so far, failed ones included.
+        asked: requests sent so far, failed ones and those of earlier runs included.
+        proven: whether the server has ever answered, in earlier runs too.
     """
 
     config: AnnotatorConfig
     words: Vocabulary
     asked: int = 0
+    proven: bool = False
     _reserved: int = 0  # requests that images under way may still send
     _usage: Usage = field(default_factory=Usage)
     _failed_in_a_row: int = 0
+    _notes: dict[str, None] = field(default_factory=dict)  # in their order, each once
+    _error: str = ""
 
-    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Replace `image` (B, S, S, 3) uint8 by `votes` (b, P) int32, `answers` (b, P) and what was spent.
-
-        Rows that got no answer are left out.
-
-        Raises:
-            UserError: the server refuses the key, the model or the request as such.
-        """
-        answers = asyncio.run(self._ask_all(batch["image"]))
-        done = np.array([answer is not None for answer in answers], dtype=bool)
-        given = [answer for answer in answers if answer is not None]
-        votes = [[vote_of(text, self.words) for text in texts] for texts in given]
-        rest = {name: values[done] for name, values in batch.items() if name != "image"}
-        shape = (len(given), len(self.words.prompts))
-        spent = {name: np.zeros(len(given), dtype=np.int64) for name in vars(self._usage)}
-        if given:  # what the whole batch cost stands in its first row
-            for name, value in vars(self._usage).items():
-                spent[name][0] = value
-            self._usage = Usage()
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> ChatAnswers:
+        """Ask about `image` (B, S, S, 3) uint8; whatever the server does, what was answered is returned."""
+        outcomes = asyncio.run(self._ask_all(batch["image"]))
+        answers = [outcome for outcome in outcomes if isinstance(outcome, list)]
+        refusals = [str(outcome) for outcome in outcomes if isinstance(outcome, Refused)]
+        self.proven = self.proven or bool(answers)
+        if not self.proven and len(refusals) >= _REFUSALS_AT_FIRST:
+            self._error = self._error or f"no image was answered, {len(refusals)} were refused: {refusals[0]}"
+            refusals = []
+        usage, notes, self._usage, self._notes = self._usage, tuple(self._notes), Usage(), {}
+        refused = _rows(batch, [bool(refusals) and isinstance(outcome, Refused) for outcome in outcomes])
+        answered = _rows(batch, [isinstance(outcome, list) for outcome in outcomes])
+        shape = (len(answers), len(self.words.prompts))
         texts = np.empty(shape, dtype=object)
-        texts[:] = given if given else texts
-        return {**rest, "votes": np.array(votes, dtype=np.int32).reshape(shape), "answers": texts, **spent}
+        texts[:] = answers if answers else texts
+        votes = [[vote_of(text, self.words) for text in each] for each in answers]
+        return ChatAnswers(
+            {**answered, "votes": np.array(votes, dtype=np.int32).reshape(shape), "answers": texts},
+            {**refused, "reason": np.array(refusals, dtype=object)},
+            usage,
+            notes,
+            self._error,
+        )
 
-    async def _ask_all(self, images: NDArray[np.uint8]) -> list[list[str] | None]:
-        import openai
-
-        key = os.environ.get(self.config.key_variable) or "none"  # a server of one's own wants none
+    async def _ask_all(self, images: NDArray[np.uint8]) -> list[list[str] | Refused | None]:
         limit = asyncio.Semaphore(self.config.concurrency)
-        async with openai.AsyncOpenAI(
-            base_url=self.config.endpoint, api_key=key, max_retries=0, timeout=self.config.timeout_s
-        ) as client:
+        async with ChatClient(self.config) as client:
             return list(await asyncio.gather(*(self._ask_about(client, limit, image) for image in images)))
 
-    async def _ask_about(self, client: Any, limit: asyncio.Semaphore, image: NDArray[np.uint8]) -> list[str] | None:
-        """The answers (P) about one image, or None."""
+    async def _ask_about(
+        self, client: ChatClient, limit: asyncio.Semaphore, image: NDArray[np.uint8]
+    ) -> list[str] | Refused | None:
+        """The answers (P) about one image, why the server refuses it, or None."""
         async with limit:  # an image at a time in each slot, so that a spent budget leaves few images half asked
             questions = self._questions()
-            if not self._affordable(len(questions)) or self._failed_in_a_row >= _FAILURES_IN_A_ROW:
+            if self._error or self._failed_in_a_row >= _FAILURES_IN_A_ROW or not self._affordable(len(questions)):
                 return None
             self._reserved += len(questions)
             answers: list[str] = []
@@ -181,83 +121,72 @@ class ChatAnnotator:
                 for question in questions:
                     self._reserved -= 1
                     answers.append(await self._ask(client, question, _data_url(image)))
-            except Unanswered as reason:
+            except (Unanswered, Refused, Ended) as reason:
                 self._reserved -= len(questions) - len(answers) - 1
-                log.warning("an image stays without an answer: %s", reason)
-                return None
+                return self._without(reason)
             self._failed_in_a_row = 0
             return answers
+
+    def _without(self, reason: Exception) -> Refused | None:
+        """What an image without answers comes to, and what is to be said of it."""
+        if isinstance(reason, Refused):
+            self._failed_in_a_row = 0
+            return reason
+        if isinstance(reason, Ended):
+            self._error = self._error or str(reason)
+        elif self._failed_in_a_row == _FAILURES_IN_A_ROW:
+            self._note(f"{_FAILURES_IN_A_ROW} images in a row got no answer, so no more are asked about: {reason}")
+        elif self._failed_in_a_row < _FAILURES_IN_A_ROW:
+            self._note(f"images stay without an answer: {reason}")
+        return None
+
+    def _note(self, text: str) -> None:
+        self._notes[text] = None
 
     def _questions(self) -> list[str]:
         class_names = ", ".join(self.words.shown)
         return [question.replace("{}", class_names) for question in self.words.prompts]
 
-    async def _ask(self, client: Any, question: str, picture: str) -> str:
+    async def _ask(self, client: ChatClient, question: str, picture: str) -> str:
         """One answer, after as many attempts as are allowed."""
-        import openai
-
-        passing = (
-            *(openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError),  # time-outs are the latter
-            *(openai.APIResponseValidationError, json.JSONDecodeError, _Broken),
-        )
-        problem: Exception | None = None
+        problem = Passing("not asked")
         for attempt in range(self.config.retries + 1):
             if attempt and not self._affordable(1):
-                raise Unanswered(f"the budget of annotator.max_requests={self.config.max_requests} is spent")
+                raise Unanswered(f"{problem}; no budget is left to ask again")
             if attempt:
-                await asyncio.sleep(_wait_s(attempt, problem))
+                await asyncio.sleep(_wait_s(attempt, problem.wait_s))
             self.asked += 1
             self._usage.requests += 1
             try:
-                return self._read(await self._send(client, question, picture))
-            except passing as error:
+                text, input_tokens, output_tokens = await client.ask(question, picture)
+            except Passing as error:
                 problem = error
-            except openai.APIStatusError as error:
-                raise UserError(
-                    f"{self.config.endpoint} refuses with status {error.status_code}; check the address, "
-                    f"annotator.model={self.config.model} and the key in ${self.config.key_variable}"
-                ) from error
+                continue
+            self._usage.input_tokens += input_tokens
+            self._usage.output_tokens += output_tokens
+            return text
         self._failed_in_a_row += 1
-        raise Unanswered(f"{self.config.retries + 1} attempts failed, the last with {type(problem).__name__}")
-
-    async def _send(self, client: Any, question: str, picture: str) -> Any:
-        content = [{"type": "text", "text": question}, {"type": "image_url", "image_url": {"url": picture}}]
-        return await client.chat.completions.create(
-            model=self.config.model,
-            messages=[{"role": "user", "content": content}],
-            max_tokens=_MAX_TOKENS,
-            temperature=0,
-        )
-
-    def _read(self, reply: Any) -> str:
-        """The text of a reply, whatever a server that speaks the protocol loosely sent."""
-        try:
-            text = reply.choices[0].message.content
-        except (AttributeError, IndexError, TypeError) as error:
-            raise _Broken("a reply without choices") from error
-        usage = getattr(reply, "usage", None)
-        self._usage.input_tokens += getattr(usage, "prompt_tokens", 0) or 0
-        self._usage.output_tokens += getattr(usage, "completion_tokens", 0) or 0
-        return text if isinstance(text, str) else ""
+        raise Unanswered(f"{self.config.retries + 1} attempts failed, the last because {problem}")
 
     def _affordable(self, requests: int) -> bool:
         limit = self.config.max_requests
-        return limit is None or self.asked + self._reserved + requests <= limit
+        if limit is None or self.asked + self._reserved + requests <= limit:
+            return True
+        self._note(
+            f"annotator.max_requests={limit} is spent, earlier runs and estimates included; raise it to ask about more"
+        )
+        return False
 
 
-class _Broken(Exception):
-    """A reply that is none."""
+def _rows(batch: dict[str, NDArray[Any]], kept: list[bool]) -> dict[str, NDArray[Any]]:
+    """Some rows of a batch, without their pixels."""
+    return {name: values[np.array(kept, dtype=bool)] for name, values in batch.items() if name != "image"}
 
 
-def _wait_s(attempt: int, problem: Exception | None) -> float:
+def _wait_s(attempt: int, asked_s: float) -> float:
     """Seconds before the next attempt: what the server asks for, else doubling, spread so that not all come at once."""
-    headers = getattr(getattr(problem, "response", None), "headers", {})
-    try:
-        asked = float(headers.get("retry-after", 0))
-    except ValueError:
-        asked = 0.0
     backoff = _FIRST_WAIT_S * 2 ** (attempt - 1) * random.SystemRandom().uniform(0.5, 1.0)
-    return min(_LONGEST_WAIT_S, max(asked, backoff))
+    return min(_LONGEST_WAIT_S, max(asked_s, backoff))
 
 
 def _data_url(image: NDArray[np.uint8]) -> str:

@@ -13,8 +13,10 @@ from coreg_ray.ids import fingerprint
 from coreg_ray.images.decode import Fit
 
 if TYPE_CHECKING:
+    from coreg_ray.annotation.chat import ChatAnnotator
     from coreg_ray.annotation.clip import TextTable
     from coreg_ray.config import AnnotatorConfig
+    from coreg_ray.run.storage import Folder
 
 _GREY = 127
 
@@ -70,15 +72,11 @@ def describe(config: AnnotatorConfig, words: Vocabulary, background: list[str]) 
 
 
 def build(config: AnnotatorConfig, card: Card, text: TextTable | None, threads: int) -> Any:
-    """The annotator itself: a callable batch -> batch.
+    """A CLIP annotator itself: a callable batch -> batch.
 
     Raises:
         RuntimeError: the weights found here are not those of the card.
     """
-    if config.kind == "chat":
-        from coreg_ray.annotation.chat import ChatAnnotator
-
-        return ChatAnnotator(config, Vocabulary(card.names, card.prompts))
     import torch
 
     from coreg_ray.annotation.clip import ClipAnnotator, load_model
@@ -93,3 +91,14 @@ def build(config: AnnotatorConfig, card: Card, text: TextTable | None, threads: 
     if device == "cpu":
         torch.set_num_threads(threads)
     return ClipAnnotator(model, text, batch_size=config.batch_size, device=device, precision=config.precision)
+
+
+def build_chat(config: AnnotatorConfig, card: Card, folders: list[Folder]) -> ChatAnnotator:
+    """A chat annotator itself, whose budget is what its folders, one a split, leave of it."""
+    from coreg_ray.annotation import ledger
+    from coreg_ray.annotation.chat import ChatAnnotator
+    from coreg_ray.annotation.parts import parts
+
+    asked = sum(ledger.spent(folder).requests for folder in folders)
+    proven = any(parts(folder) for folder in folders)
+    return ChatAnnotator(config, Vocabulary(card.names, card.prompts), asked, proven)

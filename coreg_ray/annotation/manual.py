@@ -16,6 +16,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.ids import contains, row_numbers
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.tables import parquet_file
+from coreg_ray.run.cells import restored
 from coreg_ray.run.storage import Folder
 
 _SHOWN = 3
@@ -78,7 +79,11 @@ def _read(path: str) -> list[tuple[str, Any]]:
 
 
 def _columns(path: str, lines: csv.DictReader[str]) -> dict[str, list[str | None]]:
-    """The cells of a CSV by column, None where a line ends early. Raises UserError for a line with cells too many."""
+    """The cells of a CSV by column, without the apostrophes of `cells.neutral`, None where a line ends early.
+
+    Raises:
+        UserError: a line has cells too many.
+    """
     columns: dict[str, list[str | None]] = {name: [] for name in lines.fieldnames or ()}
     for line in lines:
         beyond = line.pop(None, [])  # where DictReader puts what has no column
@@ -88,5 +93,6 @@ def _columns(path: str, lines: csv.DictReader[str]) -> dict[str, list[str | None
                 'put what holds a comma in quotes ("a,b.png",cat)'
             )
         for name, cells in columns.items():
-            cells.append(line[name])
+            cell = line[name]
+            cells.append(cell if cell is None else restored(cell))
     return columns

@@ -157,7 +157,7 @@ def prepare(
     if rows is not None and small:
         rows.write(small, run)
     if failed and rejects is not None:
-        _record(rejects, failed, run)
+        record_rejects(rejects, failed, run)
     if batch:
         yield _columns(batch)
     return len(failed)
@@ -186,7 +186,8 @@ def _columns(batch: list[tuple[str, str, NDArray[np.uint8]]]) -> dict[str, NDArr
     }
 
 
-def _record(rejects: Folder, failed: list[tuple[str, str, str]], run: int) -> None:
+def record_rejects(rejects: Folder, failed: list[tuple[str, str, str]], run: int) -> None:
+    """Write one part of rejects: (image_id, content hash, reason) of each; `run`: number of the annotation run."""
     ids, contents, reasons = (list(column) for column in zip(*failed, strict=True))
     table = pa.table([ids, contents, reasons], schema=REJECTS)
     write_table(rejects, Part(run, images_hash(ids, contents), "rejects").name, table)

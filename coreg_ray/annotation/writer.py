@@ -11,40 +11,62 @@ from numpy.typing import NDArray
 
 from coreg_ray.annotation.arrow import matrix, read_table, write_table
 from coreg_ray.annotation.card import MANIFEST, TEXT, Card
+from coreg_ray.annotation.ledger import Usage, record
 from coreg_ray.annotation.parts import Part, annotation_table, drop_outdated, keys_of, known_keys, parts
+from coreg_ray.annotation.preparation import record_rejects
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.ids import images_hash
 from coreg_ray.run.storage import Folder
 
 if TYPE_CHECKING:
+    from coreg_ray.annotation.chat import ChatAnswers
     from coreg_ray.annotation.clip import TextTable  # with torch, which tasks that only write start without
-
-SPENT = ("requests", "input_tokens", "output_tokens")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an annotator's answers about one split go: its folder, and the number of the run."""
+    """Where an annotator's answers about one split go: its folder, the number of the run, the split's rejects."""
 
     folder: Folder
     run: int
+    rejects: Folder
 
 
 def write_annotations(batch: dict[str, NDArray[Any]], *, places: dict[str, Place], card: Card) -> dict[str, Any]:
     """Write one part of the annotation table for each split in the batch.
 
     Returns:
-        One line: `images`, and for each split `<split>/images` and what they cost.
+        One line: `images`, and for each split `<split>/images`.
     """
-    spent = [name for name in SPENT if name in batch]
-    line = {f"{split}/{name}": [0] for split in places for name in ("images", *spent)}
+    line = {f"{split}/images": [0] for split in places}
     for split, place in places.items():
         mine = batch["split"] == split
         if mine.any():
             _write_part({name: values[mine] for name, values in batch.items()}, place, card)
-            line |= {f"{split}/{name}": [int(batch[name][mine].sum())] for name in spent}
             line[f"{split}/images"] = [int(mine.sum())]
     return {"images": [len(batch["split"])], **line}
+
+
+def write_answers(answers: ChatAnswers, *, split: str, places: dict[str, Place], card: Card) -> dict[str, Any]:
+    """Write what came of a block of images that a chat model was asked about: costs, rejects, a part a split.
+
+    Args:
+        split: whose account the block is charged to; images of either split cost the same.
+
+    Returns:
+        One line: that of `write_annotations`, `<split>/refused`, and `<split>/requests` and tokens.
+    """
+    record(places[split].folder, places[split].run, answers.usage)
+    line: dict[str, Any] = {}
+    for name, place in places.items():
+        mine = answers.refused["split"] == name
+        ids, contents, reasons = (answers.refused[key][mine].tolist() for key in ("image_id", "content", "reason"))
+        if ids:
+            record_rejects(place.rejects, list(zip(ids, contents, reasons, strict=True)), place.run)
+        line[f"{name}/refused"] = [len(ids)]
+        costs = vars(answers.usage if name == split else Usage())
+        line |= {f"{name}/{figure}": [amount] for figure, amount in costs.items()}
+    return {**line, **write_annotations(answers.answered, places=places, card=card)}
 
 
 def _write_part(batch: dict[str, NDArray[Any]], place: Place, card: Card) -> None:
@@ -53,16 +75,7 @@ def _write_part(batch: dict[str, NDArray[Any]], place: Place, card: Card) -> Non
     if "answers" in batch:
         answers = [list(texts) for texts in batch["answers"]]
         table = table.append_column("answers", pa.array(answers, pa.list_(pa.string())))
-    for name in SPENT:
-        if name in batch:
-            table = table.append_column(name, pa.array(batch[name]))
     write_table(place.folder, Part(place.run, images_hash(ids, contents), card.text).name, table)
-
-
-def spent_on(part: Part, folder: Folder) -> dict[str, int]:
-    """What the answers in a part cost, whichever run asked for them."""
-    table = read_table(folder, part.name, list(SPENT))
-    return {name: sum(table[name].to_pylist()) for name in table.column_names}
 
 
 def settle_rows(pool: NDArray[np.int64], folder: Folder, *others: Folder) -> tuple[int, str]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import ray
 
-from coreg_ray.annotation import writer
+from coreg_ray.annotation import ledger, writer
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.manual import check_manual
 from coreg_ray.annotation.parts import drop_outdated, parts
@@ -121,9 +121,7 @@ def _account(annotator: AnnotatorConfig, card: Card, pool: Pool, counted: Counte
         return _Account(counted["images"])
     if missing:
         log.warning("%d images have no answer from %s yet; the same command goes on", missing, card.model)
-    ever: Counter[str] = Counter()
-    for spent in each(writer.spent_on, parts(folder), folder):
-        ever.update(spent)
+    ever = Counter(vars(ask(task(ledger.spent).remote(folder))))
     return _Account(
         counted["images"],
         missing,
@@ -147,7 +145,7 @@ def _summary(pool: Pool, accounts: list[_Account], seconds: float) -> SplitAnnot
     rejected = sum(each(writer.count_rows, parts(pool.rejects), pool.rejects))
     images, paid = pool.listing.images, [account.spent for account in accounts if account.spent is not None]
     if rejected:
-        log.warning("%d of %d images cannot be decoded; rejects/%s says why", rejected, images, pool.split)
+        log.warning("%d of %d images were rejected; rejects/%s says why", rejected, images, pool.split)
     return SplitAnnotation(
         images=images,
         encoded_images=sum(account.images for account in accounts),

@@ -1,4 +1,8 @@
-"""The pipeline that lets one annotator see what it has not seen: decode, answer in a pool of actors, write."""
+"""The pipeline that lets one annotator see what it has not seen: decode, answer in a pool of actors, write.
+
+What a chat model answers has been paid for: its one actor writes a block before it asks about the next, and what it has
+to tell a person travels in the line of figures of the block.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import ray
 import ray.data
@@ -20,7 +24,7 @@ from coreg_ray.cluster import metrics
 from coreg_ray.cluster.decode import decode, size, unknown
 from coreg_ray.cluster.pools import Pool
 from coreg_ray.cluster.rows import row_settings
-from coreg_ray.cluster.tasks import ask, each, task, through, told, watch
+from coreg_ray.cluster.tasks import ERROR, NOTE, ask, each, task, through, told, watch
 from coreg_ray.config import AnnotatorConfig
 from coreg_ray.images.decode import Fit
 from coreg_ray.run.folder import Split
@@ -29,7 +33,7 @@ from coreg_ray.run.storage import Folder
 log = logging.getLogger(__name__)
 
 _EMBED_BATCH = 256  # images a CLIP annotator gets at a time; it may cut them smaller
-_CHAT_BATCH = 32  # images between two writes of answers that cost money
+CHAT_BATCH = 32  # images between two writes of answers that cost money
 _PART_IMAGES = 512  # images in a part, the unit that a crash loses
 
 
@@ -43,17 +47,20 @@ def run_annotator(
 
     Returns:
         `images` answered for, and for chat annotators `requests`, `input_tokens` and `output_tokens`.
+
+    Raises:
+        UserError: a chat server refuses the key, the model or the address; what it answered before is written.
     """
     settings = {pool.split: _settings(pool, pool.table / card.folder, card, side) for pool in pools}
     if all(_nothing_new(pool, **settings[pool.split]) for pool in pools):
         return {pool.split: Counter() for pool in pools}
     chat, prepared, places = annotator.kind == "chat", [], {}
     # Besides cutting parts this keeps Ray Data from fusing decoding into the annotators' processes.
-    part = max(_CHAT_BATCH, 2 * annotator.concurrency) if chat else _PART_IMAGES
+    part = max(CHAT_BATCH, 2 * annotator.concurrency) if chat else _PART_IMAGES
     for pool in pools:
         folder = pool.table / card.folder
         run = next_run(folder, pool.rejects, *([pool.rows] if side else []))
-        places[pool.split] = writer.Place(folder, run)
+        places[pool.split] = writer.Place(folder, run, pool.rejects)
         blocks = through(
             pool.listing.dataset(),
             decode,
@@ -69,18 +76,33 @@ def run_annotator(
             batch_format="pyarrow",
         )
         prepared.append(blocks.repartition(target_num_rows_per_block=part))
-    answered = through(
-        prepared[0].union(*prepared[1:]) if len(prepared) > 1 else prepared[0],
-        _Annotator,
-        settings={"config": annotator, "folder": pools[0].table / card.folder},
-        batch_size=part if chat else max(_EMBED_BATCH, annotator.batch_size or 0),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=1 if chat else annotator.min_actors, max_size=1 if chat else annotator.max_actors
-        ),
-        num_cpus=1 if chat else annotator.num_cpus,
-        num_gpus=annotator.num_gpus or None,
-    )
-    written = through(answered, writer.write_annotations, settings={"places": places, "card": card}, batch_size=None)
+    together = prepared[0].union(*prepared[1:]) if len(prepared) > 1 else prepared[0]
+    if chat:
+        written = through(
+            together,
+            ChatActor,
+            settings={
+                "config": annotator,
+                "card": card,
+                "places": places,
+                "accounts": [pools[0].run.own("annotations", split) / card.folder for split in get_args(Split)],
+            },
+            batch_size=part,
+            compute=ray.data.ActorPoolStrategy(size=1),
+            num_cpus=1,
+        )
+    else:
+        answered = through(
+            together,
+            _Annotator,
+            settings={"config": annotator, "folder": pools[0].table / card.folder},
+            batch_size=max(_EMBED_BATCH, annotator.batch_size or 0),
+            compute=ray.data.ActorPoolStrategy(min_size=annotator.min_actors, max_size=annotator.max_actors),
+            num_cpus=annotator.num_cpus,
+            num_gpus=annotator.num_gpus or None,
+        )
+        destinations = {"places": places, "card": card}
+        written = through(answered, writer.write_annotations, settings=destinations, batch_size=None)
     images = sum(pool.listing.images for pool in pools)
     total = watch(written, images, f"annotating the {' and '.join(places)} images ({card.model})")
     return {pool.split: _of_split(total, pool.split) for pool in pools}
@@ -132,6 +154,27 @@ class _Annotator:
         answered = self._annotator(batch)
         metrics.count(metrics.SECONDS, self._name, time.monotonic() - started)
         metrics.count(metrics.ANNOTATED, self._name, len(answered["votes"]))
-        if "requests" in answered:
-            metrics.count(metrics.REQUESTS, self._name, int(answered["requests"].sum()))
         return answered
+
+
+class ChatActor:
+    """The one that asks a chat model and writes what it answers; Ray-free but for Ray's metrics."""
+
+    def __init__(
+        self, config: AnnotatorConfig, card: Card, places: dict[str, writer.Place], accounts: list[Folder]
+    ) -> None:
+        self._annotator = factory.build_chat(config, card, accounts)
+        self._card, self._places = card, places
+
+    def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
+        """Ask about a block, write what came of it, and answer with its line of figures."""
+        started = time.monotonic()
+        answers = self._annotator(batch)
+        charged = str(batch["split"][0])
+        line = writer.write_answers(answers, split=charged, places=self._places, card=self._card)
+        metrics.count(metrics.SECONDS, self._card.folder, time.monotonic() - started)
+        metrics.count(metrics.ANNOTATED, self._card.folder, len(answers.answered["votes"]))
+        metrics.count(metrics.REQUESTS, self._card.folder, answers.usage.requests)
+        for split in self._places:
+            metrics.count(metrics.REJECTED, split, line[f"{split}/refused"][0])
+        return {**line, NOTE: ["\n".join(answers.notes)], ERROR: [answers.error]}

@@ -21,6 +21,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     refuse_silent()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers nothing, unless somebody wants it to
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for this poll
     for chatty in ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication"):
         logging.getLogger(chatty).setLevel(logging.ERROR)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +15,7 @@ import ray
 from coreg_ray.annotation import factory, preparation, writer
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.parts import Part, next_run
+from coreg_ray.cluster.annotator_pool import CHAT_BATCH
 from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.pools import announce, find_card, open_pool
 from coreg_ray.cluster.tasks import ask, task
@@ -21,8 +24,9 @@ from coreg_ray.errors import UserError
 from coreg_ray.ids import images_hash, row_numbers
 from coreg_ray.images.base import Source
 from coreg_ray.images.decode import Fit
-from coreg_ray.run.folder import RunFolder
-from coreg_ray.run.storage import Folder
+from coreg_ray.run.folder import RunFolder, Split
+
+log = logging.getLogger(__name__)
 
 SAMPLE = 200  # images
 _BLOCKS = 8  # of the listing, that they come from: reading a few rows of every Parquet file would take for ever
@@ -68,12 +72,17 @@ class _Measured:
     annotate_s: float
     bytes: float
     requests: float
+    notes: tuple[str, ...] = ()
 
 
 def estimate(config: Config, run: RunFolder) -> Estimate:
     """Annotate a sample of the pool and say what the rest will take.
 
-    The sample becomes part of the annotation table, so nothing that it cost is lost.
+    The sample becomes part of the annotation table, so nothing that it cost is lost; what it took of a chat model's
+    budget stands in the account.
+
+    Raises:
+        UserError: the source or the annotator is not what it should be; what was answered until then is written.
     """
     annotator = config.annotator
     announce(annotator)
@@ -81,9 +90,10 @@ def estimate(config: Config, run: RunFolder) -> Estimate:
     listing = Listing(source, None)
     card = find_card(annotator, config, words, run, "pool")
     measure = task(_measure).options(num_cpus=annotator.num_cpus, num_gpus=annotator.num_gpus)
-    folder = run.own("annotations", "pool") / card.folder
     of_each = -(-SAMPLE // min(_BLOCKS, len(listing.blocks)))
-    measured: _Measured = ask(measure.remote(annotator, card, source, of_each, folder))
+    measured: _Measured = ask(measure.remote(annotator, card, source, of_each, run))
+    for note in measured.notes:
+        log.warning("%s", note)
     images = listing.images
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1) - annotator.max_actors * annotator.num_cpus)
     actors = 1 if annotator.kind == "chat" else annotator.max_actors
@@ -100,7 +110,7 @@ def estimate(config: Config, run: RunFolder) -> Estimate:
     )
 
 
-def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, folder: Folder) -> _Measured:
+def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, run: RunFolder) -> _Measured:
     """Annotate the sample and time what it takes an image."""
     blocks = _sample(source, of_each)
     started = time.perf_counter()
@@ -112,21 +122,48 @@ def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, 
         raise UserError(f"none of the {count} images of the sample can be decoded; look at what the source holds")
     decode_s = time.perf_counter() - started
     batch = {name: np.concatenate([part[name] for part in batches]) for name in batches[0]}
-    text = writer.read_text(folder, card) if card.dim else None
+    folder, count = run.own("annotations", "pool") / card.folder, len(batch["image_id"])
+    place = writer.Place(folder, next_run(folder, run.rejects("pool")), run.rejects("pool"))
+    batch["split"] = np.full(count, "pool", dtype=object)
+    if config.kind == "chat":
+        return _measure_chat(config, card, batch, place, run, decode_s / count)
+    text = writer.read_text(folder, card)
     annotator = factory.build(config, card, text, max(1, len(os.sched_getaffinity(0)) // config.max_actors))
-    if card.dim:
-        annotator({name: values[:32] for name, values in batch.items()})  # the first call is slower than all others
+    annotator({name: values[:32] for name, values in batch.items()})  # the first call is slower than all others
     started = time.perf_counter()
     answered = annotator(dict(batch))
     annotate_s = time.perf_counter() - started
-    number = next_run(folder)
-    answered["split"] = np.full(len(answered["image_id"]), "pool", dtype=object)
-    writer.write_annotations(answered, places={"pool": writer.Place(folder, number)}, card=card)
+    writer.write_annotations(answered, places={"pool": place}, card=card)
+    return _Measured(count, decode_s / count, annotate_s / count, _size(answered, place, card) / count, 0.0)
+
+
+def _measure_chat(
+    config: AnnotatorConfig, card: Card, batch: dict[str, Any], place: writer.Place, run: RunFolder, decode_s: float
+) -> _Measured:
+    """Ask a chat model about the sample, a block at a time, each written before the next."""
+    folders = [run.own("annotations", split) / card.folder for split in get_args(Split)]
+    annotator = factory.build_chat(config, card, folders)
+    started, spent = time.perf_counter(), 0
+    notes: list[str] = []
+    answered = size = 0
+    count, at_once = len(batch["image_id"]), max(CHAT_BATCH, config.concurrency)
+    for first in range(0, count, at_once):
+        answers = annotator({name: values[first : first + at_once] for name, values in batch.items()})
+        writer.write_answers(answers, split="pool", places={"pool": place}, card=card)
+        if answers.error:
+            raise UserError(answers.error)
+        spent += answers.usage.requests
+        answered += len(answers.answered["image_id"])
+        size += _size(answers.answered, place, card)
+        notes += answers.notes
+    seconds = (time.perf_counter() - started) / count
+    return _Measured(count, decode_s, seconds, size / max(1, answered), spent / count, tuple(dict.fromkeys(notes)))
+
+
+def _size(answered: dict[str, Any], place: writer.Place, card: Card) -> int:
+    """Bytes of the part that these answers are in."""
     ids, contents = answered["image_id"].tolist(), answered["content"].tolist()
-    size = folder.size(Part(number, images_hash(ids, contents), card.text).name) if ids else 0
-    count = len(batch["image_id"])
-    requests = float(answered["requests"].sum()) if "requests" in answered else 0.0
-    return _Measured(count, decode_s / count, annotate_s / count, size / max(1, len(ids)), requests / count)
+    return place.folder.size(Part(place.run, images_hash(ids, contents), card.text).name) if ids else 0
 
 
 def _sample(source: Source, of_each: int) -> list[pa.Table]:

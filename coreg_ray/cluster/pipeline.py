@@ -174,7 +174,7 @@ def _refuse_unanswered(annotated: AnnotateResult, voted_on: int, run: RunFolder)
     if missing:
         raise UserError(
             f"{missing} of {pool.images} images have no answer yet, because annotator.max_requests is spent or "
-            "the server fails; give the same command again to go on"
+            "the server fails; the same command again goes on, with a higher max_requests where that is the reason"
         )
     if not voted_on:
         raise UserError(f"none of the {pool.images} images can be decoded; rejects/pool says why")

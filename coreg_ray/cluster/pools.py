@@ -68,7 +68,7 @@ def open_pool(config: Config, split: Split) -> tuple[Vocabulary, Source]:
 def announce(annotator: AnnotatorConfig) -> None:
     """Name the host that images will be sent to, if any. Raises UserError where that is not allowed."""
     if annotator.kind == "chat":
-        from coreg_ray.annotation.chat import check_upload
+        from coreg_ray.annotation.chat_client import check_upload
 
         log.warning("images are sent to %s", check_upload(annotator))
 

@@ -26,6 +26,7 @@ T = TypeVar("T")
 _LINE_EVERY_S = 10.0
 _ENDS_WITHIN_S = 10.0  # Ray Data's thread of a failed pipeline
 _ITEMS_A_TASK = 8  # parts of 512 images
+NOTE, ERROR = "note", "error"  # figures of a line that are words for a person: to be said, and to end with
 _RAYS_ADVICE = "\nFailed to apply UDF"  # how Ray Data goes on after the message of an error in a function of ours
 
 
@@ -113,8 +114,10 @@ def through(dataset: ray.data.Dataset, function: Any, *, settings: dict[str, Any
 def watch(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
     """Run a pipeline to its end, saying now and then how far it is; returns the sums of the figures that it yields.
 
+    Words that a line brings along reach the terminal, each once: what actors log does not.
+
     Raises:
-        UserError: one was raised in the pipeline. Its actors have been let go by then.
+        UserError: one was raised in the pipeline, or a line holds an ERROR. Its actors have been let go by then.
     """
     try:
         return _sums(ray.data.Dataset.copy(written), images, doing)
@@ -140,7 +143,11 @@ def _join_executors() -> None:
 def _sums(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
     started = last_logged = time.monotonic()
     total: Counter[str] = Counter()
+    notes: set[str] = set()
     for line in written.iter_rows():
+        _say(str(line.pop(NOTE, "")), notes)
+        if error := line.pop(ERROR, ""):
+            raise UserError(error)
         total.update(line)
         now = time.monotonic()
         if now - last_logged >= _LINE_EVERY_S and total["images"]:
@@ -148,3 +155,11 @@ def _sums(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
             left = (images - total["images"]) / rate
             log.info("%s: %d of %d, %.0f a second, %.0f s left", doing, total["images"], images, rate, left)
     return total
+
+
+def _say(note: str, before: set[str]) -> None:
+    """Log the lines of a note that were not logged before."""
+    for text in note.splitlines():
+        if text not in before:
+            before.add(text)
+            log.warning("%s", text)

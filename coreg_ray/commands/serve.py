@@ -1,7 +1,9 @@
 """Answer images over HTTP with a trained model (needs the extra `serve`).
 
 coreg-ray serve --model runs/digits/model
-curl --data-binary @image.png http://127.0.0.1:8000/
+curl --data-binary @image.png http://127.0.0.1:8000/       or -F image=@image.png, or JSON {"image": base64}
+
+On a shared cluster (RAY_ADDRESS) the application ends with this command.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class ServeCommand(Command):
     replicas: int = Field(1, ge=1, description="copies of the model at work")
     num_gpus: float = Field(0, ge=0, description="GPUs per copy, fractions allowed; 0 runs on CPUs")
     max_bytes: int = Field(20_000_000, ge=1, description="largest request body in bytes")
+    pause_s: float = Field(10, gt=0, description="seconds that a client may send nothing of its body; six times in all")
 
 
 def main(arguments: list[str]) -> None:
@@ -33,15 +36,10 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
 
     refuse_silent()
-    from coreg_ray.cluster.serve import application, refuse_taken, serve
+    from coreg_ray.cluster.serve import application, serving
 
-    app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus)
-    refuse_taken(config.host, config.port)
-    from coreg_ray.cluster.connect import connect
-
-    connect()
-    serve.start(http_options={"host": config.host, "port": config.port})
-    serve.run(app, name="coreg-ray")
-    show(f"answering at http://{config.host}:{config.port}/; Ctrl-C stops")
-    while True:
-        time.sleep(3600)
+    app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus, config.pause_s)
+    with serving(app, config.host, config.port) as addresses:
+        show(f"answering at {', '.join(addresses)}; Ctrl-C stops")
+        while True:
+            time.sleep(3600)

@@ -3,6 +3,8 @@
 coreg-ray tune                                       six short trials over the embedded digits, a few minutes
 coreg-ray tune --config run.yaml --space space.yaml --num_samples 32 --scheduler asha --output runs/search
 coreg-ray tune ... --resume                          go on after an interruption, with the same arguments
+
+--resume unpickles what Ray Tune left in the output, which runs whatever was put there: use it on folders of your own.
 """
 
 from __future__ import annotations

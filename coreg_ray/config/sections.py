@@ -116,12 +116,14 @@ class AnnotatorConfig(Section):
     )
     allow_upload: bool = running(False, description="chat: images may be sent to the endpoint")
     questions: FileOrList = Field(None, description="chat: templates with {} for the classes: file or list")
-    key_variable: str = running("OPENAI_API_KEY", description="chat: environment variable that holds the key")
+    key_variable: str | None = running(
+        None, description="chat: environment variable with the key; empty: OPENAI_API_KEY, for api.openai.com alone"
+    )
     concurrency: int = running(8, ge=1, description="chat: requests under way at once")
     timeout_s: float = running(60, gt=0, description="chat: seconds to wait for an answer")
     retries: int = running(5, ge=0, description="chat: further attempts after 429, 5xx, time-outs and broken answers")
     max_requests: int | None = running(
-        None, ge=1, description="chat: requests after which a call stops, to go on later"
+        None, ge=1, description="chat: most requests in all, earlier runs and estimates included"
     )
     image_side: int = Field(336, ge=32, le=2048, description="chat: side of the images sent, in pixels")
     price_input: float = running(0, ge=0, description="chat: price of a million input tokens, for the report")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from coreg_ray.run.cells import neutral, restored
 from coreg_ray.run.folder import REVIEW, REVIEW_BESIDE
 from coreg_ray.run.storage import Folder
 
@@ -74,7 +75,7 @@ def review_csv(
         for network in range(3):
             cells += [class_names[int(best[network, row])], f"{float(confidence[network, row]):.4f}"]
         choice = class_names[int(annotated[row])] if annotated[row] >= 0 else ""
-        writer.writerow([ids[row], "", *cells, choice])
+        writer.writerow([neutral(cell) for cell in (ids[row], "", *cells, choice)])
     return text.getvalue()
 
 
@@ -121,8 +122,8 @@ def with_labels_kept(there: bytes, fresh: str) -> bytes | None:
     rows = [dict(zip(columns, line, strict=False)) for line in lines[1:]]  # a row may end early
     if not any(row.get("label", "").strip() for row in rows):
         return fresh.encode()
-    named, ending = {row.get("image_id") for row in rows}, "\r\n" if b"\r\n" in there else "\n"
-    new = [row for row in csv.DictReader(io.StringIO(fresh)) if row["image_id"] not in named]
+    named, ending = {restored(row.get("image_id", "")) for row in rows}, "\r\n" if b"\r\n" in there else "\n"
+    new = [row for row in csv.DictReader(io.StringIO(fresh)) if restored(row["image_id"]) not in named]
     added = io.StringIO()
     if new and not there.endswith((b"\n", b"\r")):
         added.write(ending)

@@ -6,7 +6,13 @@ import re
 from typing import Any
 
 _OPTIONS = re.compile(r"\?\w+=.*$", re.DOTALL)
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+# Users and passwords, also with a slash in them, as keys of object stores have; a port before a path is none.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^/@\s]+|[^/@\s:]+:(?!\d+/)[^@\s?]+)@")
+_URI = re.compile(r"\w://\S+")
+_SECRET = re.compile(
+    r"(?P<name>[?&;][\w.-]*(?:key|secret|token|passw|credential|signature|\bsig\b)[\w.-]*=)[^&;\s'\"<>)\]}]+",
+    re.IGNORECASE,
+)
 
 
 def split_options(uri: str) -> tuple[str, str]:
@@ -28,9 +34,11 @@ def shortened(uri: str, tail: str) -> str:
 
 
 def without_credentials(content: Any) -> Any:
-    """Texts, or lists and dictionaries of them, without the user and password of any URI."""
+    """Texts, or lists and dictionaries of them, without the user, password and keys in any URI."""
     if isinstance(content, dict):
         return {name: without_credentials(value) for name, value in content.items()}
     if isinstance(content, list):
         return [without_credentials(value) for value in content]
-    return _CREDENTIALS.sub("", content) if isinstance(content, str) else content
+    if not isinstance(content, str):
+        return content
+    return _URI.sub(lambda uri: _SECRET.sub(r"\g<name>***", uri.group()), _CREDENTIALS.sub("", content))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -40,7 +42,9 @@ class Search(Section):
     grace_period: int | None = Field(None, ge=1, description="epochs before a trial may stop; empty: a fifth")
     reduction_factor: float = Field(3, gt=1, description="asha: one in so many trials goes on at each rung")
     perturbation_interval: int | None = Field(None, ge=1, description="pbt: epochs between changes; empty: a fifth")
-    resume: bool = Field(False, description="go on with the search that --output holds")
+    resume: bool = Field(
+        False, description="go on with the search that --output holds; unpickles what lies there, so only with your own"
+    )
     mlflow: str | None = Field(None, description="MLflow tracking URI that trials are logged to")
     wandb: str | None = Field(None, description="Weights & Biases project that trials are logged to")
 
@@ -104,8 +108,11 @@ def claim_search(search: Search, config: Config, space: Space, folder: SearchFol
     A search whose first trial has not begun may be changed and begun again: its annotations are kept by their content.
 
     Raises:
-        UserError: it cannot be read or written, holds something else, another search, or this one without `resume`.
+        UserError: it cannot be read or written, holds something else, another search, or this one without `resume`; or
+            with `resume` it is another user's.
     """
+    if search.resume:
+        refuse_foreign(folder)
     identity = search.identity(config, space)
 
     def refuse_other(text: str) -> None:
@@ -117,6 +124,31 @@ def claim_search(search: Search, config: Config, space: Space, folder: SearchFol
     content = json.dumps(identity, indent=1, sort_keys=True) + "\n"
     claim(folder, config.output, holds="search", record=RECORD, content=content, check=refuse_other)
     folder.write_config(config)
+
+
+def refuse_foreign(folder: SearchFolder) -> None:
+    """Look at whose Tune's record is: going on with a search unpickles it, which runs what its author put there.
+
+    Object stores know no owner; there whoever may write to the bucket is trusted.
+
+    Raises:
+        UserError: the output folder, or anything in Tune's own, belongs to another user.
+    """
+    if not folder.local:
+        return
+    me = os.geteuid()
+    tune = Path(folder.tune.path)
+    for path in (Path(folder.path), tune, *tune.rglob("*")):
+        try:
+            owner = path.lstat().st_uid
+        except FileNotFoundError:
+            continue
+        if owner != me:
+            raise UserError(
+                f"--resume would unpickle {path}, which belongs to the user {owner} and not to you ({me}), and so run "
+                "whatever that user put there; begin a search of your own in another --output, or have a trusted "
+                "folder's files given to you (chown)"
+            )
 
 
 def is_restorable(trials: Folder) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coreg_ray.metrics import ACCURACY, EPOCH, EPOCH_S, PHASE, TIME
+from coreg_ray.run.cells import neutral
 from coreg_ray.search.objective import settled
 from coreg_ray.search.space import Space
 
@@ -74,19 +75,18 @@ def as_csv(trials: Sequence[Trial], space: Space, objective: str) -> str:
     writer.writeheader()
     for trial in ranked(trials, objective):
         last = trial.history[-1] if trial.history else {}
-        writer.writerow(
-            {
-                **last,
-                **trial.values,
-                "trial": trial.name,
-                "status": trial.status,
-                "epochs": trial.epochs,
-                "objective": trial.score(objective) if objective in last else "",
-                "time/trial_s": round(trial.seconds, 3),
-                "run": f"trials/{trial.run}" if trial.run else "",
-                "error": trial.error,
-            }
-        )
+        row = {
+            **last,
+            **trial.values,
+            "trial": trial.name,
+            "status": trial.status,
+            "epochs": trial.epochs,
+            "objective": trial.score(objective) if objective in last else "",
+            "time/trial_s": round(trial.seconds, 3),
+            "run": f"trials/{trial.run}" if trial.run else "",
+            "error": trial.error,
+        }
+        writer.writerow({name: neutral(cell) for name, cell in row.items()})
     return text.getvalue()
 
 

@@ -303,7 +303,7 @@ def test_a_servers_refusal_comes_back_in_one_line_and_nobody_keeps_a_cpu(
     with chat_server(*["401"] * 100) as server:
         chat = {"kind": "chat", "model": "m", "endpoint": server.address, "allow_upload": True}
         # Held on to, as a notebook holds its last error.
-        with pytest.raises(UserError, match=r"^http://127.* refuses with status 401; [^\n]*$") as held:
+        with pytest.raises(UserError, match=r"^127\.0\.0\.1:\d+ answers with status 401: no\. [^\n]*$") as held:
             annotate(config(chat, images), "pool", RunFolder.at(tmp_path))
         assert not left_behind(free_before)
         assert held.value.__context__ is None

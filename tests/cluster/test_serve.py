@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -25,7 +27,7 @@ from coreg_ray.run.storage import Folder
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
-LIMIT = 50_000
+LIMIT, PAUSE_S = 50_000, 5.0
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +45,15 @@ def address(model: Folder, _ray_session: None) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(application(model, max_bytes=LIMIT), name="test")
+    serve.run(application(model, max_bytes=LIMIT, pause_s=PAUSE_S), name="test")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
 
-def ask(address: str, body: Any = None, method: str | None = None) -> tuple[int, dict[str, Any]]:
-    request = urllib.request.Request(address, data=body, method=method)
+def ask(
+    address: str, body: Any = None, method: str | None = None, kind: str | None = None
+) -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(address, data=body, method=method, headers={"Content-Type": kind} if kind else {})
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, json.load(answer)
@@ -102,6 +106,35 @@ def test_a_body_of_unknown_length_is_cut_off_at_the_limit(address: str) -> None:
     assert (status, str(LIMIT) in answer["error"]) == (413, True)
 
 
+def test_an_image_may_come_as_bytes_as_a_form_or_in_json(address: str) -> None:
+    pytest.importorskip("python_multipart")
+    image = png(images(1, seed=6)[0].numpy()[0])
+    form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n' + image + b"\r\n--x--\r\n"
+    coded = json.dumps({"image": base64.b64encode(image).decode()}).encode()
+    as_bytes = ask(address, image)
+    assert as_bytes[0] == 200
+    assert ask(address, form, kind="multipart/form-data; boundary=x") == as_bytes
+    assert ask(address, coded, kind="application/json") == as_bytes
+    assert ask(address, b"{}", kind="application/json")[0] == 400
+
+
+def test_clients_that_send_nothing_deny_service_to_nobody(address: str) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000\r\n\r\n".encode()
+    idle = [socket.create_connection((host, int(port))) for _ in range(200)]
+    try:
+        for client in idle:
+            client.sendall(head)
+        time.sleep(1)
+        image = png(images(1, seed=6)[0].numpy()[0])
+        assert [ask(address, image)[0] for _ in range(5)] == [200] * 5
+        idle[0].settimeout(30)
+        assert b" 408 " in idle[0].recv(100)  # after PAUSE_S
+    finally:
+        for client in idle:
+            client.close()
+
+
 def test_after_all_that_it_still_answers(address: str) -> None:
     assert ask(address, png(np.zeros((5, 90), np.uint8)))[0] == 200
 
@@ -120,3 +153,44 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_starts(model: Fold
 
     with pytest.raises(UserError, match=r"model\.json"):
         application(model / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("host", "node", "url"),
+    [
+        ("127.0.0.1", "10.0.0.1", "http://127.0.0.1:8000/"),
+        ("127.0.0.1", "10.0.0.2", "http://127.0.0.1:8000/ (on the node 10.0.0.2)"),
+        ("0.0.0.0", "10.0.0.2", "http://10.0.0.2:8000/"),
+        ("::", "fd00::2", "http://[fd00::2]:8000/"),
+        ("box.example.org", "10.0.0.1", "http://box.example.org:8000/"),
+    ],
+)
+def test_addresses_are_those_that_a_client_can_use(host: str, node: str, url: str) -> None:
+    from coreg_ray.cluster.serve import _address
+
+    assert _address(host, 8000, node, "10.0.0.1") == url
+
+
+@pytest.mark.cluster
+def test_a_shared_cluster_is_left_as_it_was(
+    model: Folder, address: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another application serves there: ours comes, says where it really listens, and goes with its command."""
+    from coreg_ray.cluster.serve import NAME, application, serve, serving
+
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    serve.delete("test")  # which holds the route
+    try:
+        with serving(application(model), "127.0.0.1", 1) as addresses:
+            assert addresses == [f"{address}/"]
+            assert "keeps listening" in caplog.text
+            assert ask(addresses[0], png(np.zeros((5, 9), np.uint8)))[0] == 200
+            with (
+                pytest.raises(UserError, match="runs on this cluster already"),
+                serving(application(model), "127.0.0.1", 1),
+            ):
+                pass
+            assert NAME in serve.status().applications
+        assert NAME not in serve.status().applications
+    finally:
+        serve.run(application(model, max_bytes=LIMIT, pause_s=PAUSE_S), name="test")

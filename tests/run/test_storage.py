@@ -59,6 +59,26 @@ def test_credentials_are_cut_out_of_every_uri_in_what_is_shown() -> None:
     assert (shown["seed"], shown["mail"]) == (1, "me@home")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://b/a?access_key=AK&secret_key=SK&scheme=http", "s3://b/a?access_key=***&secret_key=***&scheme=http"),
+        ("see 's3://b/a?Session_Token=T', please", "see 's3://b/a?Session_Token=***', please"),
+        (
+            "https://h/a?X-Amz-Credential=AK%2F1&X-Amz-Signature=0f&x=1",
+            "https://h/a?X-Amz-Credential=***&X-Amz-Signature=***&x=1",
+        ),
+        ("abfs://c@h/a?sig=abc", "abfs://h/a?sig=***"),
+        ("s3://KEY:a/b+c/d@bucket/x@y", "s3://bucket/x@y"),
+        ("http://host:8000/v1/x@y", "http://host:8000/v1/x@y"),
+        ("s3://b/a?region=eu&design=flat", "s3://b/a?region=eu&design=flat"),
+        ("no uri: secret_key=SK stays a text of its own", "no uri: secret_key=SK stays a text of its own"),
+    ],
+)
+def test_keys_are_cut_out_wherever_they_stand_in_a_uri(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+
+
 def test_both_kinds_are_told_apart(tmp_path: Path) -> None:
     assert Folder.at(tmp_path).local
     assert not Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "run").local

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.run.search_folder import SearchFolder
 from coreg_ray.run.storage import Folder
-from coreg_ray.search.definition import Search, claim_search, is_restorable
+from coreg_ray.search.definition import Search, claim_search, is_restorable, refuse_foreign
 from coreg_ray.search.figure import trials_svg
 from coreg_ray.search.objective import DEFAULT, WITHOUT_LABELS, check_objective, spearman, spearman_interval
 from coreg_ray.search.space import Dimension, Space
@@ -154,6 +156,32 @@ def test_trials_are_ranked_by_the_mean_of_their_last_three_epochs() -> None:
     assert lucky.score(DEFAULT) == pytest.approx(0.76)
     assert trial("lost", "finished", [0.9, math.nan]).score(DEFAULT) == -math.inf
     assert trial("none", "failed", []).score(DEFAULT) == -math.inf
+
+
+def test_a_search_of_another_user_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = SearchFolder.at(tmp_path)
+    output.tune.write("deep/trainable.pkl", b"")
+    refuse_foreign(output)
+    refuse_foreign(SearchFolder.at(tmp_path / "none"))
+    owners = {tmp_path / "tune/deep/trainable.pkl": os.geteuid() + 1}
+    as_it_is = Path.lstat
+
+    def lstat(path: Path) -> Any:
+        return SimpleNamespace(st_uid=owners.get(path, as_it_is(path).st_uid))
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+    with pytest.raises(UserError, match=r"would unpickle \S*trainable\.pkl, which belongs to the user \d+ and not"):
+        refuse_foreign(output)
+    with pytest.raises(UserError, match="would unpickle"):
+        claim_search(Search(resume=True), Config(), SPACE, output)
+    claim_search(Search(), Config(), SPACE, SearchFolder.at(tmp_path / "new"))
+
+
+def test_no_cell_of_the_table_is_a_formula() -> None:
+    broken = Trial("=x", "", "failed", {"method.learning_rate": -0.5, "seed": "-1"}, [], "=HYPERLINK(A1)")
+    row = next(csv.DictReader(io.StringIO(as_csv([broken], SPACE, DEFAULT))))
+    assert (row["trial"], row["error"]) == ("'=x", "'=HYPERLINK(A1)")
+    assert (row["method.learning_rate"], row["seed"]) == ("-0.5", "-1")
 
 
 def test_the_table_holds_values_scores_and_reasons() -> None:
