@@ -115,7 +115,7 @@ def _start(pid: int) -> tuple[int, float] | None:
 def _start_by_ps(pid: int) -> tuple[int, float] | None:
     command = ["ps", "-o", "lstart=", "-p", str(pid)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False, env={"LC_ALL": "C"})
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False, env={"LC_ALL": "C"})  # noqa: S603
         started = time.mktime(time.strptime(done.stdout.strip(), "%a %b %d %H:%M:%S %Y"))
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
