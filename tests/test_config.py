@@ -271,9 +271,9 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
     "seed": 7, "output": "elsewhere", "start_from": "old/run",
     "source": {
         "kind": "folder", "path": "pool", "name": "train", "subset": "en", "classes": ["cat", "dog"],
-        "prompts": ["a {}", "the {}"], "folder_labels": True,
-        "image_column": "pixels", "id_column": "key", "label_column": "class",
-        "manual_labels": "labels.csv", "background": ["a blank page"], "holdout": 0.2,
+        "prompts": ["a {}", "the {}"], "folder_labels": True, "image_column": "pixels",
+        "id_column": "key", "label_column": "class", "manual_labels": "labels.csv",
+        "background": ["a blank page"], "holdout": 0.2,
     },
     "test": {"kind": "parquet", "path": "test.parquet", "name": "validation", "subset": "de"},
     "annotator": {

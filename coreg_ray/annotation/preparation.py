@@ -57,7 +57,7 @@ def take_listing(source: Source, labels: Folder | None) -> Generator[pa.Table, N
         UserError: no image, an id that occurs twice, or a label outside the class list; labels that lie there stay.
     """
     numbers, known = [], []
-    listing, notes = source.listing(), ListingNotes()
+    listing, notes = iter(source.listing()), ListingNotes()
     while True:
         try:
             block = next(listing)

@@ -128,7 +128,8 @@ def test_a_class_list_that_holds_a_name_twice_in_two_forms_is_refused(twins: tup
     assert plain_name(twins[0]) == plain_name(twins[1])
     with pytest.raises(UserError, match=r"classes 0 and 2, .* same name but for Unicode form.*U\+.* and U\+"):
         vocabulary("folder", [twins[0], "x", twins[1]], ["a {}"])
-    assert len(vocabulary("folder", [list(twins), "x"], ["a {}"]).names) == 2  # two ways to write one class
+    one_class: Any = [list(twins), "x"]  # in two ways of writing it
+    assert len(vocabulary("folder", one_class, ["a {}"]).names) == 2
 
 
 def test_own_numbers_follow_names_where_they_are_known_and_positions_where_all_are_renamed() -> None:
