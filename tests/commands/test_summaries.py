@@ -15,7 +15,13 @@ FIGURES: dict[str, Any] = {
     "images": 40, "encoded_images": 40, "rejected_images": 0, "missing_images": 0, "rows": 40, "mean_candidates": 1.5,
     "singletons": 0.5, "vote_entropy": 1.0, "agreement": 0.9,
 }  # fmt: skip
-NOTHING: dict[str, Any] = {"rows": 0, "mean_candidates": None, "singletons": None, "vote_entropy": None, "agreement": None}
+NOTHING: dict[str, Any] = {
+    "rows": 0,
+    "mean_candidates": None,
+    "singletons": None,
+    "vote_entropy": None,
+    "agreement": None,
+}
 
 
 def told(run: str = "runs/x", **changes: Any) -> list[str]:
