@@ -65,6 +65,7 @@ def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
     """
     with locked(run, config.output):
         run.claim_for_annotation(config)
+        connect()
         refuse_unreachable(run)
         started = time.monotonic()
         prepared = _annotate(config, run, rows=False)

@@ -34,9 +34,9 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.pipeline import annotate_pool
     from coreg_ray.run.folder import RunFolder
 
-    connect()
     run = RunFolder.at(config.output)
     if config.estimate:
+        connect()
         show(estimate(config, run).in_words(config.annotator.max_actors))
     else:
         show(summary(annotate_pool(config, run), without_credentials(config.output)))

@@ -32,8 +32,11 @@ def terminable() -> Iterator[None]:
     _heeding = True
     try:
         yield
-    except SystemExit as end:
-        if end.code == signal.SIGTERM:  # Ray's own answer, while it starts
+    except BaseException as end:
+        # Ray's own answer while it starts, or what a library has made of ours.
+        if isinstance(end, SystemExit) and end.code == signal.SIGTERM:
+            raise Terminated from end
+        if _ending and not isinstance(end, Terminated):
             raise Terminated from end
         raise
     finally:

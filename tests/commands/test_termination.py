@@ -31,6 +31,10 @@ def main(arguments):
         show("working")
         try:
             time.sleep(60)
+        except KeyboardInterrupt as end:
+            if "library" in sys.argv:
+                raise RuntimeError("interrupted") from end
+            raise
         finally:
             if "twice" in sys.argv:
                 signal.raise_signal(signal.SIGTERM)
@@ -50,7 +54,7 @@ def terminated(*words: str) -> tuple[int, str]:
     return child.returncode, shown
 
 
-@pytest.mark.parametrize("words", [(), ("twice",), ("ray",), ("ray", "heeded", "twice")])
+@pytest.mark.parametrize("words", [(), ("twice",), ("ray",), ("ray", "heeded", "twice"), ("library",)])
 def test_a_command_says_how_to_go_on_and_leaves_nothing(tmp_path: Path, words: tuple[str, ...]) -> None:
     assert terminated(str(tmp_path), *words) == (143, "\nstopped; the same command continues this run\n")
     assert list(tmp_path.iterdir()) == []
