@@ -83,7 +83,7 @@ def test_reading_twice_gives_the_same_and_the_size_can_be_chosen():
 
 def test_what_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"'valid'.*train, test"):
-        digits("valid")  # type: ignore[arg-type]
+        digits("valid")
     with pytest.raises(ValueError, match=r"size=4 .*8 or more"):
         digits("train", size=4)
 
