@@ -150,7 +150,7 @@ def test_a_source_without_labels_cannot_be_scored(model: Folder, predicted: Path
 
 
 def test_labels_beyond_the_models_classes_are_refused(model: Folder, predicted: Path) -> None:
-    names = {name: number + 1 for number, name in enumerate(CLASSES)}  # as of a set with one class more
+    names = {name: number for number, name in enumerate(["nothing", *CLASSES])}  # as of a set with one class more
     with pytest.raises(UserError, match=f"knows {len(CLASSES)} classes"):
         evaluate(model, ImageFolder.at(str(predicted / "pictures"), names))
 

@@ -31,10 +31,11 @@ class Pickled(pa.ExtensionType):
     @classmethod
     def __arrow_ext_deserialize__(cls, storage_type: pa.DataType, serialized: bytes) -> Pickled:
         read_by_python.append(str(serialized))
-        return cls(storage_type, "ray.data.arrow_pickled_object")
+        return cls(storage_type, "ray.data.arrow_pickled_test")
 
 
-@pytest.fixture(params=["ray.data.arrow_pickled_object", "ray.data.arrow_tensor", "arrow.py_extension_type"])
+# Names beside those of Ray's own types, which it registers as soon as a process loads `ray.data`.
+@pytest.fixture(params=["ray.data.arrow_pickled_test", "ray.data.arrow_tensor_test", "arrow.py_extension_type"])
 def kind(request: Any) -> Iterator[Pickled]:
     kind = Pickled(pa.large_binary(), request.param)
     pa.register_extension_type(kind)
