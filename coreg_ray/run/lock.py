@@ -31,8 +31,8 @@ from coreg_ray.run.whole import sweep
 
 log = logging.getLogger(__name__)
 
-RENEWED_EVERY_S = 60.0
-GIVEN_UP_AFTER_S = 300.0
+RENEWED_EVERY_S = 20.0
+GIVEN_UP_AFTER_S = 100.0
 SETTLED_AFTER_S = 2.0  # of two that took a lock at the same time, the later one has it
 
 

@@ -122,7 +122,7 @@ def test_a_dead_process_of_this_machine_loses_it_at_once(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("as_text", [False, True])
 def test_another_machine_loses_it_after_five_minutes(folder: Folder, as_text: bool) -> None:
-    for age, message in ((240, "killed, the folder is free in"), (310, "")):
+    for age, message in ((80, "killed, the folder is free in"), (110, "")):
         renewed: Any = time.time() - age
         if as_text:
             renewed = datetime.fromtimestamp(renewed, timezone.utc).isoformat()
