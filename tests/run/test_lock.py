@@ -112,16 +112,14 @@ def test_a_living_process_of_this_machine_keeps_it_however_old(tmp_path: Path, o
     assert refusal(folder) == ""
 
 
-def test_a_dead_process_of_this_machine_loses_it_at_once(tmp_path: Path) -> None:
+def test_a_dead_process_of_this_machine_loses_it(tmp_path: Path) -> None:
     folder = Folder.at(tmp_path)
     folder.write_json(LOCK, DEAD)
-    began = time.monotonic()
     assert refusal(folder) == ""
-    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize("as_text", [False, True])
-def test_another_machine_loses_it_after_five_minutes(folder: Folder, as_text: bool) -> None:
+def test_another_machine_loses_it_after_a_while(folder: Folder, as_text: bool) -> None:
     for age, message in ((80, "killed, the folder is free in"), (110, "")):
         renewed: Any = time.time() - age
         if as_text:
