@@ -110,7 +110,7 @@ class LocalCluster:
         """`ray job stop NAME`; how the job has ended."""
         client = JobSubmissionClient(self.dashboard)
         client.stop_job(name)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not (status := client.get_job_status(name)).is_terminal():
             assert time.monotonic() < deadline, self.printed(name)
             time.sleep(0.2)
@@ -141,7 +141,7 @@ def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
                 include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=port, dashboard_agent_listen_port=0,
             )  # fmt: skip
             cluster = LocalCluster(f"http://127.0.0.1:{port}", folder, nodes, dict(os.environ))
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while not cluster.ready():
                 assert time.monotonic() < deadline
                 time.sleep(0.1)

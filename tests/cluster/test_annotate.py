@@ -29,7 +29,7 @@ from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.records import CandidateFigures
 from coreg_ray.run.storage import Folder
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_every_metric_is_exported_and_drawn_with_its_labels() -> None:
     metrics.show_epoch("birds", epoch)
     port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
     expected = {f"ray_{name}" for name in metrics.GAUGES} | {f"ray_{name}_total" for name in metrics.COUNTERS}
-    exported, deadline = "", time.monotonic() + 60
+    exported, deadline = "", time.monotonic() + 120
     while not expected <= names(exported):
         assert time.monotonic() < deadline, expected - names(exported)
         time.sleep(0.5)

@@ -61,7 +61,7 @@ def test_annotations_hold_one_vote_per_prompt_and_no_label(finished: tuple[Path,
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
     output, metrics = finished
     history = (output / "history.csv").read_text()
@@ -81,7 +81,7 @@ def second(finished: tuple[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 def test_training_from_an_annotation_made_before(
     finished: tuple[Path, dict[str, Any]], second: tuple[Path, dict[str, Any]], ray_cluster: None
 ) -> None:
@@ -95,7 +95,7 @@ def test_training_from_an_annotation_made_before(
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_annotations_that_a_run_has_borrowed_serve_a_third_one(
     finished: tuple[Path, dict[str, Any]], second: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
 ) -> None:

@@ -26,7 +26,7 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 LIMIT, PAUSE_S = 50_000, 5.0
 
 

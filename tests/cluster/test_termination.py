@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 JOBS = Path(__file__).parents[2] / "jobs"
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def test_sigterm_ends_a_run_in_words_and_the_same_command_goes_on(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_sigterm_ends_a_run_in_words_and_the_same_command_goes_on(tmp_path: Path
             time.sleep(0.1)
         assert (run / ".lock").exists()
         job.send_signal(signal.SIGTERM)
-        _, shown = job.communicate(timeout=60)
+        _, shown = job.communicate(timeout=180)
     assert job.returncode == 143
     assert "SIGTERM" not in shown
     assert "Traceback" not in shown
