@@ -146,9 +146,10 @@ def _renew(folder: Folder, token: str, ended: threading.Event) -> None:
             if _token(folder) != token:
                 holder = _Holder.of(folder)
                 log.error(
-                    "%s has been taken over by %s, since this process was not heard of for minutes; stop one of both",
+                    "%s has been taken over by %s, since this process was not heard of for %d s; stop one of both",
                     folder.path,
                     f"process {holder.process.pid} on {holder.process.host}" if holder else "another process",
+                    GIVEN_UP_AFTER_S,
                 )
                 return
             _write(folder, token)
