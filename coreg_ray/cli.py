@@ -28,6 +28,7 @@ def main() -> None:
     elif name == "--version":
         show(f"coreg-ray {__version__}")
     elif name in COMMANDS:
+        sys.argv = [f"{sys.argv[0]} {name}", *arguments]  # what a command's help calls its program
         call(name, arguments)
     else:
         sys.stderr.write(f"error: {name!r} is no command; use one of {', '.join(COMMANDS)}\n")

@@ -79,13 +79,15 @@ def test_an_unknown_command_names_the_valid_ones(word: str, called: Call, capsys
 def test_both_ways_to_a_command_show_its_own_help(
     name: str, called: Call, launched: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for way in (called, launched):
+    for way, program in ((called, f"coreg-ray {name}"), (launched, f"{name}.py")):
         with pytest.raises(SystemExit) as end:
             way(name, "--help")
         assert end.value.code == 0
         first, *_ = (command(name).__doc__ or "").splitlines()
         assert first
-        assert first in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert first in shown
+        assert shown.startswith(f"usage: {program} [")
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
