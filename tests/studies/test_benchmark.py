@@ -148,6 +148,7 @@ def test_figures_as_table_and_json(figures: Figures) -> None:
     assert "a note" in figures.table()
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_and_its_work(figures: Figures) -> None:
     problem = tiny()
     steps.measure_steps(figures, problem, tiny("bf16"), tiny(weak_views=2), 2)
@@ -169,6 +170,7 @@ def test_parts_of_a_step_and_its_work(figures: Figures) -> None:
     assert more == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_networks_are_those_of_the_problem(figures: Figures) -> None:
     problem = tiny()
     with torch.compiler.set_stance("force_eager"):  # all but the compilation, which takes minutes
@@ -187,6 +189,7 @@ def forward_flops(problem: Problem, network: Callable[[Tensor], object]) -> floa
     return counter.get_total_flops() / 8
 
 
+@pytest.mark.slow
 def test_views_assessment_mixture_and_row_counts(figures: Figures) -> None:
     views.measure_views(figures, CPU, 1, 16)
     epochs.measure_assessment(figures, tiny(), tiny("bf16"), 1)
@@ -200,6 +203,7 @@ def test_views_assessment_mixture_and_row_counts(figures: Figures) -> None:
     assert all(content[name] > 0 for name in names)
 
 
+@pytest.mark.slow
 def test_whole_epochs_label_the_clean_rows(figures: Figures) -> None:
     epochs.measure_epoch(figures, CPU, count=96, width=4, batch_size=16, precision="float32")
     assert figures.measured["epoch/seconds"].value > figures.measured["epoch/assess_s"].value > 0
@@ -214,6 +218,7 @@ def test_one_process_and_two_train_epochs_in_turns(figures: Figures) -> None:
     assert 0 < content["exchange/share_of_epoch"] < 1
 
 
+@pytest.mark.slow
 def test_a_failing_worker_is_named() -> None:
     with workers.World(1, 1) as world, pytest.raises(RuntimeError, match="rank 0 of 1 failed"):
         world.run("epoch", 1)
