@@ -1,6 +1,6 @@
 """Slow, independent arithmetic of the label model, in plain Python, one row and one vote at a time.
 
-Written from the words at the head of the file, not from its code. Votes are lists of class numbers, -1 for none; beliefs are lists of floats.
+Written from the words, not from the code. Votes are lists of class numbers, -1 for none; beliefs are lists of floats.
 """
 
 from __future__ import annotations
