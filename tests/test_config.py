@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from coreg_ray.commands.base import Command, load
-from coreg_ray.config import AnnotatorConfig, Config, StudentConfig
+from coreg_ray.config import AnnotatorConfig, Config, SourceConfig, StudentConfig
 from coreg_ray.config.older import ADDED, completed
 from coreg_ray.config.paths import path_settings, with_absolute_paths
 from coreg_ray.config.sections import decides
@@ -215,6 +215,8 @@ UNDECISIVE = {
     "annotator.max_requests": 10,
     "annotator.price_input": 1,
     "annotator.price_output": 1,
+    "annotator.retry_rejects": True,
+    "source.unreadable": "reject",
 }
 
 
@@ -273,14 +275,14 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
         "kind": "folder", "path": "pool", "name": "train", "subset": "en", "classes": ["cat", "dog"],
         "prompts": ["a {}", "the {}"], "folder_labels": True, "image_column": "pixels",
         "id_column": "key", "label_column": "class", "manual_labels": "labels.csv",
-        "background": ["a blank page"], "holdout": 0.2,
+        "background": ["a blank page"], "holdout": 0.2, "unreadable": "reject",
     },
     "test": {"kind": "parquet", "path": "test.parquet", "name": "validation", "subset": "de"},
     "annotator": {
         "kind": "chat", "model": "eye", "pretrained": "tag", "batch_size": 3, "precision": "bf16", "min_actors": 2,
         "max_actors": 3, "num_gpus": 0.5, "num_cpus": 2, "endpoint": "http://localhost:8000/v1", "allow_upload": True,
         "questions": ["Is it {}?"], "key_variable": "KEY", "concurrency": 2, "timeout_s": 5, "retries": 1,
-        "max_requests": 9, "image_side": 224, "price_input": 1, "price_output": 2,
+        "max_requests": 9, "retry_rejects": True, "image_side": 224, "price_input": 1, "price_output": 2,
     },
     "further_annotators": [{"model": "embedded", "batch_size": 4}],
     "candidates": {
@@ -330,11 +332,13 @@ def test_settings_are_marked_with_what_they_decide() -> None:
     assert marked("nothing", StudentConfig) == {"compile"}
     assert marked("nothing", AnnotatorConfig) == {
         *("batch_size", "precision", "min_actors", "max_actors", "num_gpus", "num_cpus", "endpoint", "allow_upload"),
-        *("key_variable", "concurrency", "timeout_s", "retries", "max_requests", "price_input", "price_output"),
+        *("key_variable", "concurrency", "timeout_s", "retries", "max_requests", "retry_rejects"),
+        *("price_input", "price_output"),
     }
+    assert marked("nothing", SourceConfig) == {"unreadable"}
     assert (marked("start", Config), marked("start", StudentConfig)) == ({"start_from"}, {"pretrained"})
-    others = set(sections_of(Config)) - {Config, AnnotatorConfig, StudentConfig}
-    assert len(others) == 8
+    others = set(sections_of(Config)) - {Config, AnnotatorConfig, SourceConfig, StudentConfig}
+    assert len(others) == 7
     assert all(marked("result", section) == set(section.model_fields) for section in others)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,10 @@ from coreg_ray.annotation.clip import TextTable, probabilities
 from coreg_ray.annotation.labels import Labels
 from coreg_ray.annotation.parts import Part
 from coreg_ray.annotation.quality import Score
+from coreg_ray.annotation.rejects import NOT_FINITE, Rejected, record_rejects
+from coreg_ray.annotation.set_marks import mark_of_sets, mark_of_votes
 from coreg_ray.config import CandidatesConfig
-from coreg_ray.ids import row_number, row_numbers
+from coreg_ray.ids import keys, row_number, row_numbers
 from coreg_ray.pure import candidates as sets
 from coreg_ray.run.storage import Folder
 
@@ -57,6 +59,8 @@ class Making:
         manual: manual labels, which are trusted.
         output: folder of the candidate sets, None to count only.
         seed: of synthetic sets.
+        rejected: images whose answers do not count, because their files hold something else now.
+        rejects: where images are recorded whose stored answers are not finite, None: nowhere.
     """
 
     settings: CandidatesConfig
@@ -64,37 +68,61 @@ class Making:
     manual: Labels
     output: Folder | None
     seed: int
+    rejected: Rejected = field(default_factory=Rejected)
+    rejects: Folder | None = None
 
 
 def score_part(
     part: Part, folder: Folder, card: Card, text: TextTable | None, making: Making, prompts: Sequence[int] | None = None
 ) -> Score:
     """Turn one part of a single annotator's table into candidate sets; arguments as `read_evidence` takes them."""
-    return score(read_evidence(part, folder, card, text, prompts), making, part.images)
+    return score(read_evidence(part, folder, card, text, making, prompts), making, part.images)
 
 
 def read_evidence(
-    part: Part, folder: Folder, card: Card, text: TextTable | None, prompts: Sequence[int] | None = None
+    part: Part, folder: Folder, card: Card, text: TextTable | None, making: Making, prompts: Sequence[int] | None = None
 ) -> Evidence:
-    """What one annotator says in one part of its table.
+    """What one annotator says in one part of its table, and what it says that counts: `Making` has the exceptions.
 
     Args:
         card, text: of the prompts that count.
         prompts: their places among those that were asked; None where all count.
     """
-    columns = ["image_id", "votes", *(["embedding"] if card.dim else [])]
+    columns = ["image_id", "content", "votes", *(["embedding"] if card.dim else [])]
     table = read_table(folder, part.name, columns)
+    if len(making.rejected.rows):
+        table = _counting(table, making.rejected)
+    if not len(table):
+        votes = torch.zeros(0, len(card.prompts), dtype=torch.int32)
+        return Evidence([], votes, torch.zeros(0, len(card.names)), torch.zeros(0), _no(0))
     ids, votes = table["image_id"].to_pylist(), torch.from_numpy(matrix(table["votes"], np.int32))
     votes = votes if prompts is None else votes[:, list(prompts)]
     if text is None:
         return Evidence(ids, votes, _shares(votes, len(card.names)), torch.full((len(ids),), torch.nan), _no(len(ids)))
     embedding = torch.from_numpy(matrix(table["embedding"], np.float16))
     mean = torch.cat([block.mean(dim=1) for block in probabilities(embedding, text)])
+    finite = mean.isfinite().all(dim=1)  # which it is not where an embedding is not, or the logits are not
+    if not finite.all():
+        _record_not_finite(table.filter(pa.array(~finite.numpy())), making.rejects, part.run)
+        ids = [image_id for image_id, keep in zip(ids, finite.tolist(), strict=True) if keep]
+        votes, embedding, mean = votes[finite], embedding[finite], mean[finite]
     closeness = (embedding.float() @ text.embeddings.mean(dim=0).T).amax(dim=1)
     background = _no(len(ids))
     if len(text.background):
         background = (embedding.float() @ text.background.T).amax(dim=1) > closeness
     return Evidence(ids, votes, mean, closeness, background)
+
+
+def _counting(table: pa.Table, rejected: Rejected) -> pa.Table:
+    """The answers that are about what their files still hold."""
+    ids, contents = table["image_id"].to_pylist(), table["content"].to_pylist()
+    return table.filter(pa.array(~rejected.sets_aside(row_numbers(ids), keys(ids, contents))))
+
+
+def _record_not_finite(table: pa.Table, rejects: Folder | None, run: int) -> None:
+    if rejects is not None:
+        known = zip(table["image_id"].to_pylist(), table["content"].to_pylist(), strict=True)
+        record_rejects(rejects, [(*entry, NOT_FINITE) for entry in known], run)
 
 
 def choose_prompts(card: Card, text: TextTable, prompts: Sequence[int]) -> tuple[Card, TextTable]:
@@ -123,14 +151,19 @@ def _counts(votes: Tensor, num_classes: int) -> Tensor:
 def score(evidence: Evidence, making: Making, name: str) -> Score:
     """Make the candidate sets of some images, write them as `name` if there is an output, and count."""
     num_classes, rows = evidence.mean.shape[1], evidence.rows
+    if not len(rows):
+        return Score.none(evidence.votes.shape[1], num_classes)
     truth, trusted = making.labels.of(rows), making.manual.of(rows)
     member = _sets(evidence, making, truth)
     if (trusted >= 0).any():
         member = torch.where((trusted >= 0)[:, None], F.one_hot(trusted.clamp(min=0), num_classes).bool(), member)
     total = Score.of(evidence.votes, evidence.mean, member, evidence.similarity, evidence.background, truth)
+    indices, sizes = sets.to_ragged(member)
     if making.output is not None:
         _write(making.output, name, evidence, rows, member, trusted >= 0)
-    return total
+    voted = mark_of_votes(evidence.image_ids, evidence.votes.numpy())
+    chosen = mark_of_sets(rows, sizes.numpy(), indices.numpy(), (trusted >= 0).numpy())
+    return replace(total, voted=voted, chosen=chosen)
 
 
 def _sets(evidence: Evidence, making: Making, truth: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ are computed from the stored v, so new prompts need no image and repeat old vote
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from coreg_ray.errors import UserError
 from coreg_ray.images.decode import Fit
+from coreg_ray.pure.candidates import NO_VOTE
 
 if TYPE_CHECKING:
     from coreg_ray.annotation.vocabulary import Vocabulary
@@ -64,12 +66,23 @@ class TextTable:
         background: (G, D) float32, normalised: texts about images of no class.
         scale: the model's logit scale (100 for CLIP).
         bias: the model's logit bias (SigLIP), else 0; it is the same for all classes, so no vote depends on it.
+
+    Raises:
+        UserError: one of them is not finite, so that every image would be given to the first class.
     """
 
     embeddings: Tensor
     background: Tensor
     scale: float
     bias: float
+
+    def __post_init__(self) -> None:
+        numbers = torch.cat([self.embeddings.flatten(), self.background.flatten()])
+        if not (math.isfinite(self.scale) and math.isfinite(self.bias) and bool(numbers.isfinite().all())):
+            raise UserError(
+                "the annotator's embeddings of the prompts, or its scale, are not finite (NaN or infinite), so its "
+                "weights are damaged; give other ones with --annotator.pretrained"
+            )
 
     def to_bytes(self) -> bytes:
         """The embeddings as a safetensors file."""
@@ -249,9 +262,19 @@ def look_alike(text: TextTable, names: Sequence[str], limit: float = 0.98) -> li
 
 
 def votes(embedding: Tensor, text: TextTable) -> Tensor:
-    """The best class of each prompt: embedding (N, D) float16 -> (N, P) int32. Of equals the lower class wins."""
-    parts = [logits.argmax(dim=-1).to(torch.int32) for logits in _logits(embedding, text)]
+    """The best class of each prompt: embedding (N, D) float16 -> (N, P) int32. Of equals the lower class wins.
+
+    A prompt whose logits are not finite has no vote: -1.
+    """
+    parts = [_best(logits) for logits in _logits(embedding, text)]
     return torch.cat(parts) if parts else torch.zeros(0, len(text.embeddings), dtype=torch.int32)
+
+
+def _best(logits: Tensor) -> Tensor:
+    """(n, P, K) -> (n, P) int32. To argmax NaN is more than anything, so that the best tells of all."""
+    best = logits.argmax(dim=-1)
+    finite = logits.gather(-1, best[..., None])[..., 0].isfinite()
+    return torch.where(finite, best, NO_VOTE).to(torch.int32)
 
 
 def probabilities(embedding: Tensor, text: TextTable) -> Iterator[Tensor]:

@@ -20,8 +20,6 @@ from coreg_ray.annotation.arrow import lists, read_table, write_table
 from coreg_ray.ids import contains, keys, keys_hash, row_numbers
 from coreg_ray.run.storage import Folder
 
-REJECTS = pa.schema({"image_id": pa.string(), "content": pa.string(), "reason": pa.string()})
-
 
 @dataclass(frozen=True, order=True)
 class Part:
@@ -91,35 +89,93 @@ def known_keys(*folders: Folder) -> NDArray[np.uint64]:
     return np.unique(np.concatenate(known))
 
 
-def drop_outdated(pool: NDArray[np.int64], *folders: Folder) -> int:
-    """Keep one row for each image of the pool, the latest, over all folders together; returns how many images have one.
+@dataclass(frozen=True)
+class Entries:
+    """All rows of a table: which part each lies in, and which image it is about.
 
-    Rows of images that left the pool, or whose bytes changed and were annotated again, are taken out of their parts.
+    Attributes:
+        rows: (N,) row numbers. owner: (N,) numbers of the parts.
+    """
+
+    folder: Folder
+    parts: list[Part]
+    rows: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, folder: Folder) -> Entries:
+        """The rows that lie in a folder."""
+        listed = parts(folder)
+        rows = [_rows_of(folder, part) for part in listed]
+        owner = np.repeat(np.arange(len(listed)), [len(some) for some in rows])
+        return cls(folder, listed, np.concatenate([np.zeros(0, np.int64), *rows]), owner)
+
+    @property
+    def runs(self) -> NDArray[np.int64]:
+        """(N,) the run that each row was written in."""
+        return np.array([part.run for part in self.parts], dtype=np.int64)[self.owner]
+
+    def keys(self) -> NDArray[np.uint64]:
+        """(N,) keys (ids.keys) of all rows."""
+        return np.concatenate([np.zeros(0, np.uint64), *(keys_of(self.folder, part) for part in self.parts)])
+
+    def latest(self, pool: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(N,) which rows are the last about an image of the pool; pool (M,): sorted row numbers."""
+        order = np.lexsort((self.owner, self.runs, self.rows))
+        last = np.ones(len(self.rows), dtype=bool)
+        last[:-1] = self.rows[order][1:] != self.rows[order][:-1]
+        keep = np.zeros(len(self.rows), dtype=bool)
+        keep[order] = last
+        return keep & contains(pool, self.rows)
+
+    def keep(self, mask: NDArray[np.bool_]) -> None:
+        """Take the other rows (N,) out of their parts."""
+        for number in np.unique(self.owner[~mask]):
+            thin(self.folder, self.parts[number], mask[self.owner == number])
+
+    def run_of(self, rows: NDArray[np.int64], mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(M,) the last run in which one of the masked rows (N,) was about an image (M,), -1 where none is."""
+        mine, runs = self.rows[mask], self.runs[mask]
+        order = np.lexsort((runs, mine))
+        place = np.searchsorted(mine[order], rows, side="right") - 1
+        known = np.zeros(len(rows), dtype=bool)
+        known[place >= 0] = mine[order][place[place >= 0]] == rows[place >= 0]
+        last = np.full(len(rows), -1, np.int64)
+        last[known] = runs[order][place[known]]
+        return last
+
+
+def drop_outdated(pool: NDArray[np.int64], folder: Folder, rejects: Folder | None = None) -> int:
+    """Keep one answer for each image of the pool, the latest, and the rejects that no later answer has made good.
+
+    Rows of images that left the pool, or whose bytes changed and were annotated again, are taken out of their parts. A
+    reject takes no answer out, however late it comes: what was answered has been paid for, and its file may be mended.
 
     Args:
         pool: (N,) sorted row numbers of the images that the source holds now.
+
+    Returns:
+        How many images have an answer, a reject, or both.
     """
-    listed = [(folder, part) for folder in folders for part in parts(folder)]
-    ids = [_rows_of(folder, part) for folder, part in listed]
-    if not listed:
-        return 0
-    rows = np.concatenate(ids)
-    owner = np.repeat(np.arange(len(listed)), [len(part) for part in ids])
-    runs = np.array([part.run for _, part in listed])[owner]
-    order = np.lexsort((owner, runs, rows))
-    last = np.ones(len(rows), dtype=bool)
-    last[:-1] = rows[order][1:] != rows[order][:-1]
-    keep = np.zeros(len(rows), dtype=bool)
-    keep[order] = last
-    keep &= contains(pool, rows)
-    for number in np.unique(owner[~keep]):
-        folder, part = listed[number]
-        _thin(folder, part, keep[owner == number])
-    return int(keep.sum())
+    answers = Entries.of(folder)
+    kept = answers.latest(pool)
+    answers.keep(kept)
+    if rejects is None:
+        return int(kept.sum())
+    refused = Entries.of(rejects)
+    last = answers.run_of(refused.rows, kept)
+    standing, together = last < refused.runs, last == refused.runs
+    if together.any():  # another annotator has refused it as it is; else a task that was tried again did better
+        standing |= together & contains(known_keys(folder), refused.keys())
+    standing &= refused.latest(pool)
+    refused.keep(standing)
+    return len(np.union1d(answers.rows[kept], refused.rows[standing]))
 
 
-def _thin(folder: Folder, part: Part, keep: NDArray[np.bool_]) -> None:
+def thin(folder: Folder, part: Part, keep: NDArray[np.bool_]) -> None:
     """Rewrite one part with only the rows (N,) to keep."""
+    if keep.all():
+        return
     if keep.any():
         table = read_table(folder, part.name).filter(pa.array(keep))
         images = keys_hash(keys_of(folder, part)[keep])

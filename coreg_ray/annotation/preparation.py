@@ -12,12 +12,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from coreg_ray.annotation.arrow import write_table
-from coreg_ray.annotation.parts import REJECTS, Part
+from coreg_ray.annotation.parts import Part
+from coreg_ray.annotation.rejects import UNREAD, record_rejects
 from coreg_ray.errors import UserError
-from coreg_ray.ids import contains, content_hash, images_hash, keys, keys_hash, row_numbers
+from coreg_ray.ids import contains, content_hash, keys, keys_hash, row_numbers
 from coreg_ray.images.base import Content, Source
 from coreg_ray.images.decode import Fit, Undecodable, decode, from_array
 from coreg_ray.images.notes import ListingNotes
+from coreg_ray.images.reading import Unreadable
 from coreg_ray.run.storage import Folder
 
 ROWS_AT_ONCE = 256  # pixels in memory at a time: 38 MB at 224 px
@@ -119,7 +121,7 @@ def prepare(
     Args:
         fit: the size the pixels are brought to; None: nothing is yielded, only rows are written.
         known: sorted keys (ids.keys) of images that need no work; None: all are wanted.
-        rejects: where images that cannot be decoded are recorded; None: nowhere.
+        rejects: where images that cannot be read or decoded are recorded; None: nowhere.
         run: number of the annotation run, for the names of rejects and rows.
         rows: where images at the student's resolution go; None: nowhere.
 
@@ -127,14 +129,17 @@ def prepare(
         Batches of `image_id`, `content` (hash) and `image` (B, height, width, 3) uint8.
 
     Returns:
-        How many images could not be decoded.
+        How many images could not be read or decoded.
+
+    Raises:
+        UserError: a file cannot be read at the moment, and `source.unreadable` is `fail`.
     """
     ids: list[str] = block["image_id"].to_pylist()
     failed: list[tuple[str, str, str]] = []
     batch: list[tuple[str, str, NDArray[np.uint8]]] = []
     small: list[tuple[str, np.uint64, NDArray[np.uint8]]] = []
     for image_id, content in zip(ids, source.fetch(block), strict=True):
-        digest = "" if isinstance(content, Exception) else content_hash(content)
+        digest = _digest(content)
         key = keys([image_id], [digest])
         asked = fit is not None and (known is None or not contains(known, key)[0])
         kept = rows is not None and not contains(rows.known, key)[0]
@@ -166,9 +171,15 @@ def prepare(
 def count_unknown(block: pa.Table, source: Source, known: list[NDArray[np.uint64]]) -> int:
     """How many images of a block one of the sorted tables of keys lacks; images are read and hashed, not decoded."""
     ids: list[str] = block["image_id"].to_pylist()
-    digests = ["" if isinstance(content, Exception) else content_hash(content) for content in source.fetch(block)]
-    block_keys = keys(ids, digests)
+    block_keys = keys(ids, [_digest(content) for content in source.fetch(block)])
     return int((~np.logical_and.reduce([contains(table, block_keys) for table in known])).sum())
+
+
+def _digest(content: Content) -> str:
+    """What the content of an image is known by in tables."""
+    if isinstance(content, Exception):
+        return UNREAD if isinstance(content, Unreadable) else ""
+    return content_hash(content)
 
 
 def _decoded(content: Content) -> Any:
@@ -184,10 +195,3 @@ def _columns(batch: list[tuple[str, str, NDArray[np.uint8]]]) -> dict[str, NDArr
         "content": np.array(contents, dtype=object),
         "image": np.stack(images),
     }
-
-
-def record_rejects(rejects: Folder, failed: list[tuple[str, str, str]], run: int) -> None:
-    """Write one part of rejects: (image_id, content hash, reason) of each; `run`: number of the annotation run."""
-    ids, contents, reasons = (list(column) for column in zip(*failed, strict=True))
-    table = pa.table([ids, contents, reasons], schema=REJECTS)
-    write_table(rejects, Part(run, images_hash(ids, contents), "rejects").name, table)

@@ -38,6 +38,7 @@ class Score:
         background: [rows closer to a background text, rows].
         right: (K,) rows of each true class that the mean gets right; `covered` (K,): whose set holds the truth;
             `labelled` (K,): all of them.
+        voted, chosen: marks of the votes and of the candidate sets (`set_marks`).
     """
 
     quality: Quality
@@ -51,6 +52,8 @@ class Score:
     right: Tensor
     covered: Tensor
     labelled: Tensor
+    voted: int = 0
+    chosen: int = 0
 
     @classmethod
     def of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,10 @@ from numpy.typing import NDArray
 from coreg_ray.annotation.arrow import matrix, read_table, write_table
 from coreg_ray.annotation.card import MANIFEST, TEXT, Card
 from coreg_ray.annotation.ledger import Usage, record
-from coreg_ray.annotation.parts import Part, annotation_table, drop_outdated, keys_of, known_keys, parts
-from coreg_ray.annotation.preparation import record_rejects
+from coreg_ray.annotation.parts import Entries, Part, annotation_table, drop_outdated, keys_of, known_keys, parts, thin
+from coreg_ray.annotation.rejects import NOT_FINITE, finite_rows, read_rejected, record_rejects
 from coreg_ray.annotation.vocabulary import Vocabulary
-from coreg_ray.ids import images_hash
+from coreg_ray.ids import contains, images_hash
 from coreg_ray.run.storage import Folder
 
 if TYPE_CHECKING:
@@ -33,17 +34,21 @@ class Place:
 
 
 def write_annotations(batch: dict[str, NDArray[Any]], *, places: dict[str, Place], card: Card) -> dict[str, Any]:
-    """Write one part of the annotation table for each split in the batch.
+    """Write one part of the annotation table for each split in the batch; answers that are not finite are rejects.
 
     Returns:
-        One line: `images`, and for each split `<split>/images`.
+        One line: `images`, and for each split `<split>/images` that are answered and `<split>/not_finite`.
     """
-    line = {f"{split}/images": [0] for split in places}
+    line: dict[str, Any] = {}
+    finite = finite_rows(batch)
     for split, place in places.items():
-        mine = batch["split"] == split
-        if mine.any():
-            _write_part({name: values[mine] for name, values in batch.items()}, place, card)
-            line[f"{split}/images"] = [int(mine.sum())]
+        good, bad = ((batch["split"] == split) & which for which in (finite, ~finite))
+        if good.any():
+            _write_part({name: values[good] for name, values in batch.items()}, place, card)
+        if bad.any():
+            known = zip(batch["image_id"][bad].tolist(), batch["content"][bad].tolist(), strict=True)
+            record_rejects(place.rejects, [(*entry, NOT_FINITE) for entry in known], place.run)
+        line |= {f"{split}/images": [int(good.sum())], f"{split}/not_finite": [int(bad.sum())]}
     return {"images": [len(batch["split"])], **line}
 
 
@@ -78,23 +83,45 @@ def _write_part(batch: dict[str, NDArray[Any]], place: Place, card: Card) -> Non
     write_table(place.folder, Part(place.run, images_hash(ids, contents), card.text).name, table)
 
 
-def settle_rows(pool: NDArray[np.int64], folder: Folder, *others: Folder) -> tuple[int, str]:
-    """Keep one row for each image of the pool.
+def settle_rows(
+    pool: NDArray[np.int64],
+    folder: Folder,
+    rejects: Folder | None = None,
+    answered: Sequence[Folder] = (),
+    own: bool = True,
+) -> tuple[int, str]:
+    """Keep one row for each image of the pool, none where it is rejected and nobody has answered for it as it is.
 
     Args:
-        pool: (N,) sorted row numbers. others: tables whose later runs count against `folder` too: the rejects.
+        pool: (N,) sorted row numbers. answered: tables of annotators. own: rows and rejects are of one run folder, so
+            that it is known which of them came later; else only rejects of the very same content count.
 
     Returns:
         The number of rows, and 16 hex digits over their ids and contents, in whatever parts they lie.
     """
-    drop_outdated(pool, folder, *others)
+    drop_outdated(pool, folder)
+    if rejects is not None:
+        rows, refused = Entries.of(folder), Entries.of(rejects)
+        as_it_is = contains(np.sort(refused.keys()), rows.keys())
+        later = refused.run_of(rows.rows, np.ones(len(refused.rows), dtype=bool)) >= rows.runs
+        hit = later if own else as_it_is
+        if hit.any():
+            rows.keep(~hit | as_it_is & contains(known_keys(*answered), rows.keys()))
     marks = [keys_of(folder, part) for part in parts(folder)]
     return sum(map(len, marks)), _digits(sum(int(part.sum(dtype="uint64")) for part in marks))
 
 
-def images_in(*folders: Folder) -> str:
-    """16 hex digits over the ids and contents of all images in some tables, as `settle_rows` gives them."""
-    return _digits(int(known_keys(*folders).sum(dtype="uint64")))
+def images_in(folders: Sequence[Folder], rejects: Folder) -> str:
+    """16 hex digits over the ids and contents of all images in some tables, as `settle_rows` gives them.
+
+    Args:
+        rejects: of the same split; answers about what a file no longer holds do not count.
+    """
+    rejected, marks = read_rejected(rejects), [np.zeros(0, np.uint64)]
+    for entries in map(Entries.of, folders):
+        own = entries.keys()
+        marks.append(own[~rejected.sets_aside(entries.rows, own)])
+    return _digits(int(np.unique(np.concatenate(marks)).sum(dtype="uint64")))
 
 
 def _digits(keys: int) -> str:
@@ -119,6 +146,14 @@ def vote_again(part: Part, folder: Folder, card: Card, text: TextTable) -> int:
     write_table(folder, Part(part.run, part.images, card.text).name, again)
     folder.delete(part.name)
     return len(table)
+
+
+def drop_not_finite(part: Part, folder: Folder) -> int:
+    """Take stored embeddings that are not finite out of a part, to be asked for again; returns how many."""
+    embedding = matrix(read_table(folder, part.name, ["embedding"])["embedding"], np.float16)
+    finite = np.isfinite(embedding).all(axis=1)
+    thin(folder, part, finite)
+    return int((~finite).sum())
 
 
 def read_text(folder: Folder, card: Card) -> TextTable:

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 import ray
 
 from coreg_ray.annotation import ledger, writer
-from coreg_ray.annotation.card import Card
+from coreg_ray.annotation.card import TEXT, Card
 from coreg_ray.annotation.manual import check_manual
 from coreg_ray.annotation.parts import drop_outdated, parts
+from coreg_ray.annotation.rejects import count_not_finite, refuse_not_finite, try_again
 from coreg_ray.cluster.annotator_pool import run_annotator
 from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.pools import Pool, announce, describe, keep, open_pool, settle
@@ -51,11 +52,14 @@ def annotate_splits(
         rows: write `rows/<split>/` on the way, as `rows.write_rows` does.
 
     Raises:
-        UserError: the source, the vocabulary or the model is not what it should be, or no test image has a label;
-            before any image is annotated.
+        UserError: the source, the vocabulary or the model is not what it should be, the run holds annotations of other
+            images, or no test image has a label; before any image is annotated. Or a file cannot be read, a chat server
+            refuses all, or many answers are not finite; what was answered before is written.
     """
     started = time.monotonic()
-    run.unlink("annotations", "labels", "rows", "candidates")  # from now on it has its own
+    for split in splits:
+        run.refuse_other_images(config, split)
+    run.unlink("annotations", "labels", "rows", "candidates", "rejects")  # from now on it has its own
     annotators = [config.annotator, *config.further_annotators]
     for annotator in annotators:
         announce(annotator)
@@ -73,17 +77,33 @@ def annotate_splits(
     if "test" in splits:
         _refuse_unlabelled(pools[list(splits).index("test")])
     accounts: dict[Split, list[_Account]] = {split: [] for split in splits}
+    folders = [one.card.folder for one in settled]
+    for pool in pools:
+        run.write_origin(config, pool.split)
+        _try_again(pool, folders, any(annotator.retry_rejects for annotator in annotators))
     for number, (annotator, one) in enumerate(zip(annotators, settled, strict=True)):
         side = config.student.resolution if rows and not number else None
         for pool in pools:
             keep(one, pool.table / one.card.folder)
         counted = run_annotator(annotator, one.card, pools, side)
         for pool in pools:
-            accounts[pool.split].append(_account(annotator, one.card, pool, counted[pool.split], side))
+            account = _account(annotator, one.card, pool, counted[pool.split])
+            accounts[pool.split].append(account)
+            if side:
+                settle_rows(pool, side, pool.rejects, [pool.table / name for name in folders])
     for pool in pools:
-        run.write_used(pool.split, [one.card.folder for one in settled])
+        run.write_used(pool.split, folders)
     seconds = time.monotonic() - started
     return {pool.split: _summary(pool, accounts[pool.split], seconds) for pool in pools}
+
+
+def _try_again(pool: Pool, folders: list[str], all_of_them: bool) -> None:
+    """Forget the rejects that this run is to try again, `all_of_them` or those that could not be read."""
+    ask(task(try_again).remote(pool.rejects, all_of_them))
+    for folder in [pool.table / name for name in folders] if all_of_them else []:
+        if folder.exists(TEXT):  # versions before kept embeddings that are not finite
+            again = sum(each(writer.drop_not_finite, parts(folder), folder))
+            log.info("%s: %d stored embeddings are not finite and are asked for again", pool.split, again)
 
 
 def _refuse_unlabelled(test: Pool) -> None:
@@ -109,12 +129,16 @@ class _Account:
     spent: Spent | None = None
 
 
-def _account(annotator: AnnotatorConfig, card: Card, pool: Pool, counted: Counter[str], side: int | None) -> _Account:
-    """Leave one answer for each image, and say what is missing and what was spent."""
+def _account(annotator: AnnotatorConfig, card: Card, pool: Pool, counted: Counter[str]) -> _Account:
+    """Leave one answer for each image, and say what is missing and what was spent.
+
+    Raises:
+        UserError: many answers are not finite, in this run or an earlier one.
+    """
     folder = pool.table / card.folder
     missing = pool.listing.images - ask(task(drop_outdated).remote(pool.listing.rows, folder, pool.rejects))
-    if side:
-        settle_rows(pool, side, pool.rejects)
+    bad = ask(task(count_not_finite).remote(pool.rejects))
+    refuse_not_finite(bad, pool.listing.images, pool.split)
     if annotator.kind != "chat":
         if missing:
             raise RuntimeError(f"{missing} of {pool.listing.images} images are not annotated; run again to go on")

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from coreg_ray.annotation import factory, writer
 from coreg_ray.annotation.card import MANIFEST, Card
-from coreg_ray.annotation.parts import drop_replaced, known_keys, next_run
+from coreg_ray.annotation.parts import drop_replaced, next_run
+from coreg_ray.annotation.rejects import finite_rows, refuse_not_finite, settled_keys
 from coreg_ray.cluster import metrics
 from coreg_ray.cluster.decode import decode, size, unknown
 from coreg_ray.cluster.pools import Pool
@@ -49,7 +50,8 @@ def run_annotator(
         `images` answered for, and for chat annotators `requests`, `input_tokens` and `output_tokens`.
 
     Raises:
-        UserError: a chat server refuses the key, the model or the address; what it answered before is written.
+        UserError: a chat server refuses the key, the model or the address, a file cannot be read, or many answers are
+            not finite; what was answered before is written.
     """
     settings = {pool.split: _settings(pool, pool.table / card.folder, card, side) for pool in pools}
     if all(_nothing_new(pool, **settings[pool.split]) for pool in pools):
@@ -104,7 +106,12 @@ def run_annotator(
         destinations = {"places": places, "card": card}
         written = through(answered, writer.write_annotations, settings=destinations, batch_size=None)
     images = sum(pool.listing.images for pool in pools)
-    total = watch(written, images, f"annotating the {' and '.join(places)} images ({card.model})")
+
+    def check(so_far: Counter[str]) -> None:
+        for pool in pools:
+            refuse_not_finite(so_far[f"{pool.split}/not_finite"], pool.listing.images, pool.split)
+
+    total = watch(written, images, f"annotating the {' and '.join(places)} images ({card.model})", check)
     return {pool.split: _of_split(total, pool.split) for pool in pools}
 
 
@@ -126,7 +133,7 @@ def _settings(pool: Pool, folder: Folder, card: Card, side: int | None) -> dict[
     """What says which images of a split need work; stored embeddings have answered the card's questions then."""
     vote_again(folder, card)
     rows = row_settings(pool, side, pool.rejects) if side else {}
-    return {"known": [task(known_keys).remote(folder, pool.rejects)], **rows}
+    return {"known": [task(settled_keys).remote(folder, pool.rejects)], **rows}
 
 
 def _nothing_new(pool: Pool, known: list[ray.ObjectRef], rows_known: Sequence[ray.ObjectRef] = (), **_: Any) -> bool:
@@ -153,7 +160,7 @@ class _Annotator:
         started = time.monotonic()
         answered = self._annotator(batch)
         metrics.count(metrics.SECONDS, self._name, time.monotonic() - started)
-        metrics.count(metrics.ANNOTATED, self._name, len(answered["votes"]))
+        metrics.count(metrics.ANNOTATED, self._name, int(finite_rows(answered).sum()))
         return answered
 
 

@@ -13,6 +13,7 @@ from coreg_ray.annotation.clip import TextTable
 from coreg_ray.annotation.labels import Labels, read_labels
 from coreg_ray.annotation.manual import read_manual
 from coreg_ray.annotation.parts import Part, parts
+from coreg_ray.annotation.rejects import Rejected, read_rejected
 from coreg_ray.annotation.vocabulary import Vocabulary, templates
 from coreg_ray.cluster.tasks import ask, task
 from coreg_ray.config import Config
@@ -58,14 +59,16 @@ class CandidateInputs:
     """What the candidate sets of a split and their figures are made of.
 
     Attributes:
-        annotators: those whose votes count. parts: of each one's table. labels, manual: as `candidate_builder.Making`
-            takes them. mark: 16 hex digits over all of that, the settings and the version of this code.
+        annotators: those whose votes count. parts: of each one's table. labels, manual, rejected: as
+            `candidate_builder.Making` takes them. mark: 16 hex digits over all of that, the settings and the version of
+            this code.
     """
 
     annotators: list[AskedAnnotator]
     parts: list[list[Part]]
     labels: Labels
     manual: Labels
+    rejected: Rejected
     mark: str
 
     @classmethod
@@ -78,6 +81,7 @@ class CandidateInputs:
             )
         own = [parts(annotator.folder) for annotator in annotators]
         labels = ask(task(read_labels, cpus).remote(annotated.labels(split)))
+        rejected: Rejected = ask(task(read_rejected, cpus).remote(annotated.rejects(split)))
         manual = Labels(np.zeros(0, np.int64), np.zeros(0, np.int64))
         if split == "pool" and config.source.manual_labels:
             card = annotators[0].card
@@ -85,8 +89,9 @@ class CandidateInputs:
         answers = [(annotator.card.manifest(), annotator.places) for annotator in annotators]
         listed = [[part.name for part in some] for some in own]
         settings = [config.candidates.model_dump(), config.seed, __version__]
-        mark = fingerprint(answers, listed, labels.digest(), manual.digest(), settings)
-        return cls(annotators, own, labels, manual, mark)
+        without = [rejected.digest()] if len(rejected.keys) else []
+        mark = fingerprint(answers, listed, labels.digest(), manual.digest(), settings, *without)
+        return cls(annotators, own, labels, manual, rejected, mark)
 
     @property
     def cards(self) -> list[Card]:

@@ -21,13 +21,15 @@ from coreg_ray.annotation.clip import look_alike
 from coreg_ray.annotation.manual import check_manual
 from coreg_ray.annotation.parts import Part, parts
 from coreg_ray.annotation.quality import Score
+from coreg_ray.annotation.rejects import count_not_finite, forget_not_finite, refuse_not_finite, rejected_rows
+from coreg_ray.annotation.set_marks import decided_by, digits, mark_of_file, remembered
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.cluster.candidate_inputs import AskedAnnotator, CandidateInputs
 from coreg_ray.cluster.tasks import added_up, ask, each, task, through
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.ids import fingerprint
-from coreg_ray.run.folder import MANIFEST, ZERO_SHOT, RunFolder
+from coreg_ray.run.folder import BEFORE, MANIFEST, ZERO_SHOT, RunFolder, Split
 from coreg_ray.run.records import CandidateFigures, CandidateManifest, from_json
 from coreg_ray.run.storage import Folder
 
@@ -41,7 +43,8 @@ def build_candidates(
 ) -> CandidateManifest:
     """Turn the pool's annotations into `candidates/` and say how good they are; sets that are still right stay.
 
-    Where `source.prompts` names some of the prompts that were asked, only those count.
+    Where `source.prompts` names some of the prompts that were asked, only those count. Answers about what a file no
+    longer holds make no set, nor do stored ones that are not finite, which become rejects of `run`.
 
     Args:
         annotated: run folder of the annotations, if it is another one.
@@ -51,16 +54,17 @@ def build_candidates(
         What is written to the sets' manifest; `quality.rows` is 0 where no image has an answer.
 
     Raises:
-        UserError: there are no annotations, those of another run folder hold no answer, or a manual label is wrong.
+        UserError: there are no annotations, those of another run folder hold no answer, many answers are not finite, or
+            a manual label is wrong.
     """
     folder = run / "candidates"
     inputs = CandidateInputs.of(config, annotated or run, "pool", cpus)
     manifest = _manifest_of(inputs, folder)
     if manifest is None:
-        folder.delete(MANIFEST)  # first, so that no kill leaves it with a part of the sets
-        folder.delete()
-        manifest = _make(inputs, config, folder, annotated, cpus)
+        before = _set_aside(folder, cpus)
+        manifest = replace(_make(inputs, config, run, annotated, cpus), known_as=remembered(before))
         folder.write_json(MANIFEST, manifest.as_json())
+        folder.delete(BEFORE)
     for warning in manifest.quality.warnings or []:
         log.warning("%s", warning)
     return manifest
@@ -83,7 +87,10 @@ def zero_shot(config: Config, run: RunFolder, annotated: RunFolder | None = None
     inputs = CandidateInputs.of(config, annotated or run, "test")
     known = from_json(_ZeroShot, folder.read_json(ZERO_SHOT)) if folder.exists(ZERO_SHOT) else None
     if known is None or known.made_from != inputs.mark:
-        known = _ZeroShot(inputs.mark, _figures(_score(inputs, config, None), inputs).zero_shot_accuracy)
+        rejects = _rejects(run, "test", annotated)
+        figures = _figures(_score(inputs, config, None, rejects), inputs)
+        _refuse_not_finite(rejects, figures, "test")
+        known = _ZeroShot(inputs.mark, figures.zero_shot_accuracy)
         folder.write_json(ZERO_SHOT, asdict(known))
     return {} if known.zero_shot_accuracy is None else {metrics.ZERO_SHOT: known.zero_shot_accuracy}
 
@@ -101,18 +108,54 @@ def _part_names(folder: Folder) -> list[str]:
     return [name for name in folder.entries() if name.endswith(".parquet")]
 
 
+def _set_aside(folder: Folder, cpus: float) -> CandidateManifest | None:
+    """Remove candidate sets, and keep what they were known by until they are made again, however often that is begun.
+
+    None where there were no whole ones.
+    """
+    kept = MANIFEST if folder.exists(MANIFEST) else BEFORE
+    before = CandidateManifest.from_json(folder.read_json(kept)) if folder.exists(kept) else None
+    names = _part_names(folder)
+    if before is not None and kept == MANIFEST:
+        if before.sets is None and before.parts in (None, len(names)):  # of an earlier version
+            total = sum(each(mark_of_file, names, folder, cpus=cpus))
+            before = replace(before, sets=digits(total))
+        folder.write_json(BEFORE, before.as_json())
+    folder.delete(MANIFEST)  # first, so that no kill leaves it with a part of the sets
+    for name in folder.entries():
+        if name != BEFORE:
+            folder.delete(name)
+    return before
+
+
+def _rejects(run: RunFolder, split: Split, annotated: RunFolder | None) -> Folder:
+    """Where images go whose stored answers are not finite; of another run's annotations they are found anew."""
+    rejects = run.rejects(split)
+    if annotated is not None:
+        forget_not_finite(rejects)
+    return rejects
+
+
+def _refuse_not_finite(rejects: Folder, figures: CandidateFigures, split: Split) -> None:
+    """Raises UserError where many answers are not finite."""
+    images = figures.rows + len(np.unique(rejected_rows(rejects)))
+    refuse_not_finite(count_not_finite(rejects), images, split)
+
+
 def _make(
-    inputs: CandidateInputs, config: Config, folder: Folder, annotated: RunFolder | None, cpus: float
+    inputs: CandidateInputs, config: Config, run: RunFolder, annotated: RunFolder | None, cpus: float
 ) -> CandidateManifest:
     """Write all candidate sets, and count."""
-    total = _score(inputs, config, folder, cpus)
+    folder, rejects = run / "candidates", _rejects(run, "pool", annotated)
+    total = _score(inputs, config, folder, rejects, cpus)
     figures = _figures(total, inputs)
+    _refuse_not_finite(rejects, figures, "pool")
     if annotated and not figures.rows:
         raise UserError(f"{annotated.path} holds no answer about any image; annotate there first (coreg-ray annotate)")
     if annotated and config.source.manual_labels:  # else annotation has looked at them
         ask(task(_check_manual, cpus).remote(config.source.manual_labels, inputs.words, folder))
     names = inputs.cards[0].names
-    mark = fingerprint([card.manifest()["fingerprint"] for card in inputs.cards], config.candidates.model_dump())
+    mark = decided_by(config, inputs.cards, inputs.manual, inputs.labels, total.voted)
     return CandidateManifest(
         class_names=[entry[0] for entry in names],
         names=[list(entry) for entry in names],
@@ -121,6 +164,7 @@ def _make(
         quality=figures,
         made_from=inputs.mark,
         parts=len(_part_names(folder)),
+        sets=digits(total.chosen),
     )
 
 
@@ -130,10 +174,16 @@ def _check_manual(path: str, words: Vocabulary, candidates: Folder) -> None:
     check_manual(path, words, np.sort(np.concatenate(rows)))
 
 
-def _score(inputs: CandidateInputs, config: Config, candidates: Folder | None, cpus: float = 1) -> Score:
+def _score(
+    inputs: CandidateInputs, config: Config, candidates: Folder | None, rejects: Folder, cpus: float = 1
+) -> Score:
     """The sums over all parts of a split's annotations, whose candidate sets are written on the way."""
     annotators, cards = inputs.annotators, inputs.cards
-    making = ray.put(candidate_builder.Making(config.candidates, inputs.labels, inputs.manual, candidates, config.seed))
+    making = ray.put(
+        candidate_builder.Making(
+            config.candidates, inputs.labels, inputs.manual, candidates, config.seed, inputs.rejected, rejects
+        )
+    )
     if not any(inputs.parts):  # a server that never answered, or nothing that could be decoded
         return Score.none(sum(len(card.prompts) for card in cards), len(inputs.words.names))
     if len(cards) > 1:
@@ -158,7 +208,7 @@ def _scores_together(annotators: list[AskedAnnotator], making: ray.ObjectRef) ->
     shared = [ray.put(source) for source in annotators]
     rows = sum(each(writer.count_rows, parts(annotators[0].folder), annotators[0].folder))
     named = ray.data.from_items([{"source": s, "part": p.name} for s, p in listed], override_num_blocks=len(listed))
-    evidence = through(named, _evidence, settings={"annotators": shared}, batch_size=1)
+    evidence = through(named, _evidence, settings={"annotators": shared, "making": [making]}, batch_size=1)
     together = evidence.repartition(max(1, rows // _ROWS_PER_BUCKET), keys=["row"])
     prompts = [len(source.card.prompts) for source in annotators]
     scored = through(
@@ -172,12 +222,13 @@ def _scores_together(annotators: list[AskedAnnotator], making: ray.ObjectRef) ->
         yield line["score"]
 
 
-def _evidence(batch: dict[str, Any], annotators: list[ray.ObjectRef]) -> pa.Table:
+def _evidence(batch: dict[str, Any], annotators: list[ray.ObjectRef], making: list[ray.ObjectRef]) -> pa.Table:
     number, part = int(batch["source"][0]), Part.parse(str(batch["part"][0]))
     source: AskedAnnotator = ray.get(annotators[number])
-    return candidate_builder.to_table(
-        candidate_builder.read_evidence(part, source.folder, source.card, source.text, source.places), number
+    evidence = candidate_builder.read_evidence(
+        part, source.folder, source.card, source.text, ray.get(making[0]), source.places
     )
+    return candidate_builder.to_table(evidence, number)
 
 
 def _score_bucket(table: pa.Table, making: list[ray.ObjectRef], prompts: list[int]) -> dict[str, Any]:

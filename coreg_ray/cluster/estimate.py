@@ -82,13 +82,16 @@ def estimate(config: Config, run: RunFolder) -> Estimate:
     budget stands in the account.
 
     Raises:
-        UserError: the source or the annotator is not what it should be; what was answered until then is written.
+        UserError: the source or the annotator is not what it should be, or the run holds annotations of other images;
+            what was answered until then is written.
     """
     annotator = config.annotator
+    run.refuse_other_images(config, "pool")
     announce(annotator)
     words, source = open_pool(config, "pool")
     listing = Listing(source, None)
     card = find_card(annotator, config, words, run, "pool")
+    run.write_origin(config, "pool")
     measure = task(_measure).options(num_cpus=annotator.num_cpus, num_gpus=annotator.num_gpus)
     of_each = -(-SAMPLE // min(_BLOCKS, len(listing.blocks)))
     measured: _Measured = ask(measure.remote(annotator, card, source, of_each, run))

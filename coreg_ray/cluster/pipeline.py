@@ -190,7 +190,7 @@ def _take_rows(config: Config, split: Split, run: RunFolder, annotated: RunFolde
     wished = RowsManifest(config.student.resolution, _digest(annotated, split))
     if run.read_rows_manifest(split) == wished:
         return
-    rows = write_rows(config, split, run)
+    rows = write_rows(config, split, run, annotated)
     if split == "pool" and run.read_rows_manifest(split) != wished:
         raise UserError(
             f"the {rows} images that source.path={config.source.path} holds now are not those annotated in "
@@ -201,4 +201,4 @@ def _take_rows(config: Config, split: Split, run: RunFolder, annotated: RunFolde
 
 def _digest(annotated: RunFolder, split: Split) -> str:
     """16 hex digits over the ids and contents of all images of a split that an annotator has answered for."""
-    return str(ask(task(images_in).remote(*annotated.read_used(split))))
+    return str(ask(task(images_in).remote(annotated.read_used(split), annotated.rejects(split))))

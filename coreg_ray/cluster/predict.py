@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from coreg_ray import metrics
 from coreg_ray.annotation import preparation, writer
 from coreg_ray.annotation.arrow import lists, write_table
-from coreg_ray.annotation.parts import Part, drop_outdated, known_keys, next_run, parts
+from coreg_ray.annotation.parts import Part, drop_outdated, next_run, parts
+from coreg_ray.annotation.rejects import NOT_FINITE, record_rejects, settled_keys, too_many, try_again
 from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.tasks import ask, each, task, watch
 from coreg_ray.deploy.calibration import calibration_error
@@ -104,25 +105,28 @@ class Evaluation:
 def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool: Pool | None = None) -> PredictResult:
     """Write `predictions/` (image_id, class, probability, top_classes, top_probabilities) and `rejects/`.
 
-    Images that an earlier call predicted with the same model are left alone; rows of images that changed or left the
-    source are dropped.
+    Images that an earlier call predicted with the same model are left alone; rows of images that were predicted anew
+    because they changed, or that left the source, are dropped. What can no longer be read or decoded keeps its row.
 
     Raises:
-        UserError: the model or the source is none, or the output holds the predictions of another model.
+        UserError: the model or the source is none, a file of it cannot be read, or the output holds the predictions of
+            another model.
     """
     started = time.monotonic()
     card, weights = _read(model)
     fingerprint = _claim(output, card, weights, top_k)
     listing = Listing(source, None)
     folder, rejects = output / "predictions", output / "rejects"
+    ask(task(try_again).remote(rejects, False))
     run = next_run(folder, rejects)
-    known = task(known_keys).remote(folder, rejects)
+    known = task(settled_keys).remote(folder, rejects)
     settings = {"source": source, "fit": _fit(card), "known": [known], "rejects": rejects, "run": run}
     answered = _answered(listing, settings, card, weights, pool or Pool())
     written = answered.map_batches(
         write_predictions,
         fn_kwargs={
             "folder": folder,
+            "rejects": rejects,
             "run": run,
             "fingerprint": fingerprint,
             "class_names": card["classes"],
@@ -130,7 +134,8 @@ def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool:
         },
         batch_size=None,
     )
-    figures = watch(written, listing.images, "predicting")
+    images = listing.images
+    figures = watch(written, images, "predicting", lambda so_far: _refuse_not_finite(so_far["not_finite"], images))
     ask(task(drop_outdated).remote(listing.rows, folder, rejects))
     rejected = sum(each(writer.count_rows, parts(rejects), rejects))
     if rejected:
@@ -172,9 +177,29 @@ def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluat
 
 
 def write_predictions(
-    batch: dict[str, NDArray[Any]], *, folder: Folder, run: int, fingerprint: str, class_names: list[str], top_k: int
+    batch: dict[str, NDArray[Any]],
+    *,
+    folder: Folder,
+    rejects: Folder,
+    run: int,
+    fingerprint: str,
+    class_names: list[str],
+    top_k: int,
 ) -> dict[str, Any]:
-    """Write one part of the predictions; answer with its number of images."""
+    """Write one part of the predictions, and rejects of what is not finite; answer with the number of both."""
+    finite = np.isfinite(batch["probabilities"]).all(axis=1)
+    if not finite.all():
+        known = zip(batch["image_id"][~finite].tolist(), batch["content"][~finite].tolist(), strict=True)
+        record_rejects(rejects, [(*entry, NOT_FINITE) for entry in known], run)
+        batch = {name: values[finite] for name, values in batch.items()}
+    if finite.any():
+        _write_part(batch, folder, run, fingerprint, class_names, top_k)
+    return {"images": [int(finite.sum())], "not_finite": [int((~finite).sum())]}
+
+
+def _write_part(
+    batch: dict[str, NDArray[Any]], folder: Folder, run: int, fingerprint: str, class_names: list[str], top_k: int
+) -> None:
     ids, contents = batch["image_id"].tolist(), batch["content"].tolist()
     best = torch.from_numpy(batch["probabilities"]).topk(min(top_k, len(class_names)), dim=1)  # (B, k)
     names = pa.array(class_names, pa.string())
@@ -191,7 +216,15 @@ def write_predictions(
         }
     )
     write_table(folder, Part(run, images_hash(ids, contents), fingerprint[:8]).name, table)
-    return {"images": [len(ids)]}
+
+
+def _refuse_not_finite(count: int, images: int) -> None:
+    """Raises UserError where the model does not work."""
+    if too_many(count, images):
+        raise UserError(
+            f"the model's probabilities of {count} of {images} images are not finite (NaN or infinite); export or "
+            "train it anew"
+        )
 
 
 def _answered(listing: Listing, settings: dict[str, Any], card: dict[str, Any], weights: bytes, pool: Pool) -> Any:

@@ -6,6 +6,7 @@ A part is whole or absent, and a call writes only what no part holds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from coreg_ray.annotation import preparation, writer
@@ -20,10 +21,18 @@ from coreg_ray.run.records import RowsManifest
 from coreg_ray.run.storage import Folder
 
 
-def write_rows(config: Config, split: Split, run: RunFolder) -> int:
+def write_rows(config: Config, split: Split, run: RunFolder, annotated: RunFolder | None = None) -> int:
     """Write what is missing of `rows/<split>/`: every decodable image at the student's resolution, uint8 RGB.
 
-    Returns how many rows there are.
+    Args:
+        annotated: run folder of the annotations, if it is another one; images that none of its annotators answered for,
+            though they can be decoded, get no row.
+
+    Returns:
+        How many rows there are.
+
+    Raises:
+        UserError: the source is not what it should be, or a file of it cannot be read.
     """
     source = open_pool(config, split)[1]
     pool = Pool(split, source, Listing(source, None), run)
@@ -40,7 +49,10 @@ def write_rows(config: Config, split: Split, run: RunFolder) -> int:
         batch_format="pyarrow",
     )
     watch(written, pool.listing.images, f"writing the {split} rows")
-    return settle_rows(pool, config.student.resolution)
+    if annotated is None:
+        return settle_rows(pool, config.student.resolution)
+    rejects, answered = annotated.rejects(split), annotated.read_used(split)
+    return settle_rows(pool, config.student.resolution, rejects, answered, own=False)
 
 
 def row_settings(pool: Pool, side: int, *also: Folder) -> dict[str, Any]:
@@ -54,8 +66,13 @@ def row_settings(pool: Pool, side: int, *also: Folder) -> dict[str, Any]:
     }
 
 
-def settle_rows(pool: Pool, side: int, *also: Folder) -> int:
-    """Leave one row for each image, and say in the manifest which images these are; returns how many."""
-    rows, images = ask(task(writer.settle_rows).remote(pool.listing.rows, pool.rows, *also))
+def settle_rows(
+    pool: Pool, side: int, rejects: Folder | None = None, answered: Sequence[Folder] = (), own: bool = True
+) -> int:
+    """Leave one row for each image, and say in the manifest which images these are; returns how many.
+
+    Arguments as `writer.settle_rows` takes them.
+    """
+    rows, images = ask(task(writer.settle_rows).remote(pool.listing.rows, pool.rows, rejects, answered, own))
     pool.run.write_rows_manifest(pool.split, RowsManifest(side, images))
     return int(rows)

@@ -111,16 +111,22 @@ def through(dataset: ray.data.Dataset, function: Any, *, settings: dict[str, Any
     return dataset.map_batches(function, **options)
 
 
-def watch(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
+def watch(
+    written: ray.data.Dataset, images: int, doing: str, check: Callable[[Counter[str]], None] | None = None
+) -> Counter[str]:
     """Run a pipeline to its end, saying now and then how far it is; returns the sums of the figures that it yields.
 
     Words that a line brings along reach the terminal, each once: what actors log does not.
 
+    Args:
+        check: looks at the sums so far after every line; raises UserError where going on makes no sense.
+
     Raises:
-        UserError: one was raised in the pipeline, or a line holds an ERROR. Its actors have been let go by then.
+        UserError: one was raised in the pipeline or by `check`, or a line holds an ERROR. Its actors have been let go
+            by then.
     """
     try:
-        return _sums(ray.data.Dataset.copy(written), images, doing)
+        return _sums(ray.data.Dataset.copy(written), images, doing, check)
     except Exception as error:
         mistake = _own_mistake(error)
         if mistake is None:
@@ -140,7 +146,9 @@ def _join_executors() -> None:
             thread.join(_ENDS_WITHIN_S)
 
 
-def _sums(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
+def _sums(
+    written: ray.data.Dataset, images: int, doing: str, check: Callable[[Counter[str]], None] | None = None
+) -> Counter[str]:
     started = last_logged = time.monotonic()
     total: Counter[str] = Counter()
     notes: set[str] = set()
@@ -149,6 +157,8 @@ def _sums(written: ray.data.Dataset, images: int, doing: str) -> Counter[str]:
         if error := line.pop(ERROR, ""):
             raise UserError(error)
         total.update(line)
+        if check is not None:
+            check(total)
         now = time.monotonic()
         if now - last_logged >= _LINE_EVERY_S and total["images"]:
             last_logged, rate = now, total["images"] / (now - started)

@@ -25,7 +25,7 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.records import TrainResult
 from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.worker import Task, checkpoint, train
+from coreg_ray.training.worker import Task, checkpoint, refuse_other_run, train
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), kind: str = "cor
 
     Raises:
         UserError: the cluster cannot hold the workers within `cluster.wait_s`, a node cannot reach the run folder, or
-            the folder belongs to another run.
+            the folder belongs to another run, or was trained on other candidate sets or images.
         NonFiniteLossError: a loss became infinite or NaN; the last good checkpoint stays.
         ray.train.TrainingFailedError: workers failed more often than `cluster.max_failures`.
     """
@@ -80,13 +80,19 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), kind: str = "cor
 
 
 def _whole_run(config: Config, run: RunFolder) -> TrainResult | None:
-    """What `fit` returns of a run whose last epoch is in its checkpoint and in its history already."""
+    """What `fit` returns of a run whose last epoch is in its checkpoint and in its history already.
+
+    Raises:
+        UserError: it was trained on something else than lies there now.
+    """
     task, newest = Task.read(config, run), checkpoint.newest(run.checkpoints)
     last = config.method.epochs - 1
+    if newest is not None:
+        refuse_other_run(run, task, checkpoint.describe(newest)["fingerprint"])  # now, and not in every worker
     if newest is None or not any(row[metrics.EPOCH] == last for row in run.read_history()):
         return None
     description = checkpoint.describe(newest)
-    if description["epoch"] != last or not task.is_of(description["fingerprint"]):
+    if description["epoch"] != last:
         return None
     return TrainResult(description["history"][-1], config.cluster.num_workers, last + 1)
 

@@ -174,7 +174,8 @@ def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[RunFolder, 
     run.write_config(config)
     candidates = _candidates(config, study, maker)
     rows = study.output.rows_at(config.student.resolution, study.config.student.resolution)
-    run.link(candidates=candidates, rows=rows.resolve("rows"), labels=study.output.resolve("labels"))
+    shared = {name: study.output.resolve(name) for name in ("labels", "rejects")}
+    run.link(candidates=candidates, rows=rows.resolve("rows"), **shared)
     return run, config, clone_from
 
 

@@ -86,6 +86,9 @@ class SourceConfig(Section):
     manual_labels: str | None = Field(None, description="CSV or Parquet of image_id,label: rows that are trusted")
     background: list[str] = Field([], description="texts of images of no class, e.g. 'a blank page'; for warnings")
     holdout: float = Field(0.05, ge=0, le=0.5, description="share of images annotated but not trained on")
+    unreadable: Literal["fail", "reject"] = running(
+        "fail", description="what comes of a file that cannot be read after half a minute of attempts"
+    )
 
 
 class TestConfig(Section):
@@ -125,6 +128,7 @@ class AnnotatorConfig(Section):
     max_requests: int | None = running(
         None, ge=1, description="chat: most requests in all, earlier runs and estimates included"
     )
+    retry_rejects: bool = running(False, description="try all rejects again, also those whose files are as they were")
     image_side: int = Field(336, ge=32, le=2048, description="chat: side of the images sent, in pixels")
     price_input: float = running(0, ge=0, description="chat: price of a million input tokens, for the report")
     price_output: float = running(0, ge=0, description="chat: price of a million output tokens, for the report")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreg_ray.errors import UserError
 
@@ -34,5 +35,5 @@ def open_source(config: Config, split: Split, names: dict[str, int] | None = Non
     kind = config.source.kind if split == "pool" else config.test.kind
     if kind is None:
         raise UserError("test.kind is empty, so there are no labelled images; give test.kind and test.path")
-    opened: Source = import_module(f"{__name__}.{KINDS[kind]}").open_split(config, split, names)
-    return opened
+    opened: Any = import_module(f"{__name__}.{KINDS[kind]}").open_split(config, split, names)
+    return opened if kind == "digits" else replace(opened, unreadable=config.source.unreadable)

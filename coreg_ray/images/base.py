@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from coreg_ray.config import Config, SourceConfig, TestConfig
 
 Split = Literal["pool", "test"]
+Unread = Literal["fail", "reject"]  # what comes of an image that cannot be read: `source.unreadable`
 Content = bytes | NDArray[np.uint8] | Exception  # encoded, (H, W, 3), or why it could not be read
 
 BLOCK_IMAGES = 512  # images in a block of a listing, unless the source is cut otherwise (Parquet row groups)
@@ -43,7 +44,11 @@ class Source(Protocol):
         """
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
-        """The images of one block of the listing, in its order; a failure to read one is yielded, not raised."""
+        """The images of one block of the listing, in its order; what is wrong with one is yielded, not raised.
+
+        What cannot be read is tried again first (`reading.Attempts`). Raises UserError: it still cannot be read, and
+        `source.unreadable` is `fail`.
+        """
 
     @property
     def known_classes(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,11 @@ from pyarrow import fs
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, block, section_of
+from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, Unread, block, section_of
 from coreg_ray.images.decode import extensions
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.notes import ListingNotes, by_ending, is_tool_made
+from coreg_ray.images.reading import Attempts, Unreadable
 from coreg_ray.images.walk import walk
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import split_options
@@ -37,12 +39,14 @@ class ImageFolder:
         folder: where it lies; image ids are paths relative to it.
         pattern: a glob over those relative paths, or None for all.
         labels: reads the name of the first sub-folder as the label, or None to leave images unlabelled.
+        unreadable: what comes of an image that cannot be read.
     """
 
     folder: Folder
     pattern: str | None = None
     labels: LabelReader | None = None
     known_classes: tuple[str, ...] = ()
+    unreadable: Unread = "fail"
 
     @classmethod
     def at(cls, path: str, names: dict[str, int] | None = None) -> ImageFolder:
@@ -53,9 +57,10 @@ class ImageFolder:
         """
         base, pattern = split_glob(path)
         folder = Folder.at(base)
-        if not folder.exists():
+        there = _type_of(folder)
+        if there == fs.FileType.NotFound:
             raise UserError(f"{base} does not exist; give a folder of images, or a glob")
-        if folder.filesystem.get_file_info(folder.path).type == fs.FileType.File:
+        if there == fs.FileType.File:
             remedy = "unpack it and give the folder" if folder.path.lower().endswith(_ARCHIVES) else "give its folder"
             raise UserError(f"{base} is a file, not a folder of images; {remedy} (or set source.kind to read tables)")
         return cls(folder, pattern, LabelReader(names) if names is not None else None)
@@ -79,23 +84,32 @@ class ImageFolder:
         return self.pattern is None or fnmatch(image_id, self.pattern)
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
-        names = iter(block["file"].to_pylist())
+        names, attempts = iter(block["file"].to_pylist()), Attempts(self.unreadable)
         if self.folder.local:
-            yield from map(self._read, names)
+            yield from (self._read(name, attempts) for name in names)
             return
         with ThreadPoolExecutor(_READERS) as pool:
             # A few files ahead: `pool.map` would read the whole block into memory while its first image is decoded.
-            ahead = deque(pool.submit(self._read, name) for name in islice(names, _AHEAD))
+            ahead = deque(pool.submit(self._read, name, attempts) for name in islice(names, _AHEAD))
             while ahead:
                 content = ahead.popleft().result()
-                ahead.extend(pool.submit(self._read, name) for name in islice(names, 1))
+                ahead.extend(pool.submit(self._read, name, attempts) for name in islice(names, 1))
                 yield content
 
-    def _read(self, name: str) -> bytes | Exception:
+    def _read(self, name: str, attempts: Attempts) -> bytes | Exception:
+        try:
+            return attempts.one(lambda: self._bytes(name), f"{self.folder.path}/{name}", raw=True)
+        except Unreadable as reason:
+            return reason
+
+    def _bytes(self, name: str) -> bytes:
+        """The content of a file. Raises Unreadable: it is gone, and that is no sign of a disk that is gone."""
         try:
             return self.folder.read(name)
-        except OSError as error:
-            return OSError(f"cannot be read: {type(error).__name__}")
+        except FileNotFoundError as error:
+            if not self.folder.local or _holds_something(Path(self.folder.path, name).parent):
+                raise Unreadable("gone since the source was listed") from error
+            raise
 
     def _label(self, image_id: str) -> int | None:
         top, _, rest = image_id.partition("/")
@@ -127,6 +141,20 @@ def split_glob(path: str) -> tuple[str, str | None]:
     return ("/".join(parts[:wild]) or ("/" if path.startswith("/") else ".")) + query, "/".join(parts[wild:])
 
 
+def _type_of(folder: Folder) -> fs.FileType:
+    """What lies at a path. Raises UserError: nobody can say, not after several attempts either."""
+    return Attempts().one(lambda: folder.filesystem.get_file_info(folder.path).type, folder.path, raw=True)
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether a local folder is there and not empty, as the place of a disk is that was taken away."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
+        return False
+
+
 def _is_there(path: str) -> bool:
     return "://" not in path and Path(path).expanduser().exists()
 
@@ -144,7 +172,7 @@ def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Fol
     """
     base, pattern = split_glob(path)
     folder = Folder.at(base)
-    if folder.filesystem.get_file_info(folder.path).type == fs.FileType.File:
+    if _type_of(folder) == fs.FileType.File:
         parent, _, name = folder.path.rpartition("/")
         return Folder(folder.filesystem, parent), [name], ListingNotes()
     walked = walk(folder)

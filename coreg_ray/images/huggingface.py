@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, block, columns_of, part_of, section_of
+from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, Unread, block, columns_of, part_of, section_of
 from coreg_ray.images.labels import LabelReader, own_numbers
 from coreg_ray.images.notes import ListingNotes
+from coreg_ray.images.reading import Attempts
 from coreg_ray.images.tables import refuse_pickled_files
 
 
@@ -36,6 +37,7 @@ class HuggingFaceSet:
     known_classes: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
     subset: str | None = None
+    unreadable: Unread = "fail"
 
     @classmethod
     def at(
@@ -99,10 +101,10 @@ class HuggingFaceSet:
         name = self.columns[0]
         data = self._data().select_columns([name])
         data = data.cast_column(name, Image(decode=False))
+        attempts = Attempts(self.unreadable)
         for index in block["start"].to_pylist():
             try:
-                entry = data[index][name]
-                yield entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes()
+                yield attempts.one(partial(_encoded, data, index, name), f"{self.path}, row {index} of {self.part},")
             except (OSError, TypeError) as error:
                 yield error
 
@@ -112,6 +114,13 @@ def open_split(config: Config, split: Split, names: dict[str, int] | None) -> Hu
     section = section_of(config, split)
     part = section.name or part_of(split)
     return HuggingFaceSet.at(section.path or "", part, columns_of(config), names, section.subset)
+
+
+def _encoded(data: Any, index: int, column: str) -> bytes:
+    """The file of one image. Raises OSError, TypeError: there is none, or it cannot be read."""
+    entry = data[index][column]
+    content: bytes = entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes()
+    return content
 
 
 def _can_hold_images(feature: Any) -> bool:

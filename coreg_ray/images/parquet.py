@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,11 +15,12 @@ import pyarrow.parquet as pq
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Content, Split, block, columns_of, section_of
+from coreg_ray.images.base import Content, Split, Unread, block, columns_of, section_of
 from coreg_ray.images.folder import matching_files
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.limits import MAX_PIXELS
 from coreg_ray.images.notes import ListingNotes
+from coreg_ray.images.reading import Attempts, Unreadable, of_reading
 from coreg_ray.images.tables import parquet_file
 from coreg_ray.run.storage import Folder
 
@@ -42,6 +44,7 @@ class ParquetImages:
     label_column: str = "label"
     known_classes: tuple[str, ...] = ()
     notes: ListingNotes = field(default_factory=ListingNotes)
+    unreadable: Unread = "fail"
 
     @classmethod
     def at(
@@ -57,20 +60,29 @@ class ParquetImages:
         """
         folder, files, notes = matching_files(path, (".parquet",), "Parquet file")
         source = cls(folder, tuple(files), LabelReader(names), *columns, notes=notes)
-        with source._open(files[0]):
-            return source
+        Attempts().one(lambda: source._look_at(files[0]), source._path(files[0]))
+        return source
 
     def listing(self) -> Generator[pa.Table, None, ListingNotes]:
         rows = 0
         for file in self.files:
-            with self._open(file) as parquet:
-                for group in range(parquet.num_row_groups):
-                    listed = self._list_group(parquet, file, group)
-                    rows += len(listed)
-                    yield listed
+            groups = partial(self._list, file)
+            for listed in Attempts().stream(groups, self._path(file)):
+                rows += len(listed)
+                yield listed
         if not rows:
             raise UserError(f"{self.folder.path} holds no row in {len(self.files)} Parquet files; give some images")
         return replace(self.notes, matched=dict(self.labels.matched))
+
+    def _look_at(self, file: str) -> None:
+        with self._open(file):
+            pass
+
+    def _list(self, file: str, first: int) -> Iterator[pa.Table]:
+        """The row groups of a file from number `first` on."""
+        with self._open(file) as parquet:
+            for group in range(first, parquet.num_row_groups):
+                yield self._list_group(parquet, file, group)
 
     def _list_group(self, parquet: pq.ParquetFile, file: str, group: int) -> pa.Table:
         columns = [name for name in (self.id_column, self.label_column) if name in parquet.schema_arrow.names]
@@ -95,9 +107,19 @@ class ParquetImages:
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         if not len(block):
             return
-        file, group = block["file"][0].as_py(), block["group"][0].as_py()
+        file, group, places = block["file"][0].as_py(), block["group"][0].as_py(), block["start"].to_pylist()
+        attempts, done = Attempts(self.unreadable), 0
+        try:
+            for value in attempts.stream(lambda first: self._read(file, group, places[first:]), self._path(file)):
+                yield value
+                done += 1
+        except Unreadable as reason:
+            yield from [reason] * (len(places) - done)
+
+    def _read(self, file: str, group: int, places: list[int]) -> Iterator[Content]:
+        """The images at some places of a row group, which are in their order."""
         with self._open(file) as parquet:
-            starts = iter(block["start"].to_pylist())
+            starts = iter(places)
             following, row = next(starts, None), 0
             for batch in parquet.iter_batches(256, row_groups=[group], columns=[self.image_column]):
                 for value in _values(batch.column(0)):
@@ -110,16 +132,26 @@ class ParquetImages:
 
     @contextmanager
     def _open(self, file: str) -> Iterator[pq.ParquetFile]:
-        """One of the files. Raises UserError: it cannot be read, or lacks the column of images, now or further on."""
-        path = f"{self.folder.path}/{file}"
+        """One of the files, now or further on.
+
+        Raises:
+            UserError: it is no good Parquet file, or lacks the column of images.
+            OSError: it cannot be read at the moment.
+        """
+        path = self._path(file)
         try:
             with self.folder.filesystem.open_input_file(path) as source:
                 parquet = parquet_file(source, path)
                 self._check(parquet.schema_arrow, path)
                 yield parquet
         except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            if of_reading(error):
+                raise
             reason = str(error).split("\n")[0]
             raise UserError(f"{path} cannot be read as Parquet ({reason}); replace or remove it") from error
+
+    def _path(self, file: str) -> str:
+        return f"{self.folder.path}/{file}"
 
     def _check(self, schema: pa.Schema, path: str) -> None:
         fields = [field for field in schema if field.name == self.image_column]

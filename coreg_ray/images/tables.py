@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coreg_ray.errors import UserError
+from coreg_ray.images.reading import Attempts, of_reading
 
 _MARK = b"ARROW:extension:name"  # precedes the name of an extension type in a schema
 _UNPICKLED = (b"ray.data.", b"py_extension_type")  # beginnings or ends of names of types whose content is unpickled
@@ -33,6 +35,7 @@ def parquet_file(source: pa.NativeFile, name: str) -> pq.ParquetFile:
 
     Raises:
         UserError: it is no Parquet file, or has columns that would be unpickled; before any row is read.
+        OSError: it cannot be read at the moment (`reading.of_reading`).
     """
     try:
         for schema in _schemas(_footer(source)):
@@ -43,21 +46,33 @@ def parquet_file(source: pa.NativeFile, name: str) -> pq.ParquetFile:
     except UserError:
         raise
     except (OSError, ValueError, TypeError, KeyError, NotImplementedError, pa.ArrowException) as error:
+        if of_reading(error):
+            raise
         reason = str(error).split("\n")[0]
         raise UserError(f"{name} cannot be read as Parquet ({reason}); give Parquet files") from error
     return parquet
 
 
 def refuse_pickled_files(folder: Path) -> None:
-    """Raises UserError where an Arrow or Parquet file in a local folder would be unpickled when it is read."""
+    """Raises UserError where an Arrow or Parquet file in a local folder would be unpickled, or cannot be read."""
+    attempts = Attempts()
     for path in sorted(folder.rglob("*.arrow")):
-        with path.open("rb") as file:
-            head = file.read(8)
-            length = int.from_bytes(head[4:] if head[:4] == b"\xff" * 4 else head[:4], "little")
-            _refuse_pickled(head + file.read(min(length + 8, _IPC_HEAD)), str(path))
+        _refuse_pickled(attempts.one(partial(_head, path), str(path)), str(path))
     for path in sorted(folder.rglob("*.parquet")):
-        with pa.OSFile(str(path)) as source:
-            parquet_file(source, str(path))
+        attempts.one(partial(_look_at, path), str(path))
+
+
+def _head(path: Path) -> bytes:
+    """The beginning of an Arrow file, with its schema."""
+    with path.open("rb") as file:
+        head = file.read(8)
+        length = int.from_bytes(head[4:] if head[:4] == b"\xff" * 4 else head[:4], "little")
+        return head + file.read(min(length + 8, _IPC_HEAD))
+
+
+def _look_at(path: Path) -> None:
+    with pa.OSFile(str(path)) as source:
+        parquet_file(source, str(path))
 
 
 def _footer(source: pa.NativeFile) -> bytes:

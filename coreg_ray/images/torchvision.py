@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Content, Split, blocks, part_of, section_of
+from coreg_ray.images.base import Content, Split, Unread, blocks, part_of, section_of
 from coreg_ray.images.labels import LabelReader, own_numbers
 from coreg_ray.images.paper_sets import PAPER_SETS
+from coreg_ray.images.reading import Attempts
 
 _TEST_SHARE = 0.2  # of a set that comes without a split
 
@@ -37,6 +39,7 @@ class TorchvisionSet:
     root: str
     part: Literal["train", "test"]
     names: dict[str, int] | None = None
+    unreadable: Unread = "fail"
 
     @classmethod
     def at(
@@ -81,9 +84,10 @@ class TorchvisionSet:
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         data = _torchvision(self.name, self.root, self.part)
+        attempts = Attempts(self.unreadable)
         for index in block["start"].to_pylist():
             try:
-                yield np.asarray(data[index][0].convert("RGB"))
+                yield attempts.one(partial(_pixels, data, index), f"{self.name} below {self.root}, image {index},")
             except OSError as error:
                 yield error
 
@@ -102,6 +106,11 @@ def in_test(image_id: str, share: float = _TEST_SHARE) -> bool:
     """Whether an image of a set without splits belongs to the test part; a rule, the same on every machine."""
     number = int.from_bytes(blake2b(image_id.encode(), digest_size=8, person=b"test split").digest(), "big")
     return number < share * 2.0**64
+
+
+def _pixels(data: Any, index: int) -> NDArray[np.uint8]:
+    """One image (H, W, 3). Raises OSError: it cannot be read, or is broken."""
+    return np.asarray(data[index][0].convert("RGB"))
 
 
 def _labels(data: Any) -> list[int]:

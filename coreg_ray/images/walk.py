@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coreg_ray.errors import UserError
+from coreg_ray.images.reading import Attempts
 from coreg_ray.run.storage import Folder
 
 
@@ -34,7 +35,8 @@ def walk(folder: Folder) -> Walk:
         UserError: a folder cannot be read, or a name is not UTF-8.
     """
     if not folder.local:
-        return Walk([path[len(folder.path) :].lstrip("/") for path in folder.files()])
+        paths = Attempts().one(folder.files, folder.path, raw=True)
+        return Walk([path[len(folder.path) :].lstrip("/") for path in paths])
     walked = _Local()
     if Path(folder.path).is_dir():
         walked.enter_all(folder.path)

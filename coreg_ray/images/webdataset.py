@@ -4,18 +4,21 @@ example.
 
 from __future__ import annotations
 
+import contextlib
 import tarfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, block, section_of
+from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, Unread, block, section_of
 from coreg_ray.images.folder import is_image_name, matching_files
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.notes import ListingNotes, by_ending, has_remedy, is_tool_made
+from coreg_ray.images.reading import Attempts, Unreadable, of_reading
 from coreg_ray.run.storage import Folder
 
 _LABEL_ENDINGS = ("cls", "label")
@@ -62,6 +65,7 @@ class TarShards:
     labels: LabelReader
     known_classes: tuple[str, ...] = ()
     notes: ListingNotes = field(default_factory=ListingNotes)
+    unreadable: Unread = "fail"
 
     @classmethod
     def at(cls, path: str, names: dict[str, int] | None) -> TarShards:
@@ -73,7 +77,7 @@ class TarShards:
         images, tool_made = 0, self.notes.tool_made
         left_out: dict[str, int] = {}
         for name in self.shards:
-            shard = self._read(name)
+            shard = Attempts().one(partial(self._read, name), f"{self.folder.path}/{name}")
             images += len(shard.images)
             tool_made += shard.tool_made
             for ending, count in shard.others.items():
@@ -97,7 +101,12 @@ class TarShards:
         return self.labels.written(texts[0], image_id) if len(texts) == 1 or whole in shard.labels else None
 
     def _read(self, shard: str) -> _Shard:
-        """The headers of one tar file. Raises UserError where it is none, or is compressed or broken."""
+        """The headers of one tar file.
+
+        Raises:
+            UserError: it is none, or is compressed or broken.
+            OSError: it cannot be read at the moment.
+        """
         path = f"{self.folder.path}/{shard}"
         images: list[_Image] = []
         labels: dict[str, str] = {}
@@ -122,7 +131,7 @@ class TarShards:
                             others.append(name)
                     _refuse_broken(raw, tar, path)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) or of_reading(error):
                 raise
             raise UserError(f"{path} cannot be read as a tar file ({error}); replace or remove it") from error
         return _Shard(images, labels, tool_made, by_ending(others))
@@ -130,12 +139,43 @@ class TarShards:
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         if not len(block):
             return
-        with self.folder.filesystem.open_input_file(f"{self.folder.path}/{block['file'][0].as_py()}") as raw:
+        path, attempts = f"{self.folder.path}/{block['file'][0].as_py()}", Attempts(self.unreadable)
+        with _Opened(self.folder, path) as shard:
             for start, size in zip(block["start"].to_pylist(), block["size"].to_pylist(), strict=True):
                 try:
-                    yield raw.read_at(size, start)
-                except OSError as error:
-                    yield error
+                    yield attempts.one(partial(shard.read_at, size, start), path, raw=True)
+                except Unreadable as reason:
+                    yield reason
+
+
+class _Opened:
+    """A tar file that is opened when it is first read, and anew after it could not be."""
+
+    def __init__(self, folder: Folder, path: str) -> None:
+        self._folder, self._path = folder, path
+        self._file: pa.NativeFile | None = None
+
+    def __enter__(self) -> _Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def read_at(self, size: int, start: int) -> bytes:
+        """Some bytes of it. Raises OSError."""
+        try:
+            self._file = self._file or self._folder.filesystem.open_input_file(self._path)
+            content: bytes = self._file.read_at(size, start)
+        except OSError:
+            self._close()
+            raise
+        return content
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def open_split(config: Config, split: Split, names: dict[str, int] | None) -> TarShards:

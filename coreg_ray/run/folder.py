@@ -2,9 +2,11 @@
 
 RUN/
     config.yaml, versions.json            the settings, and what they were last run with
-    annotations/<split>/<annotator>/      what annotators answered; annotators.json names those whose votes count
+    annotations/<split>/<annotator>/      what annotators answered; annotators.json names those whose votes count,
+                                          source.json the source that the images came from
     rejects/<split>/, labels/<split>/     what could not be decoded; true labels, which only score
-    candidates/                           candidate sets of the pool, manifest.json, test.json
+    candidates/                           candidate sets of the pool, manifest.json, test.json; before.json while they
+                                          are made again
     rows/<split>/                         images at the student's resolution
     checkpoints/, history.csv, tensorboard/, ray/
     model/, metrics.json, baselines.json, report.html, review.csv, failure.txt
@@ -18,7 +20,8 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -32,13 +35,15 @@ from coreg_ray.run.claim import claim, usable
 from coreg_ray.run.history import Epochs, as_csv, from_csv
 from coreg_ray.run.records import Baseline, CandidateManifest, RowsManifest, from_json
 from coreg_ray.run.storage import Folder
+from coreg_ray.run.uris import extended, without_credentials
 
 Split = Literal["pool", "test"]
 
 CONFIG, VERSIONS, LINKS = "config.yaml", "versions.json", "borrowed.json"
 METRICS, HISTORY, BASELINES, FAILURE = "metrics.json", "history.csv", "baselines.json", "failure.txt"
 REPORT, REVIEW, REVIEW_BESIDE = "report.html", "review.csv", "review-new.csv"
-MANIFEST, USED, ZERO_SHOT = "manifest.json", "annotators.json", "test.json"
+MANIFEST, USED, ZERO_SHOT, BEFORE = "manifest.json", "annotators.json", "test.json", "before.json"
+ORIGIN = "source.json"
 _DISTRIBUTIONS = ("torch", "ray", "open_clip_torch")
 
 
@@ -70,7 +75,7 @@ class RunFolder(Folder):
         return self.resolve("annotations") / split
 
     def rejects(self, split: Split) -> Folder:
-        return self / "rejects" / split
+        return self.resolve("rejects") / split
 
     def labels(self, split: Split) -> Folder:
         return self.resolve("labels") / split
@@ -123,14 +128,40 @@ class RunFolder(Folder):
         A run that has been trained keeps the `config.yaml` that it was begun with.
 
         Raises:
-            UserError: it cannot be written, or holds something else.
+            UserError: it cannot be written, or holds something else, or annotations of other images.
         """
         with usable(config.output):
+            for split in get_args(Split):
+                self.refuse_other_images(config, split)
             trained = self.exists(CONFIG) and self.checkpoints.exists()
             content = self.read(CONFIG).decode() if trained else resolved_yaml(config)
         kind = "annotations"
         claim(self, config.output, holds=kind, record=CONFIG, content=content, check=lambda text: None, sign=kind)
         self._write_versions()
+
+    def refuse_other_images(self, config: Config, split: Split) -> None:
+        """Raises UserError where the answers that lie here are about another source's images and would be dropped."""
+        table, now = self.own("annotations", split), origin(config, split)
+        if now is None or not table.files(".parquet"):
+            return
+        if table.exists(ORIGIN):
+            then, where = table.read_json(ORIGIN), f"{table.path}/{ORIGIN}"
+        else:  # an earlier version annotated it
+            begun, where = self.read_config(), f"{self.path}/{CONFIG}"
+            then = origin(begun, split) if begun else None
+        if then is None or then == now:
+            return
+        section = "source" if split == "pool" else "test"
+        differences = [f"{section}.{change}" for change in changed(then, now)]
+        raise UserError(
+            f"--output {config.output} holds annotations of other {split} images ({'; '.join(differences)}), which "
+            f"would be dropped; choose another --output. Where the same images have moved, say so in {where}; to give "
+            f"up what was answered, remove {table.path}"
+        )
+
+    def write_origin(self, config: Config, split: Split) -> None:
+        """Keep which source's images `annotations/<split>/` is about."""
+        self.own("annotations", split).write_json(ORIGIN, origin(config, split))
 
     def write_config(self, config: Config) -> None:
         """Write `config.yaml`, whatever stands there, and `versions.json` beside it."""
@@ -216,6 +247,22 @@ class RunFolder(Folder):
 
     def _read_json_or(self, name: str, otherwise: Any) -> Any:
         return self.read_json(name) if self.exists(name) else otherwise
+
+
+def origin(config: Config, split: Split) -> dict[str, Any] | None:
+    """Which images a split has: where its source lies, local paths in full, without credentials. None: it has none."""
+    section = config.source if split == "pool" else config.test
+    if section.kind is None:
+        return None
+    columns = ("image_column", "id_column") if section.kind in ("parquet", "huggingface") else ()
+    place = {name: getattr(section, name) for name in ("kind", "path", "name", "subset")}
+    path = section.path
+    if path and "://" not in path:
+        local = Path(path).expanduser()
+        place["path"] = str(local.absolute()) if local.exists() or section.kind != "huggingface" else path
+    elif path:
+        place["path"] = without_credentials(extended(path, ""))
+    return place | {name: getattr(config.source, name) for name in columns}
 
 
 def versions() -> dict[str, str]:

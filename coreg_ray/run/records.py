@@ -126,9 +126,11 @@ class CandidateManifest:
     """`candidates/manifest.json`: what the candidate sets are.
 
     Attributes:
-        class_names: K. names: of every class all names that labels may use. fingerprint: of annotators and mode.
+        class_names: K. names: of every class all names that labels may use. fingerprint: of all that decides the sets.
         prior: (K,) mean of the annotators' probabilities. quality: figures. made_from: mark of all that the sets were
-            made from. parts: files; None in sets of an earlier version, which did not count them.
+            made from. parts: files; None in sets of an earlier version, which did not count them. sets: mark of the
+            sets themselves, None likewise. known_as: by the mark of sets that were here before, these among them where
+            another version made them, the fingerprints that they had.
     """
 
     class_names: list[str]
@@ -138,12 +140,20 @@ class CandidateManifest:
     names: list[list[str]] | None = None
     made_from: str | None = None
     parts: int | None = None
+    sets: str | None = None
+    known_as: dict[str, list[str]] | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> CandidateManifest:
         """The manifest that `as_json` wrote."""
         quality = from_json(CandidateFigures, content["quality"])
         return from_json(cls, {"fingerprint": None, **content, "quality": quality})
+
+    @property
+    def fingerprints(self) -> list[str | None]:
+        """What these sets are known by: their fingerprint, and what earlier versions called the same."""
+        others = (self.known_as or {}).get(self.sets or "", [])
+        return [self.fingerprint, *(name for name in others if name != self.fingerprint)]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for `manifest.json`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,17 +29,20 @@ class Selection:
     """Which rows of the stored tables: a replica's part, and those whose number lies in a stretch of all numbers.
 
     The first stretch of the numbers is held out: `start` is where training begins, and held-out rows have their `end`.
+    `without`: row numbers that are left out.
     """
 
     replica: int = 0
     replicas: int = 1
     start: float = 0.0
     end: float = 1.0
+    without: tuple[int, ...] = ()
 
     def mask(self, numbers: np.ndarray) -> np.ndarray:
         """Which of the row numbers (N,) are selected, (N,) bool."""
         first, last = int(self.start * 2**63), int(self.end * 2**63) - 1
-        return (numbers >= first) & (numbers <= last) & (numbers % self.replicas == self.replica)
+        mask: np.ndarray = (numbers >= first) & (numbers <= last) & (numbers % self.replicas == self.replica)
+        return mask & ~np.isin(numbers, self.without) if self.without else mask
 
 
 def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection, memory_limit: float) -> Rows:
@@ -50,11 +53,11 @@ def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection,
         memory_limit: bytes of images above which they go to a memory-mapped file on local disk.
 
     Raises:
-        UserError: an image has no candidate set, or a part to train on, which reaches to the end, holds no row at all.
+        UserError: an image that is no reject has no candidate set, or a part to train on, which reaches to the end,
+            holds no row at all.
     """
     import pyarrow.compute as pc  # here, so that rows in memory need torch alone
 
-    images = load_images(run, "pool", side, selection, memory_limit)
     numbers, counts, indices, trusted = [], [], [], []
     for batch in _batches(run.candidates, ["row", "candidates", "trusted"], selection):
         numbers.append(batch["row"].to_numpy())
@@ -62,6 +65,8 @@ def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection,
         indices.append(pc.list_flatten(batch["candidates"]).to_numpy())
         trusted.append(batch["trusted"].to_numpy(zero_copy_only=False))
     number = np.concatenate([np.empty(0, np.int64), *numbers])
+    without = tuple(np.setdiff1d(_rejected(run), number).tolist())
+    images = load_images(run, "pool", side, replace(selection, without=without), memory_limit)
     if not np.array_equal(np.sort(number), images.numbers.numpy()):
         raise UserError(
             f"{run.path}: {len(images)} images and {len(number)} candidate sets do not belong to the same rows; "
@@ -79,6 +84,13 @@ def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection,
         trusted=torch.from_numpy(np.concatenate([np.empty(0, bool), *trusted])),
     )
     return as_stored.select(torch.from_numpy(np.argsort(number)), images.pixels)
+
+
+def _rejected(run: RunFolder) -> np.ndarray:
+    """Row numbers (M,) of rejected images: some can be decoded, and the answer about them was none."""
+    from coreg_ray.annotation.rejects import rejected_rows
+
+    return rejected_rows(run.rejects("pool"))
 
 
 def _no_rows(run: RunFolder, selection: Selection) -> str:

@@ -39,7 +39,8 @@ class Task:
         class_names: K. images: how many the pool has. prior: (K,) or None for uniform.
         fingerprint: of configuration and annotation together, wherever files lie: drivers and workers see them at
             different paths.
-        older_fingerprints: what versions without some of today's settings called the same run.
+        older_fingerprints: what versions without some of today's settings called the same run, or one with candidate
+            sets that were known by other names and are the same.
     """
 
     class_names: list[str]
@@ -66,9 +67,10 @@ class Task:
         settings = config.decisive(start=False)
         if prior is not None and config.method.prior != "annotator":
             settings["method"]["prior"] = prior.tolist()
-        data = [manifest.fingerprint, class_names, rows.images if rows else ""]
-        older = tuple(digest([form, *data]) for form in as_older_versions(settings))
-        return cls(class_names, manifest.quality.rows, prior, digest([settings, *data]), older)
+        data = [class_names, rows.images if rows else ""]
+        forms = [settings, *as_older_versions(settings)]
+        fingerprint, *older = [digest([form, name, *data]) for form in forms for name in manifest.fingerprints]
+        return cls(class_names, manifest.quality.rows, prior, fingerprint, tuple(older))
 
     def is_of(self, fingerprint: str) -> bool:
         """Whether a checkpoint of that fingerprint is this run's."""
@@ -108,7 +110,8 @@ def train(config: Config, mesh: Mesh, method: Method, clone_from: Folder | None 
             state this one takes over at the epoch where it stood (population based training).
 
     Raises:
-        UserError: the folder's checkpoints belong to another run, or to other classes or networks.
+        UserError: the folder's checkpoints belong to another run, or were trained on other candidate sets or images, or
+            are for other classes or networks.
         NonFiniteLossError: on every process alike; the last good checkpoint stays.
     """
     run = RunFolder.at(config.output)
@@ -160,17 +163,23 @@ def begin(
 
 
 def _own_checkpoint(run: RunFolder, task: Task) -> str | None:
-    """The name of the newest whole checkpoint of a run. Raises UserError: it is another run's."""
+    """The name of the newest whole checkpoint of a run. Raises UserError as `refuse_other_run` does."""
     newest = checkpoint.newest(run.checkpoints, digests=True)
     if newest is None:
         return None
-    stored = checkpoint.describe(newest)["fingerprint"]
-    if not task.is_of(stored):
-        raise UserError(
-            f"{run.path} holds checkpoints of another run (fingerprint {stored}, this is {task.fingerprint}); "
-            "choose another --output, or pass the old checkpoint with --start_from"
-        )
+    refuse_other_run(run, task, checkpoint.describe(newest)["fingerprint"])
     return newest.name
+
+
+def refuse_other_run(run: RunFolder, task: Task, fingerprint: str) -> None:
+    """Raises UserError where a checkpoint of that fingerprint was trained on something else than the run holds now."""
+    if not task.is_of(fingerprint):
+        raise UserError(
+            f"{run.path} holds checkpoints of another run (fingerprint {fingerprint}, this is {task.fingerprint}): its "
+            "settings were others, or its candidate sets (manual labels, votes, class names) or images have changed "
+            f"since; choose another --output, or pass the old checkpoint with --start_from (--start_from {run.path} "
+            "takes over its networks), or give it back what it was trained on and the same command again"
+        )
 
 
 def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh) -> tuple[Rows, Scored]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 import weakref
@@ -17,9 +18,10 @@ import torch
 from toy_clip import write_toy_clip
 
 from coreg_ray.annotation.clip import TextTable, votes
-from coreg_ray.cluster import tasks
+from coreg_ray.cluster import candidates, pipeline, tasks
 from coreg_ray.cluster.annotate import annotate, annotate_splits
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
+from coreg_ray.cluster.estimate import estimate
 from coreg_ray.cluster.rows import write_rows
 from coreg_ray.config import Config
 from coreg_ray.embedded.digits import CLASS_NAMES, digits
@@ -96,10 +98,13 @@ def test_candidate_sets_are_made_anew_only_when_something_changed_that_they_are_
 ) -> None:
     output = RunFolder.at(tmp_path / "run")
 
+    names: list[str | None] = []
+
     def made(**changed: Any) -> tuple[CandidateFigures, pa.Table, list[int]]:
-        figures = build_candidates(config(toy, **changed), output, annotated).quality
+        manifest = build_candidates(config(toy, **changed), output, annotated)
+        names.append(manifest.fingerprint)
         times = [Path(path).stat().st_mtime_ns for path in (output / "candidates").files(".parquet")]
-        return figures, table(output / "candidates"), times
+        return manifest.quality, table(output / "candidates"), times
 
     first, again = made(), made()
     assert again == first
@@ -116,6 +121,81 @@ def test_candidate_sets_are_made_anew_only_when_something_changed_that_they_are_
     assert not set(back[2]) & set(first[2])
     Path((output / "candidates").files(".parquet")[0]).unlink()
     assert made()[1] == first[1]
+    assert names[0] == names[1] == names[5] == names[6]
+    assert len({*names}) == 4  # another mode, and two files of manual labels by the same name
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_sets_of_an_earlier_version_are_known_again_if_they_come_out_the_same(
+    annotated: RunFolder, toy: dict[str, Any], tmp_path: Path, killed: bool
+) -> None:
+    output = RunFolder.at(tmp_path / "run")
+    whole = build_candidates(config(toy), output, annotated)
+    names, file = output.candidates.entries(), output.candidates.files(".parquet")[0]
+    contents = {path: Path(path).read_bytes() for path in output.candidates.files(".parquet")}
+
+    def as_before() -> None:
+        for path, content in contents.items():
+            Path(path).write_bytes(content)
+        left = {"fingerprint": "of an earlier version", "made_from": "its mark", "sets": None, "known_as": None}
+        output.candidates.write_json("manifest.json", whole.as_json() | left)
+
+    as_before()
+    if killed:  # while they were made again
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(candidates, "_make", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                build_candidates(config(toy), output, annotated)
+        assert output.candidates.entries() == ["before.json"]
+    again = build_candidates(config(toy), output, annotated)
+    assert again.fingerprints == [whole.fingerprint, "of an earlier version"]
+    assert output.candidates.entries() == names
+    as_before()
+    sets = pq.read_table(file)
+    trusted = pa.array([True] + [False] * (len(sets) - 1))
+    pq.write_table(sets.set_column(sets.column_names.index("trusted"), "trusted", trusted), file)
+    assert build_candidates(config(toy), output, annotated).fingerprints == [whole.fingerprint]
+
+
+def test_borrowed_embeddings_that_are_not_finite_are_rejects_of_who_borrows_them(
+    annotated: RunFolder, toy: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(annotated.path, tmp_path / "lender")
+    lender, output = RunFolder.at(tmp_path / "lender"), RunFolder.at(tmp_path / "run")
+    path = (lender / "annotations").files(".parquet")[0]
+
+    def damaged(count: int) -> list[str]:
+        rows = pq.read_table(path)
+        embedding = np.stack(rows["embedding"].to_numpy())
+        embedding[:count] = np.nan
+        column = pa.FixedSizeListArray.from_arrays(pa.array(embedding.reshape(-1)), embedding.shape[1])
+        pq.write_table(rows.set_column(rows.column_names.index("embedding"), "embedding", column), path)
+        return rows["image_id"].to_pylist()[:count]
+
+    bad = damaged(10)
+    assert build_candidates(config(toy), output, lender).quality.rows == 1437 - 10
+    assert sorted(table(output / "rejects")["image_id"].to_pylist()) == sorted(bad)
+    assert not set(bad) & set(table(output / "candidates")["image_id"].to_pylist())
+    damaged(20)
+    with pytest.raises(UserError, match=r"to 20 of 1437 pool images are not finite"):
+        build_candidates(config(toy, seed=1), output, lender)
+
+
+def test_answers_about_other_images_are_refused_before_anything_starts(
+    annotated: RunFolder, toy: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "connect", lambda: pytest.fail("Ray is not needed for that"))
+    before = {path: Path(path).read_bytes() for path in annotated.files() if "/annotations/" in path}
+    source = {"kind": "folder", "path": str(tmp_path), "classes": list(CLASS_NAMES)}
+    other = config(toy, source=source, output=annotated.path, test={"kind": None})
+    for work in (pipeline.annotate_pool, estimate, lambda config, run: annotate(config, "pool", run)):
+        with pytest.raises(UserError, match=r"annotations of other pool images \(source.kind 'digits' -> 'folder'"):
+            work(other, annotated)
+    assert {path: Path(path).read_bytes() for path in before} == before
 
 
 def test_rows_hold_pixels_and_no_labels(annotated: RunFolder, toy: dict[str, Any]) -> None:

@@ -18,8 +18,9 @@ from toy import CLASSES, SIDE, STUDENT, images
 
 from coreg_ray.annotation.arrow import read_table, write_table
 from coreg_ray.annotation.parts import Part, parts
+from coreg_ray.annotation.rejects import NOT_FINITE
 from coreg_ray.cluster import predict as ray_predict
-from coreg_ray.cluster.predict import evaluate, predict
+from coreg_ray.cluster.predict import evaluate, predict, write_predictions
 from coreg_ray.commands import evaluate as evaluate_command
 from coreg_ray.commands import predict as predict_command
 from coreg_ray.config import ExportConfig
@@ -85,6 +86,20 @@ def test_predictions_are_the_models_own_and_broken_files_are_reported(model: Fol
     np.testing.assert_allclose(top, np.take_along_axis(probabilities, order, 1), atol=1e-5)
     reasons = {Path(row["image_id"]).name: row["reason"] for row in parquet(output / "rejects").to_pylist()}
     assert reasons == {"empty.png": "empty file", "text.jpg": "not an image"}
+
+
+def test_probabilities_that_are_not_finite_are_rejects(tmp_path: Path) -> None:
+    folder, rejects = Folder.at(tmp_path / "predictions"), Folder.at(tmp_path / "rejects")
+    batch = {
+        "image_id": np.array(["a", "b"], dtype=object), "content": np.array(["1", "2"], dtype=object),
+        "probabilities": np.array([[0.2, 0.8], [np.nan, np.nan]], np.float32),
+    }  # fmt: skip
+    line = write_predictions(
+        batch, folder=folder, rejects=rejects, run=0, fingerprint="f" * 8, class_names=["x", "y"], top_k=1
+    )
+    assert line == {"images": [1], "not_finite": [1]}
+    assert [(row["image_id"], row["class"]) for row in parquet(folder).to_pylist()] == [("a", "y")]
+    assert [row["reason"] for row in parquet(rejects).to_pylist()] == [NOT_FINITE]
 
 
 @pytest.mark.cluster

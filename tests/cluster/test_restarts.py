@@ -21,6 +21,7 @@ import yaml
 from chat_server import chat_server
 from leftovers import all_actors, left_behind
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from toy_clip import write_toy_clip
 
 from coreg_ray.cluster.annotate import annotate, annotate_splits
@@ -269,6 +270,22 @@ def test_where_nobody_answered_at_all_that_is_said(images: Path, tmp_path: Path)
             build_candidates(silent, RunFolder.at(tmp_path / f"of {len(names)}"), output)
     (tmp_path / "run/annotations/pool").rename(tmp_path / "run/annotations/test")
     assert zero_shot(silent, output) == {}
+
+
+def test_a_model_that_answers_nan_is_refused_every_time_until_it_is_another(
+    toy: dict[str, Any], images: Path, tmp_path: Path
+) -> None:
+    weights = load_file(toy["pretrained"])
+    broken = {name: w * float("nan") if name.startswith("visual.") else w for name, w in weights.items()}
+    save_file(broken, tmp_path / "broken.safetensors")
+    bad = config({**toy, "pretrained": str(tmp_path / "broken.safetensors")}, images)
+    output = RunFolder.at(tmp_path / "run")
+    for model in (bad, bad, config(toy, images)):
+        with pytest.raises(UserError, match=r" of 41 pool images are not finite .*--annotator.retry_rejects true"):
+            annotate_splits(model, ["pool"], output, rows=True)
+    assert not [path for path in output.files(".parquet") if "/annotations/" in path]
+    figures = annotate(config({**toy, "retry_rejects": True}, images), "pool", output)
+    assert (figures.encoded_images, figures.rejected_images) == (40, 1)
 
 
 def test_an_estimate_of_a_pool_that_nobody_can_decode_says_so(toy: dict[str, Any], tmp_path: Path) -> None:

@@ -238,6 +238,65 @@ def test_annotating_takes_any_run_and_says_with_which_settings(run: RunFolder) -
     assert run.read_config() == other
 
 
+POOL: dict[str, Any] = {"kind": "folder", "path": "pictures", "classes": ["a", "b"]}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"path": "others"}, r"source\.path '.*/pictures' -> '.*/others'"),
+        ({"kind": "webdataset"}, r"source\.kind 'folder' -> 'webdataset'"),
+        ({"kind": "huggingface", "name": "train"}, "source.name None -> 'train'"),
+    ],
+)
+def test_the_answers_about_other_images_are_not_dropped(
+    run: RunFolder, other: dict[str, Any], difference: str, kept: bool
+) -> None:
+    begun = config_of(run, source=POOL)
+    run.claim_for_annotation(begun)
+    run.claim_for_annotation(config_of(run, source={**POOL, **other}))  # nothing is annotated yet
+    run.claim_for_annotation(begun)
+    if kept:  # versions before did not
+        run.write_origin(begun, "pool")
+    run.write("annotations/pool/clip/part.parquet", "answers")
+    before = run.read(CONFIG)
+    with pytest.raises(UserError, match=rf"holds annotations of other pool images .*{difference}.* choose another"):
+        run.claim_for_annotation(config_of(run, source={**POOL, **other}))
+    with pytest.raises(UserError, match="holds annotations of other pool images"):
+        run.refuse_other_images(config_of(run, source={**POOL, **other}), "pool")
+    assert run.read(CONFIG) == before
+    assert run.read("annotations/pool/clip/part.parquet") == b"answers"
+    run.claim_for_annotation(config_of(run, source={**POOL, "path": "./pictures/", "classes": ["a", "c"]}))
+
+
+def test_where_the_images_came_from_is_kept_in_full_and_without_keys(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run.write_origin(config_of(run, source=POOL), "pool")
+    run.write("annotations/pool/clip/part.parquet", "answers")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="holds annotations of other pool images"):  # `pictures` means another folder
+        run.refuse_other_images(config_of(run, source=POOL), "pool")
+    run.refuse_other_images(config_of(run, source={**POOL, "path": str(tmp_path / "pictures")}), "pool")
+    run.write_origin(config_of(run, source={**POOL, "path": "s3://KEY:SECRET@bucket/x/?region=eu"}), "pool")
+    stored = run.read("annotations/pool/source.json").decode()
+    assert "s3://bucket/x?region=eu" in stored
+    assert "SECRET" not in stored
+    run.refuse_other_images(config_of(run, source={**POOL, "path": "s3://OTHER:ONE@bucket/x?region=eu"}), "pool")
+
+
+def test_other_test_images_are_refused_alike_and_none_are_no_others(run: RunFolder) -> None:
+    test = {"kind": "folder", "path": "labelled"}
+    run.write_origin(config_of(run, test=test), "test")
+    run.write("annotations/test/clip/part.parquet", "answers")
+    with pytest.raises(UserError, match=r"other test images \(test\.path .*remove .*annotations/test$"):
+        run.claim_for_annotation(config_of(run, test={**test, "path": "others"}))
+    run.claim_for_annotation(config_of(run))
+
+
 def test_annotating_keeps_the_settings_of_a_trained_run(run: RunFolder) -> None:
     begun = config_of(run, method={"epochs": 70})
     run.claim(begun)

@@ -13,7 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from coreg_ray.annotation.rejects import record_rejects
 from coreg_ray.errors import UserError
+from coreg_ray.ids import row_numbers
 from coreg_ray.pure.rng import generator
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.training.read_rows import Selection, load_images, load_rows
@@ -245,6 +247,22 @@ def test_images_and_candidate_sets_belong_together(tmp_path: Path) -> None:
     write(tmp_path / "other/candidates/0.parquet", table)
     with pytest.raises(UserError, match="12 images and 12 candidate sets do not belong to the same rows"):
         load_rows(output, CLASSES, SIDE, Selection(), LIMIT)
+
+
+def test_an_image_that_is_a_reject_may_have_pixels_and_no_set(tmp_path: Path) -> None:
+    data, ids = dense(12), [f"{number}.png" for number in range(12)]
+    data.numbers = torch.from_numpy(row_numbers(ids))
+    output = store(tmp_path, data)
+    path = tmp_path / "candidates/0.parquet"
+    sets = pq.read_table(path)
+    without = ids[data.numbers.tolist().index(sets["row"][0].as_py())]
+    pq.write_table(sets.slice(1), path)
+    with pytest.raises(UserError, match="12 images and 11 candidate sets do not belong to the same rows"):
+        load_rows(output, CLASSES, SIDE, Selection(), LIMIT)
+    record_rejects(output.rejects("pool"), [(without, "c", "not finite"), (ids[0], "c", "another annotator's")], 0)
+    kept = [number for number in range(12) if ids[number] != without]
+    left = Dense(data.numbers[kept], data.pixels[kept], data.candidates[kept], data.trusted[kept])
+    same(load_rows(output, CLASSES, SIDE, Selection(), LIMIT), by_number(left))
 
 
 def test_a_replica_without_rows_says_so(tmp_path: Path) -> None:

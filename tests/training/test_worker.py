@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import toy
 
 from coreg_ray.config import ClusterConfig, Config, MethodConfig
+from coreg_ray.config.tree import as_older_versions, digest
 from coreg_ray.errors import UserError
 from coreg_ray.methods import coreg
 from coreg_ray.run.folder import RunFolder
@@ -19,7 +21,7 @@ from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import build_student
 from coreg_ray.training.state import State
-from coreg_ray.training.worker import Task, load_data, train
+from coreg_ray.training.worker import Task, load_data, refuse_other_run, train
 
 DATA: dict[str, Any] = {"count": 80}
 
@@ -89,6 +91,24 @@ def test_annotating_anew_makes_another_run(config: Config) -> None:
     manifest = Path(config.output, "candidates/manifest.json")
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"fingerprint": "other prompts"}))
     assert Task.read(config, RunFolder.at(config.output)).fingerprint != before.fingerprint
+
+
+def test_sets_that_are_the_same_by_another_name_are_trained_on(config: Config) -> None:
+    run = RunFolder.at(config.output)
+    stored, begun = run.read_candidate_manifest(), Task.read(config, run).fingerprint
+    assert stored is not None
+
+    def now(**changes: Any) -> Task:
+        run.candidates.write_json("manifest.json", replace(stored, fingerprint="new formula", **changes).as_json())
+        return Task.read(config, run)
+
+    for sets, known_as in (("S", {"T": ["toy"]}), (None, None), ("S", None)):
+        with pytest.raises(UserError, match=r"candidate sets \(manual labels, votes, class names\) .* --start_from"):
+            refuse_other_run(run, now(sets=sets, known_as=known_as), begun)
+    refuse_other_run(run, now(sets="S", known_as={"S": ["older still", "toy"]}), begun)
+    weak = config.model_copy(update={"method": config.method.model_copy(update={"weak_views": 2})})
+    older = digest([as_older_versions(weak.decisive(start=False))[-1], "toy", stored.class_names, ""])
+    assert Task.read(weak, run).is_of(older)  # settings and sets of an earlier version, together
 
 
 def test_starting_from_another_run(config: Config, tmp_path: Path) -> None:
