@@ -45,6 +45,9 @@ class Source(Protocol):
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         """The images of one block of the listing, in its order; a failure to read one is yielded, not raised."""
 
+    def holds(self, other: Source) -> bool:
+        """Whether its path and split alone show that every image of another source is one of its own."""
+
     @property
     def known_classes(self) -> tuple[str, ...]:
         """Class names that the source brings along, else empty."""
@@ -53,6 +56,11 @@ class Source(Protocol):
 def section_of(config: Config, split: Split) -> SourceConfig | TestConfig:
     """What the configuration says about where a split lies."""
     return config.source if split == "pool" else config.test
+
+
+def section_name(split: Split) -> Literal["source", "test"]:
+    """How that section is called."""
+    return "source" if split == "pool" else "test"
 
 
 def part_of(split: Split) -> Literal["train", "test"]:
