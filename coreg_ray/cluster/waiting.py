@@ -9,6 +9,7 @@ only when nothing has moved for a minute.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -43,7 +44,7 @@ class Shortage:
     free: Bundle
 
     def words(self) -> str:
-        """For a person, e.g. `2 x (1 CPU, 1 GPU) are wanted; there are 4 CPU (0 free), no GPU`."""
+        """For a person, e.g. `2 x (1 CPU, 1 GPU) wanted; the cluster has 4 CPU (0 free), no GPU`."""
         asked = ", ".join(f"{count} x ({_listed(bundle)})" for bundle, count in self.asked)
         names = sorted({name for bundle, _ in self.asked for name in bundle})
         there = ", ".join(
@@ -65,25 +66,25 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
     like: tuple[Bundle, ...] = ()
     _moved: float = field(init=False)
-    _told: float | None = None
+    _told: dict[str, float] = field(default_factory=dict)  # what was asked for -> when that was told
 
     def __post_init__(self) -> None:
         self._moved = self.clock()
 
     def moved(self) -> None:
         """Something has come of the work."""
-        self._moved, self._told = self.clock(), None
+        self._moved = self.clock()
 
     def look(self, unmet: Callable[[], Shortage | None]) -> str:
         """What to tell a person now; empty where there is nothing. `unmet` is asked only when it matters."""
         now = self.clock()
-        last = self._moved + AFTER_S - _AGAIN_S if self._told is None else self._told
-        if now - last < _AGAIN_S:
-            return ""
-        shortage = unmet()
+        shortage = unmet() if now - self._moved >= AFTER_S else None
         if shortage is None or not (ours := [(b, n) for b, n in shortage.asked if not self.like or b in self.like]):
             return ""
-        self._told = now
+        kind = " ".join(sorted(_listed(bundle) for bundle, _ in ours))
+        if now - self._told.get(kind, -math.inf) < _AGAIN_S:
+            return ""
+        self._told[kind] = now
         words = Shortage(ours, shortage.there, shortage.free).words()
         return f"nothing has moved for {now - self._moved:.0f} s: waiting for resources, {words}; {_REMEDY}"
 

@@ -22,7 +22,7 @@ from coreg_ray.cluster import waiting
 
 class Ending(logging.Handler):
     def emit(self, record):
-        if "waiting for resources" in record.getMessage():
+        if "1 GPU" in record.getMessage():
             print("told:", record.getMessage(), flush=True)
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -85,6 +85,6 @@ def test_every_step_from_images_to_scores_ends_on_one_cpu_and_a_wait_in_vain_is_
     assert "123 of 123 images predicted now" in ended.stdout
     (told,) = [line for line in ended.stdout.splitlines() if line.startswith("told:")]
     assert re.search(r"1 x \(1 CPU, 1 GPU\) wanted; the cluster has 1 CPU \([01] free\), no GPU", told)
-    assert ended.stdout.splitlines()[-1] == "ended"
+    assert ended.stdout.splitlines()[-1] == "ended", ended.stdout
     assert json.loads((run / "metrics.json").read_text())["test/images_in_pool"] == 3
     assert json.loads((tmp_path / "scores/metrics.json").read_text())["test/images"] == 40

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from coreg_ray.cluster import waiting
+from coreg_ray.cluster.chunks import one_by_one
 from coreg_ray.cluster.waiting import Patience, Shortage
 
 SHORT = Shortage([({"CPU": 1.0, "GPU": 1.0}, 2)], {"CPU": 4.0, "memory": 1e9}, {"CPU": 1.0})
@@ -37,12 +38,13 @@ def test_after_a_minute_once_and_then_rarely() -> None:
         if patience.look(lambda: SHORT):
             told.append(clock.now)
     assert told == [60, 660, 1260]
+    other = Shortage([({"CPU": 9.0}, 1)], {}, {})
     patience.moved()
-    began = clock.now
-    for clock.now in range(int(began), int(began) + 100, 5):
-        if patience.look(lambda: SHORT):
-            told.append(clock.now - began)
-    assert told[3:] == [60]
+    for clock.now in range(1500, 1600, 5):
+        assert not patience.look(lambda: SHORT)  # it moved, and waits for the same again
+        if patience.look(lambda: other):
+            told.append(clock.now)
+    assert told[3:] == [1555]  # a minute after 1495
 
 
 def test_work_that_moves_or_asks_for_nothing_is_left_in_peace() -> None:
@@ -64,7 +66,7 @@ def test_a_cluster_says_what_it_is_asked_for_in_vain() -> None:
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    held = ray.remote(num_gpus=3, num_cpus=1)(time.sleep).remote(0)
+    held = ray.remote(num_gpus=3, num_cpus=1)(one_by_one).remote(len, [])
     group = placement_group([{"CPU": 63}] * 2)
     try:
         deadline = time.monotonic() + 60
