@@ -19,6 +19,7 @@ TEST = "test/"
 ACCURACY, ACCURACY_A, ACCURACY_B = "test/accuracy", "test/accuracy_a", "test/accuracy_b"
 ZERO_SHOT = "test/zero_shot_accuracy"
 CALIBRATION_ERROR, TEST_IMAGES = "test/calibration_error", "test/images"
+TEST_IN_POOL = "test/images_in_pool"  # of those, byte for byte
 
 # Without labels (pure/label_free.py says what they are).
 CRITERION = "criterion/"

@@ -17,7 +17,7 @@ from coreg_ray.annotation.card import MANIFEST, TEXT, Card
 from coreg_ray.annotation.clip import TextTable
 from coreg_ray.annotation.parts import Part, annotation_table
 from coreg_ray.config import Config
-from coreg_ray.ids import row_numbers
+from coreg_ray.ids import content_hash, row_numbers
 from coreg_ray.methods import coreg
 from coreg_ray.pure.candidates import synthetic_candidates
 from coreg_ray.pure.rng import generator
@@ -86,7 +86,7 @@ def _annotate(run: RunFolder, split: Split, ids: list[str], labels: torch.Tensor
     card = Card("clip", "toy", "0123456789abcdef", PROMPTS, names, {}, 8, {"scale": 10.0, "bias": 0.0})
     folder = run.annotations(split) / card.folder
     votes = answers[:, None].repeat(1, 2).numpy().astype(np.int32)
-    contents = ["0" * 32] * count
+    contents = [content_hash(image_id.encode()) for image_id in ids]
     rows = annotation_table(ids, contents, card.folder, votes, embedding.half().numpy())
     write_table(folder, Part(0, "0" * 16, card.text).name, rows)
     folder.write(TEXT, TextTable(text, torch.zeros(0, 8), 10.0, 0.0).to_bytes())

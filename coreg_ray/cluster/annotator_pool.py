@@ -24,6 +24,7 @@ from coreg_ray.annotation.rejects import finite_rows, refuse_not_finite, settled
 from coreg_ray.cluster import metrics
 from coreg_ray.cluster.decode import decode, size, unknown
 from coreg_ray.cluster.pools import Pool
+from coreg_ray.cluster.room import leave_room
 from coreg_ray.cluster.rows import row_settings
 from coreg_ray.cluster.tasks import ERROR, NOTE, ask, each, task, through, told, watch
 from coreg_ray.config import AnnotatorConfig
@@ -80,6 +81,7 @@ def run_annotator(
         prepared.append(blocks.repartition(target_num_rows_per_block=part))
     together = prepared[0].union(*prepared[1:]) if len(prepared) > 1 else prepared[0]
     if chat:
+        room = leave_room("chat annotators", 1, 1, {"CPU": 1.0})
         written = through(
             together,
             ChatActor,
@@ -91,16 +93,18 @@ def run_annotator(
             },
             batch_size=part,
             compute=ray.data.ActorPoolStrategy(size=1),
-            num_cpus=1,
+            num_cpus=room.cpus,
         )
     else:
+        needs = {"CPU": annotator.num_cpus, "GPU": annotator.num_gpus}
+        room = leave_room("annotators", annotator.min_actors, annotator.max_actors, needs)
         answered = through(
             together,
             _Annotator,
-            settings={"config": annotator, "folder": pools[0].table / card.folder},
+            settings={"config": annotator, "folder": pools[0].table / card.folder, "most": room.most},
             batch_size=max(_EMBED_BATCH, annotator.batch_size or 0),
-            compute=ray.data.ActorPoolStrategy(min_size=annotator.min_actors, max_size=annotator.max_actors),
-            num_cpus=annotator.num_cpus,
+            compute=ray.data.ActorPoolStrategy(min_size=room.least, max_size=room.most),
+            num_cpus=room.cpus,
             num_gpus=annotator.num_gpus or None,
         )
         destinations = {"places": places, "card": card}
@@ -149,10 +153,10 @@ def _nothing_new(pool: Pool, known: list[ray.ObjectRef], rows_known: Sequence[ra
 class _Annotator:
     """One member of the annotator pool; what it does shows in Ray's metrics."""
 
-    def __init__(self, config: AnnotatorConfig, folder: Folder) -> None:
+    def __init__(self, config: AnnotatorConfig, folder: Folder, most: int) -> None:
         card = Card.from_manifest(folder.read_json(MANIFEST))
         text = writer.read_text(folder, card) if card.dim else None
-        threads = max(1, len(os.sched_getaffinity(0)) // config.max_actors)
+        threads = max(1, len(os.sched_getaffinity(0)) // most)
         self._annotator = factory.build(config, card, text, threads)
         self._name = card.folder
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from coreg_ray.annotation import preparation
 from coreg_ray.cluster import decode
 from coreg_ray.cluster.tasks import ask, task
+from coreg_ray.cluster.waiting import moved
 from coreg_ray.images.base import Source
 from coreg_ray.images.notes import ListingNotes
 from coreg_ray.run.storage import Folder
@@ -37,7 +38,10 @@ class Listing:
 
         What the listing has to tell a person is logged here: a task's own log does not reach the terminal.
         """
-        references = list(self._stream)
+        references = []
+        for reference in self._stream:
+            moved()
+            references.append(reference)
         notes: ListingNotes = ask(references.pop())  # a failure is the last thing that a stream yields, too
         for line in notes.lines():
             log.warning("%s", line)

@@ -14,18 +14,21 @@ from coreg_ray.cluster import train
 from coreg_ray.cluster.annotate import annotate_splits
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.connect import connect
+from coreg_ray.cluster.overlap import pool_overlap
 from coreg_ray.cluster.resources import refuse_unreachable
 from coreg_ray.cluster.rows import write_rows
 from coreg_ray.cluster.tasks import ask, task
+from coreg_ray.cluster.waiting import watched
 from coreg_ray.config import Config
 from coreg_ray.deploy.export import ASKED_IMAGES, export
 from coreg_ray.errors import UserError
+from coreg_ray.images.pool_and_test import refuse_pool_as_test
 from coreg_ray.methods import KINDS
 from coreg_ray.report.baselines import compare, most_images
 from coreg_ray.report.page import write_report
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.lock import locked
-from coreg_ray.run.records import AnnotateResult, CandidateManifest, RowsManifest
+from coreg_ray.run.records import AnnotateResult, CandidateManifest, Overlap, RowsManifest
 from coreg_ray.training.sample import Samples
 
 log = logging.getLogger(__name__)
@@ -38,17 +41,20 @@ def run_pipeline(config: Config, annotated: str | None = None) -> dict[str, Any]
         annotated: run folder whose annotations are used instead of annotating anew.
 
     Raises:
-        UserError: the run folder holds another run, another command works in it, or it cannot be written; before any
-            work.
+        UserError: the run folder holds another run, another command works in it, or it cannot be written, or the test
+            images are the pool's; before any work.
     """
     run = RunFolder.at(config.output)
+    if annotated is None:
+        refuse_pool_as_test(config)  # else their sources may have gone since they were annotated
     with locked(run, config.output):
         run.claim(config)
         connect()
-        refuse_unreachable(run)
-        run.update_metrics(prepare(config, run, RunFolder.at(annotated) if annotated else None))
-        started, before = time.monotonic(), run.read_metrics().get(metrics.TRAIN_S, 0.0)
-        trained = train.fit(config)
+        with watched():
+            refuse_unreachable(run)
+            run.update_metrics(prepare(config, run, RunFolder.at(annotated) if annotated else None))
+            started, before = time.monotonic(), run.read_metrics().get(metrics.TRAIN_S, 0.0)
+            trained = train.fit(config)
         seconds = (before if trained.start_epoch else 0.0) + time.monotonic() - started
         figures = run.update_metrics({**trained.metrics(), metrics.TRAIN_S: seconds})
         return finish(config, run, figures[metrics.TRAIN_S])
@@ -61,9 +67,10 @@ def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
 
     Raises:
         UserError: the output holds something else, another command works in it, or it is not seen from all nodes; or
-            the source or annotator is not what it should be.
+            the source or annotator is not what it should be, or the test images are the pool's.
     """
-    with locked(run, config.output):
+    refuse_pool_as_test(config)
+    with locked(run, config.output), watched():
         run.claim_for_annotation(config)
         connect()
         refuse_unreachable(run)
@@ -95,15 +102,17 @@ def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What annotation came to; `annotated` is None where another run had done that."""
+    """What annotation came to; `annotated` is None where another run had done that, `overlap` without test images."""
 
     candidates: CandidateManifest
     scores: dict[str, float]
+    overlap: Overlap | None
     annotated: AnnotateResult | None = None
 
     def metrics(self) -> dict[str, Any]:
         annotated = self.annotated.metrics() if self.annotated else {}
-        return {**annotated, **self.candidates.quality.metrics(), **self.scores}
+        overlap = self.overlap.metrics() if self.overlap else {}
+        return {**annotated, **self.candidates.quality.metrics(), **self.scores, **overlap}
 
 
 def prepare(config: Config, run: RunFolder, annotated: RunFolder | None = None) -> dict[str, Any]:
@@ -114,6 +123,9 @@ def prepare(config: Config, run: RunFolder, annotated: RunFolder | None = None) 
 
     Returns:
         Figures by name.
+
+    Raises:
+        UserError: all test images lie in the pool, or images have no answer, among others.
     """
     started = time.monotonic()
     if annotated is None:
@@ -130,20 +142,22 @@ def _annotate(config: Config, run: RunFolder, rows: bool) -> _Prepared:
     done = annotate_splits(config, _splits(config), run, rows=rows)
     for split, figures in done.items():
         log.info("%s: %d images annotated, %d of them now", split, figures.images, figures.encoded_images)
+    overlap = pool_overlap(run) if config.test.kind else None
     manifest = build_candidates(config, run)
     scores = zero_shot(config, run) if config.test.kind else {}
-    return _Prepared(manifest, scores, AnnotateResult(done["pool"], done.get("test")))
+    return _Prepared(manifest, scores, overlap, AnnotateResult(done["pool"], done.get("test")))
 
 
 def _take_over(config: Config, run: RunFolder, annotated: RunFolder) -> _Prepared:
     """Candidate sets, labels and rows from the annotations of another run folder."""
+    overlap = pool_overlap(annotated) if config.test.kind else None
     manifest = build_candidates(config, run, annotated)
     scores = zero_shot(config, run, annotated) if config.test.kind else {}
     if annotated.filesystem == run.filesystem:  # what the method is compared with learns from the embeddings
         run.link(annotations=annotated.resolve("annotations"))
     _copy_labels(annotated, run)
     take_rows(config, run, annotated)
-    return _Prepared(manifest, scores)
+    return _Prepared(manifest, scores, overlap)
 
 
 def take_rows(config: Config, run: RunFolder, annotated: RunFolder) -> None:

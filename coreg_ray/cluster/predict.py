@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -28,7 +28,9 @@ from coreg_ray.annotation.arrow import lists, write_table
 from coreg_ray.annotation.parts import Part, drop_outdated, next_run, parts
 from coreg_ray.annotation.rejects import NOT_FINITE, record_rejects, settled_keys, too_many, try_again
 from coreg_ray.cluster.listing import Listing
+from coreg_ray.cluster.room import leave_room
 from coreg_ray.cluster.tasks import ask, each, task, watch
+from coreg_ray.cluster.waiting import moved
 from coreg_ray.deploy.calibration import calibration_error
 from coreg_ray.deploy.model import WEIGHTS, Model, read_card
 from coreg_ray.errors import UserError
@@ -165,6 +167,7 @@ def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluat
     true, predicted, confidence = [], [], []
     answered = _answered(Listing(source, None), {"source": source, "fit": _fit(card)}, card, weights, pool or Pool())
     for batch in answered.iter_batches(batch_size=None, batch_format="numpy"):
+        moved()
         label = np.array([labels.get(row, -1) for row in row_numbers(batch["image_id"].tolist()).tolist()], np.int64)
         known = label >= 0
         true.append(label[known])
@@ -229,16 +232,17 @@ def _refuse_not_finite(count: int, images: int) -> None:
 
 def _answered(listing: Listing, settings: dict[str, Any], card: dict[str, Any], weights: bytes, pool: Pool) -> Any:
     """A Ray dataset of `image_id`, `content`, `probabilities` (B, K): all images that can be read and are not known."""
+    room = leave_room("models", pool.actors, pool.actors, {"CPU": 1.0, "GPU": pool.num_gpus})
     prepared: Any = listing.dataset().map_batches(
         _prepare, fn_kwargs=settings, batch_size=None, batch_format="pyarrow", num_cpus=_DECODING_CPUS
     )
     return prepared.map_batches(
         _Predictor,
-        fn_constructor_kwargs={"card": card, "pool": pool},
+        fn_constructor_kwargs={"card": card, "pool": replace(pool, actors=room.most)},
         fn_kwargs={"weights": [ray.put(weights)]},
         batch_size=pool.batch_size,
-        compute=ray.data.ActorPoolStrategy(size=pool.actors),
-        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(min_size=room.least, max_size=room.most),
+        num_cpus=room.cpus,
         num_gpus=pool.num_gpus or None,
     )
 

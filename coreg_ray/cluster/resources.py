@@ -14,6 +14,7 @@ from ray.autoscaler.sdk import request_resources
 from ray.train import ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from coreg_ray.cluster.room import copies
 from coreg_ray.config import ClusterConfig
 from coreg_ray.errors import UserError
 from coreg_ray.run.storage import Folder
@@ -146,13 +147,6 @@ def missing_for(workers: int, each: dict[str, float], labels: dict[str, str], no
     if any(each.values()) and room < workers:
         return f"room for {workers} workers, each on one node (there is room for {room}{where})"
     return ""
-
-
-def copies(node: dict[str, float], each: dict[str, float]) -> int:
-    """How many times the resources `each` fit into those of a node; 0 where nothing is asked for."""
-    # Ray counts in ten thousandths; 1 / 0.1 in floating point is a little less than 10 for `//`.
-    asked = {name: round(amount * 10_000) for name, amount in each.items() if amount}
-    return min((round(node.get(name, 0) * 10_000) // amount for name, amount in asked.items()), default=0)
 
 
 def at_once_here(most: int) -> int:

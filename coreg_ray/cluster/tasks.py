@@ -18,6 +18,7 @@ import ray.data
 import ray.exceptions
 
 from coreg_ray.cluster.chunks import one_by_one, summed
+from coreg_ray.cluster.waiting import moved
 from coreg_ray.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ def _in_tasks(
 def ask(reference: ray.ObjectRef) -> Any:
     """The value of a reference; the user's own mistakes come back as they were raised, without the remote traceback."""
     try:
-        return ray.get(reference)
+        answer = ray.get(reference)
+        moved()
+        return answer
     except ray.exceptions.RayError as error:
         mistake = _own_mistake(error)
         if mistake is None:
@@ -153,6 +156,7 @@ def _sums(
     total: Counter[str] = Counter()
     notes: set[str] = set()
     for line in written.iter_rows():
+        moved()
         _say(str(line.pop(NOTE, "")), notes)
         if error := line.pop(ERROR, ""):
             raise UserError(error)

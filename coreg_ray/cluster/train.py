@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from coreg_ray import metrics
 from coreg_ray.cluster.metrics import show_epoch
 from coreg_ray.cluster.resources import refuse_unreachable, scaling_config, wait_for_resources
+from coreg_ray.cluster.waiting import moved, waiting_for
 from coreg_ray.config import Config
 from coreg_ray.config.paths import with_absolute_paths
 from coreg_ray.errors import UserError
@@ -69,7 +70,8 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), kind: str = "cor
             ),
         ),
     )
-    outcome: dict[str, Any] = _followed(trainer, run, config.method.epochs).return_value
+    with waiting_for(scaling.resources_per_worker or {}):
+        outcome: dict[str, Any] = _followed(trainer, run, config.method.epochs).return_value
     if "non_finite" in outcome:
         raise NonFiniteLossError(outcome["non_finite"])
     if "refused" in outcome:
@@ -154,6 +156,7 @@ def _followed(trainer: TorchTrainer, run: RunFolder, epochs: int) -> Any:
         ended = answer.done()
         history = run.read_history()
         for row in history[shown:]:
+            moved()
             log.info("%s", _line(row, epochs))
         shown = max(shown, len(history))
         if ended:

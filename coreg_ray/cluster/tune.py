@@ -17,13 +17,16 @@ from coreg_ray.cluster.connect import connect
 from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.pipeline import prepare, take_rows
 from coreg_ray.cluster.pools import open_pool
-from coreg_ray.cluster.resources import copies, nodes_with, refuse_unreachable, scaling_config, wait_for_resources
+from coreg_ray.cluster.resources import nodes_with, refuse_unreachable, scaling_config, wait_for_resources
+from coreg_ray.cluster.room import copies
 from coreg_ray.cluster.tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
 from coreg_ray.cluster.tune_trial import Study, candidate_maker, train_nested, train_trial
+from coreg_ray.cluster.waiting import waiting_for, watched
 from coreg_ray.config import Config
 from coreg_ray.config.paths import absolute, path_settings, with_absolute_paths
 from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError
+from coreg_ray.images.pool_and_test import refuse_pool_as_test
 from coreg_ray.metrics import EPOCH
 from coreg_ray.run.folder import CONFIG
 from coreg_ray.run.lock import locked
@@ -60,8 +63,9 @@ def search(search: Search, config: Config) -> SearchResult:
     """
     space = read_space(search.space, config)
     search.check(config, space)
+    refuse_pool_as_test(config)
     output = SearchFolder.at(config.output)
-    with locked(output, config.output):
+    with locked(output, config.output), watched():
         claim_search(search, config, space, output)
         return _searched(search, config, _with_absolute_paths(space), output)
 
@@ -72,7 +76,9 @@ def _searched(search: Search, config: Config, space: Space, output: SearchFolder
     need, at_once = _fit_into_cluster(config, search.max_concurrent)
     _refuse_unlabelled(search.objective, config, output)
     _prepare(config, space, output)
-    results = _run(search, config, space, output, need, at_once)
+    workers = scaling_config(config.cluster).resources_per_worker if config.cluster.num_workers > 1 else None
+    with waiting_for(need, workers or need):
+        results = _run(search, config, space, output, need, at_once)
     trials = [_as_trial(results[number], config, space, output) for number in range(len(results))]
     _forget_unknown({trial.name for trial in trials}, output.trials)
     return _conclude(trials, search, config, space, output)

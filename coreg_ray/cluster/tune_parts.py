@@ -22,6 +22,7 @@ from ray.tune.schedulers import (
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from coreg_ray.cluster.waiting import moved
 from coreg_ray.errors import UserError
 from coreg_ray.search.definition import Search
 from coreg_ray.search.space import RANGES, Dimension, Space, encoded
@@ -152,6 +153,11 @@ class TrialLog(tune.Callback):
     def __init__(self, space: Space, objective: str, expected: int) -> None:
         self._space, self._objective, self._expected = space, objective, expected
         self._last_logged = time.monotonic()
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Those that have no room yet wait for their turn while others run."""
+        if any(trial.status == trial.RUNNING for trial in trials):
+            moved()
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         values = ", ".join(f"{key} {_shown(trial.config[key])}" for key in self._space.keys)

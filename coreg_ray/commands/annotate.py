@@ -14,6 +14,7 @@ from pydantic import Field
 
 from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, next_command, show
+from coreg_ray.run.records import Overlap
 from coreg_ray.run.uris import extended, without_credentials
 
 
@@ -32,12 +33,15 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.connect import connect
     from coreg_ray.cluster.estimate import estimate
     from coreg_ray.cluster.pipeline import annotate_pool
+    from coreg_ray.cluster.waiting import watched
     from coreg_ray.run.folder import RunFolder
 
     run = RunFolder.at(config.output)
     if config.estimate:
         connect()
-        show(estimate(config, run).in_words(config.annotator.max_actors))
+        with watched():
+            estimated = estimate(config, run)
+        show(estimated.in_words(config.annotator.max_actors))
     else:
         show(summary(annotate_pool(config, run), without_credentials(config.output)))
 
@@ -58,6 +62,8 @@ def summary(figures: dict[str, Any], run: str) -> str:
         lines.append(f"Pairs of prompts agree in {figure['agreement']:.0%} of the cases.")
     if figure.get("coverage") is not None:
         lines.append(f"Of the labelled images {figure['coverage']:.1%} have the truth among their candidates.")
+    if overlap := Overlap.of(figures).words():
+        lines.append(overlap)
     if "cost" in figure:
         both = [f"{figure[f'requests{when}']} requests for {figure[f'cost{when}']:.2f}" for when in ("", "_in_all")]
         lines.append(f"The chat model took {both[0]} in this run, {both[1]} in all.")

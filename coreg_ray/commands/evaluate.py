@@ -36,6 +36,7 @@ def main(arguments: list[str]) -> None:
     refuse_silent()
     from coreg_ray.cluster.connect import connect
     from coreg_ray.cluster.predict import Pool, evaluate
+    from coreg_ray.cluster.waiting import watched
     from coreg_ray.deploy.model import read_card
     from coreg_ray.images import open_source
 
@@ -50,7 +51,8 @@ def main(arguments: list[str]) -> None:
     known = {name.lower(): number for number, entry in enumerate(names) for name in entry}
     source = open_source(config, "test", known)
     connect()
-    evaluation = evaluate(folder, source, Pool(config.batch_size, config.actors, config.num_gpus))
+    with watched():
+        evaluation = evaluate(folder, source, Pool(config.batch_size, config.actors, config.num_gpus))
     show(evaluation.table(class_names))
     if any(argument.split("=")[0] == "--output" for argument in arguments):
         Folder.at(config.output).write_json(METRICS, evaluation.metrics())

@@ -11,6 +11,7 @@ from typing import Any
 
 from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, next_command, show
+from coreg_ray.run.records import Overlap
 from coreg_ray.run.uris import extended, without_credentials
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> None:
 
 
 def summary(figures: dict[str, Any], output: str) -> str:
-    """Five lines: what was made, how good it is against zero-shot, where it lies, what to do next."""
+    """Five lines or six: what was made, how good it is against zero-shot, where it lies, what to do next."""
     minutes = (figures[metrics.ANNOTATE_S] + figures[metrics.TRAIN_S]) / 60
     lines = [f"Trained two networks without a manual label in {minutes:.1f} minutes."]
     if metrics.ACCURACY in figures:
@@ -35,6 +36,8 @@ def summary(figures: dict[str, Any], output: str) -> str:
         lines.append(
             f"Test accuracy {accuracy:.3f}; the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left."
         )
+        if overlap := Overlap.of(figures).words():
+            lines.append(overlap)
     else:
         lines.append("No labelled test images were given (--test.kind, --test.path), so accuracy is unknown.")
     agreement = figures.get(metrics.LABEL_FREE)

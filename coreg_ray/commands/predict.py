@@ -42,12 +42,14 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.connect import connect
     from coreg_ray.cluster.predict import Pool, predict
     from coreg_ray.cluster.resources import refuse_unreachable
+    from coreg_ray.cluster.waiting import watched
     from coreg_ray.images import open_source
 
     model, output, source = Folder.at(config.model), Folder.at(config.output), open_source(config, "pool")
     connect()
     refuse_unreachable(output)
-    done = predict(model, source, output, config.top_k, Pool(config.batch_size, config.actors, config.num_gpus))
+    with watched():
+        done = predict(model, source, output, config.top_k, Pool(config.batch_size, config.actors, config.num_gpus))
     show(
         f"{done.predicted_images} of {done.images} images predicted now, {done.rejected_images} cannot be decoded, "
         f"{done.images_per_s:.0f} a second; see {output.path}/predictions"

@@ -13,6 +13,7 @@ from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, show
 from coreg_ray.errors import UserError
 from coreg_ray.run.folder import CONFIG
+from coreg_ray.run.records import Overlap
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended, shortened, without_credentials
 
@@ -35,6 +36,8 @@ def main(arguments: list[str]) -> None:
     figures = run_pipeline(config, annotated=shortened(config.annotations, "/annotations"))
     where = without_credentials(config.output)
     show(f"{metrics.ACCURACY} {figures.get(metrics.ACCURACY, 'unknown')}; model, report and history in {where}")
+    if overlap := Overlap.of(figures).words():
+        show(overlap)
 
 
 def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:

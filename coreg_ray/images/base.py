@@ -50,6 +50,9 @@ class Source(Protocol):
         `source.unreadable` is `fail`.
         """
 
+    def holds(self, other: Source) -> bool:
+        """Whether its path and split alone show that every image of another source is one of its own."""
+
     @property
     def known_classes(self) -> tuple[str, ...]:
         """Class names that the source brings along, else empty."""
@@ -58,6 +61,11 @@ class Source(Protocol):
 def section_of(config: Config, split: Split) -> SourceConfig | TestConfig:
     """What the configuration says about where a split lies."""
     return config.source if split == "pool" else config.test
+
+
+def section_name(split: Split) -> Literal["source", "test"]:
+    """How that section is called."""
+    return "source" if split == "pool" else "test"
 
 
 def part_of(split: Split) -> Literal["train", "test"]:

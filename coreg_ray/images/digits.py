@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from coreg_ray.config import Config
-from coreg_ray.images.base import Content, Split, blocks, part_of
+from coreg_ray.images.base import Content, Source, Split, blocks, part_of
 from coreg_ray.images.labels import LabelReader, own_numbers
 
 
@@ -27,6 +27,9 @@ class Digits:
         numbers, reader = _numbers(self.names), LabelReader(self.names or {})
         given = [reader(numbers[label], image_id) or 0 for image_id, label in zip(image_ids, labels, strict=True)]
         return blocks(image_ids, given, list(range(len(image_ids))))
+
+    def holds(self, other: Source) -> bool:
+        return isinstance(other, Digits) and other.part == self.part
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         images = _digits(self.part)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, Unread, block, section_of
+from coreg_ray.images.base import BLOCK_IMAGES, Content, Source, Split, Unread, block, section_of
 from coreg_ray.images.decode import extensions
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.notes import ListingNotes, by_ending, is_tool_made
@@ -79,6 +79,14 @@ class ImageFolder:
             labels = [self._label(image_id) for image_id in part] if self.labels else None
             yield block(part, labels=labels, files=part)
         return replace(told, matched=dict(self.labels.matched if self.labels else {}))
+
+    def holds(self, other: Source) -> bool:
+        if not isinstance(other, ImageFolder) or other.folder.filesystem != self.folder.filesystem:
+            return False
+        here, there = self.folder.path, other.folder.path
+        if here == there:
+            return self.pattern in (None, other.pattern)
+        return self.pattern is None and there.startswith(f"{here}/") and not is_tool_made(there[len(here) :])
 
     def _is_chosen(self, image_id: str) -> bool:
         return self.pattern is None or fnmatch(image_id, self.pattern)
@@ -162,6 +170,12 @@ def _is_there(path: str) -> bool:
 def is_image_name(path: str) -> bool:
     """Whether a file's name says "image"; those of hidden and tool-made files do not."""
     return PurePosixPath(path).suffix.lower() in extensions() and not is_tool_made(path)
+
+
+def are_among(files: Iterable[str], folder: Folder, others: Iterable[str], other_folder: Folder) -> bool:
+    """Whether every one of the files below a folder is one of those others below another folder."""
+    here, there = {f"{folder.path}/{name}" for name in files}, {f"{other_folder.path}/{name}" for name in others}
+    return folder.filesystem == other_folder.filesystem and here <= there
 
 
 def matching_files(path: str, suffixes: tuple[str, ...], what: str) -> tuple[Folder, list[str], ListingNotes]:

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Content, Split, Unread, block, columns_of, section_of
-from coreg_ray.images.folder import matching_files
+from coreg_ray.images.base import Content, Source, Split, Unread, block, columns_of, section_of
+from coreg_ray.images.folder import are_among, matching_files
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.limits import MAX_PIXELS
 from coreg_ray.images.notes import ListingNotes
@@ -103,6 +103,9 @@ class ParquetImages:
         elif partition is not None:
             labels = [self.labels.written(partition, file)] * rows
         return block(ids, labels=labels, files=file, groups=group, starts=range(rows))
+
+    def holds(self, other: Source) -> bool:
+        return isinstance(other, ParquetImages) and are_among(other.files, other.folder, self.files, self.folder)
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         if not len(block):

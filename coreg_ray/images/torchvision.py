@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import Content, Split, Unread, blocks, part_of, section_of
+from coreg_ray.images.base import Content, Source, Split, Unread, blocks, part_of, section_name, section_of
 from coreg_ray.images.labels import LabelReader, own_numbers
 from coreg_ray.images.paper_sets import PAPER_SETS
 from coreg_ray.images.reading import Attempts
@@ -43,16 +43,24 @@ class TorchvisionSet:
 
     @classmethod
     def at(
-        cls, name: str | None, root: str, part: Literal["train", "test"], names: dict[str, int] | None = None
+        cls,
+        name: str | None,
+        root: str,
+        part: Literal["train", "test"],
+        names: dict[str, int] | None = None,
+        section: str = "source",
     ) -> TorchvisionSet:
         """Open it once, so that what is missing is said before work starts.
+
+        Args:
+            section: of the configuration that names the set.
 
         Raises:
             UserError: no such set, its files are not below `root`, or only some of its classes are among `names`.
         """
         root = str(Path(root).expanduser())
         if name not in PAPER_SETS:
-            raise UserError(f"source.name={name} is no set that is known here; use one of {', '.join(PAPER_SETS)}")
+            raise UserError(f"{section}.name={name} is no set that is known here; use one of {', '.join(PAPER_SETS)}")
         source = cls(name, root, part, names)
         try:
             _torchvision(name, root, part)
@@ -82,6 +90,10 @@ class TorchvisionSet:
         ids = [f"{self.name}/{self.part}/{i:06d}" for i in range(len(labels))]
         return blocks(ids, labels, list(range(len(labels))))
 
+    def holds(self, other: Source) -> bool:
+        mine = (self.name, self.root, self.part)
+        return isinstance(other, TorchvisionSet) and (other.name, other.root, other.part) == mine
+
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         data = _torchvision(self.name, self.root, self.part)
         attempts = Attempts(self.unreadable)
@@ -99,7 +111,7 @@ def open_split(config: Config, split: Split, names: dict[str, int] | None) -> To
         UserError: as `TorchvisionSet.at`.
     """
     section = section_of(config, split)
-    return TorchvisionSet.at(section.name, section.path or "", part_of(split), names)
+    return TorchvisionSet.at(section.name, section.path or "", part_of(split), names, section_name(split))
 
 
 def in_test(image_id: str, share: float = _TEST_SHARE) -> bool:

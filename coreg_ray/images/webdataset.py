@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.images.base import BLOCK_IMAGES, Content, Split, Unread, block, section_of
-from coreg_ray.images.folder import is_image_name, matching_files
+from coreg_ray.images.base import BLOCK_IMAGES, Content, Source, Split, Unread, block, section_of
+from coreg_ray.images.folder import are_among, is_image_name, matching_files
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.notes import ListingNotes, by_ending, has_remedy, is_tool_made
 from coreg_ray.images.reading import Attempts, Unreadable, of_reading
@@ -135,6 +135,9 @@ class TarShards:
                 raise
             raise UserError(f"{path} cannot be read as a tar file ({error}); replace or remove it") from error
         return _Shard(images, labels, tool_made, by_ending(others))
+
+    def holds(self, other: Source) -> bool:
+        return isinstance(other, TarShards) and are_among(other.shards, other.folder, self.shards, self.folder)
 
     def fetch(self, block: pa.Table) -> Iterator[Content]:
         if not len(block):

@@ -15,6 +15,7 @@ from coreg_ray.report.data import Looked, Run, read_run
 from coreg_ray.report.gallery import Gallery, label_gallery, pool_galleries, typical_gallery, without_empty
 from coreg_ray.report.review import review_csv, write_review
 from coreg_ray.run.folder import REPORT, RunFolder
+from coreg_ray.run.records import Overlap
 from coreg_ray.run.uris import without_credentials
 from coreg_ray.training.sample import Samples
 
@@ -63,6 +64,7 @@ def render(run: Run, name: str) -> str:
         facts=sections.facts(run),
         comparison=(rows := sections.comparison(run)),
         verdict=sections.verdict(rows),
+        overlap=Overlap.of(run.metrics).words(),
         annotation=sections.annotation_figures(run),
         training=sections.training_figures(run),
         test=sections.test_tables(run),

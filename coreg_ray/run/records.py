@@ -70,6 +70,36 @@ class AnnotateResult:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """Test images that lie in the pool too, byte for byte.
+
+    Attributes:
+        images: test images with a label. in_pool: of these.
+    """
+
+    images: int
+    in_pool: int
+
+    @classmethod
+    def of(cls, figures: dict[str, Any]) -> Overlap:
+        """What `metrics.json` says; nothing overlaps where it says nothing."""
+        return cls(figures.get(metrics.TEST_IMAGES, 0), figures.get(metrics.TEST_IN_POOL, 0))
+
+    def metrics(self) -> dict[str, Any]:
+        """The figures for `metrics.json`."""
+        return {metrics.TEST_IMAGES: self.images, metrics.TEST_IN_POOL: self.in_pool}
+
+    def words(self) -> str:
+        """One sentence for a person; empty where nothing overlaps."""
+        if not self.in_pool:
+            return ""
+        return (
+            f"{self.in_pool} of the {self.images} test images ({self.in_pool / self.images:.0%}) lie in the pool too, "
+            "byte for byte, so accuracy on the test images flatters; leave them out of one of the two."
+        )
+
+
+@dataclass(frozen=True)
 class CandidateFigures:
     """How far the candidate sets can be trusted. K classes, P prompts; None where nothing was there to judge by.
 

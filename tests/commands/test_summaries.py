@@ -49,6 +49,16 @@ def test_it_holds_no_credentials() -> None:
     assert line == "Next: coreg-ray train --annotations s3://bucket/a"
 
 
+def test_test_images_that_lie_in_the_pool_are_said_and_none_is_no_line() -> None:
+    shared = {"test/images": 40, "test/images_in_pool": 2}
+    trained = {"time/annotate_s": 60.0, "time/train_s": 120.0, "test/accuracy": 0.9, "test/zero_shot_accuracy": 0.5}
+    said = "2 of the 40 test images (5%) lie in the pool too, byte for byte"
+    assert said in pipeline.summary({**trained, **shared}, "runs/x")
+    assert said in annotate.summary({f"annotation/{k}": v for k, v in FIGURES.items()} | shared, "runs/x")
+    for figures in ({}, {**shared, "test/images_in_pool": 0}):
+        assert "lie in the pool" not in pipeline.summary({**trained, **figures}, "runs/x")
+
+
 def test_training_is_next_only_where_there_is_something_to_train_on() -> None:
     assert told()[-1].startswith("Next: coreg-ray train --annotations runs/x/annotations ")
     lines = told(encoded_images=0, rejected_images=40, **NOTHING)

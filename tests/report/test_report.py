@@ -30,9 +30,9 @@ from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.pure.rng import generator
 from coreg_ray.report import baselines
 from coreg_ray.report.baselines import compare, distil, fit_probe
-from coreg_ray.report.data import read_run
+from coreg_ray.report.data import Run, read_run
 from coreg_ray.report.gallery import pool_galleries, thumbnail
-from coreg_ray.report.page import write_report
+from coreg_ray.report.page import render, write_report
 from coreg_ray.report.review import COLUMNS, review_order, with_labels_kept, write_review
 from coreg_ray.report.sections import annotation_figures, comparison, margin, training_figures, verdict
 from coreg_ray.report.sections import test_tables as tables_of_test_images  # pytest would take its name for a test's
@@ -103,6 +103,12 @@ def test_the_tables_agree_with_the_metrics(run: RunFolder) -> None:
     rows = {row["name"]: row for row in comparison(facts)}
     assert rows["Co-Reg, both"]["accuracy"] == facts.metrics["test/accuracy"]
     assert sum(facts.sizes) == POOL
+
+
+def test_test_images_that_lie_in_the_pool_are_told() -> None:
+    said = "2 of the 40 test images (5%) lie in the pool too, byte for byte"
+    assert said in render(Run(metrics={"test/images": 40, "test/images_in_pool": 2}), "run")
+    assert "lie in the pool" not in render(Run(metrics={"test/images": 40, "test/images_in_pool": 0}), "run")
 
 
 def copied(run: RunFolder, tmp_path: Path) -> tuple[RunFolder, Config]:
