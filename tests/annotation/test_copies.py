@@ -35,7 +35,8 @@ def table(place: Path) -> Folder:
 
 def copies(folder: Folder, places: list[int] | None = None) -> Copies:
     there = parts(folder)
-    return different_copies(there, folder, np.concatenate([marks([part], folder, places) for part in there]))
+    marked = [marks([part], folder, places) for part in there]
+    return different_copies(there, folder, np.concatenate([marks([], folder), *marked]))
 
 
 def test_copies_with_other_votes_are_counted_and_named(tmp_path: Path) -> None:
