@@ -90,4 +90,4 @@ def purify_by_hand(run: RunFolder) -> None:
         labels, probabilities = purified_labels(facts(some), logits, clean, making)
         write_table(run.purified, f"{part}.parquet", labels)
         write_table(run.probabilities, f"{part}.parquet", probabilities)
-    run.write_purified_manifest(PurifiedManifest("toy", 2, 0.1, {}))
+    run.write_purified_manifest(PurifiedManifest("toy", 2, 0.1, 1.0, {}))

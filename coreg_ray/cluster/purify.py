@@ -27,7 +27,8 @@ from coreg_ray.cluster.purifier import Chunk, Purifier, Stored, build_index, rea
 from coreg_ray.cluster.resources import scaling_config
 from coreg_ray.cluster.tasks import added_up, ask, task, through
 from coreg_ray.config import Config
-from coreg_ray.deploy.purified import Making, mark_of, part_names
+from coreg_ray.deploy.predictions import Pair
+from coreg_ray.deploy.purified import Making, mark_of, part_names, with_temperature
 from coreg_ray.errors import UserError
 from coreg_ray.ids import fingerprint, row_numbers
 from coreg_ray.report.confusions import Confusions
@@ -35,6 +36,7 @@ from coreg_ray.run.folder import MANIFEST, RunFolder, Split
 from coreg_ray.run.records import PurifiedManifest
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
+from coreg_ray.training.sample import Samples
 from coreg_ray.training.soundness import Soundness
 
 log = logging.getLogger(__name__)
@@ -45,8 +47,11 @@ _LINE_EVERY_S = 10.0
 _SCORES = (metrics.ACCURACY, metrics.ACCURACY_A, metrics.ACCURACY_B)
 
 
-def purify(config: Config, run: RunFolder) -> PurifiedManifest:
+def purify(config: Config, run: RunFolder, samples: Samples | None = None) -> PurifiedManifest:
     """Make `purified/` and `probabilities/` from the newest whole checkpoint, unless they are there and made from it.
+
+    Args:
+        samples: of this run, where they are read already.
 
     Returns:
         The manifest that lies in `purified/`; its figures belong into `metrics.json`.
@@ -69,13 +74,15 @@ def purify(config: Config, run: RunFolder) -> PurifiedManifest:
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     sound, doubt = task(_soundness).options(num_returns=2).remote(newest)
-    making = Making.of(run, config, ask(doubt))
+    pair = Pair.of(run)
+    assert pair is not None
+    making = with_temperature(Making.of(run, config, ask(doubt)), run, pair, samples)
     there = set(part_names(run.purified))
     missing = [chunk for chunk in chunks if chunk.part not in there]
     scored = _pass(config, run, making, sound, [*missing, *_test_chunks(config, run, mark)])
     truth = task(read_labels).remote(run.labels("pool"))
     total = added_up(_counted, [chunk.part for chunk in chunks], run.purified, truth, making.class_names)
-    manifest = PurifiedManifest(mark, len(chunks), making.doubt, {**total.metrics(), **scored})
+    manifest = PurifiedManifest(mark, len(chunks), making.doubt, making.temperature, {**total.metrics(), **scored})
     run.write_purified_manifest(manifest)
     _say(manifest, run)
     return manifest

@@ -6,7 +6,7 @@ files of the same names and in the same order, ragged: classes below LEAST are l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreg_ray.annotation.arrow import lists
+from coreg_ray.annotation.arrow import lists, read_table
 from coreg_ray.config import Config
-from coreg_ray.deploy.own_files import CARD
+from coreg_ray.deploy.predictions import Pair
 from coreg_ray.errors import UserError
 from coreg_ray.ids import fingerprint
-from coreg_ray.pure.combine import annotator_distribution, combine, doubted, pool
+from coreg_ray.pure.combine import agreeing_temperature, annotator_distribution, combine, doubted, pool
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
+from coreg_ray.training.sample import Samples
 from coreg_ray.training.worker import Task
 
 SCHEMA = pa.schema(
@@ -46,7 +47,9 @@ FACTS = ["row", "image_id", "candidates", "votes", "scores", "background", "trus
 LEAST = 1e-3  # probability of a class that is kept
 DOUBT = 0.1  # where no network was ever asked about a candidate set
 _FORM = 1  # of what is written; another one makes the labels anew
-_LEAST_DOUBT = 1e-3
+_LEAST_DOUBT, _MOST_DOUBT = 1e-3, 0.3  # networks that have learned little doubt everything
+_ASKED_CELLS = 2**22  # of them times classes
+_ASKED, _ASK_S = 2048, 20.0  # images that settle the temperature, and the time to ask about them
 _BY_SCORES = ("label_model", "cpl")  # values of `candidates.mode` whose scores are a posterior
 
 
@@ -75,14 +78,12 @@ class Making:
             UserError: the folder holds no candidate sets.
         """
         task = Task.read(config, run)
-        temperature = run.model.read_json(CARD)["temperature"] if run.model.exists(CARD) else 1.0
         return cls(
             task.class_names,
             config.candidates.mode in _BY_SCORES,
-            DOUBT if doubt is None else max(doubt, _LEAST_DOUBT),
-            float(temperature),
-            config.method.clean_threshold,
-            task.prior,
+            DOUBT if doubt is None else min(max(doubt, _LEAST_DOUBT), _MOST_DOUBT),
+            threshold=config.method.clean_threshold,
+            prior=task.prior,
         )
 
 
@@ -101,8 +102,29 @@ def mark_of(run: RunFolder, config: Config) -> str:
     return fingerprint(
         [_FORM, description["fingerprint"], description["epoch"]],
         [manifest.made_from, manifest.fingerprint, manifest.parts, manifest.class_names],
-        [making.temperature, making.threshold, making.by_scores],
+        [making.threshold, making.by_scores],
     )
+
+
+def with_temperature(making: Making, run: RunFolder, pair: Pair, samples: Samples | None = None) -> Making:
+    """With the temperature at which both networks agree best with the annotator, on a sample of the pool.
+
+    Args:
+        pair: both networks. samples: of this run, where they are read already.
+    """
+    classes = len(making.class_names)
+    samples = samples or Samples(run, pair.student.resolution, classes)
+    sample = samples.of("pool", min(_ASKED, max(1, _ASKED_CELLS // classes)))
+    if sample is None:
+        return making
+    logits = pair.look(sample.pixels, _ASK_S)[0]
+    asked = pa.array(sample.numbers[: logits.shape[1]])
+    tables = [read_table(run.candidates, name, FACTS) for name in part_names(run.candidates)]
+    facts = pa.concat_tables([t.filter(pc.is_in(t["row"], asked)) for t in tables], promote_options="default")
+    place = pc.index_in(asked, facts["row"])
+    known = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
+    annotator = doubted(_annotator(facts.take(place.drop_null()), making)[0], making.doubt)
+    return replace(making, temperature=agreeing_temperature(annotator, logits[:, torch.from_numpy(known)]))
 
 
 def annotated_labels(facts: pa.Table, making: Making) -> pa.Table:

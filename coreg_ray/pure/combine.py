@@ -8,7 +8,10 @@ p(y | votes) p(y | image) / p(y). Three things about that:
    would count one mistake once for every prompt.
 2. Nor are the two networks, which have learned from the same sets: what counts is the mean of their log probabilities,
    which is one witness, not two.
-3. Nobody is beyond doubt. The annotator's distribution is mixed with the uniform one as far as the networks find its
+3. Both sides must mean what they say. The networks' temperature is the one at which they explain best what the
+   annotator says (`agreeing_temperature`), which needs no label: networks that were trained on mixed-up images are less
+   sure than they are right, and those that have learned their labels by heart are surer.
+4. Nobody is beyond doubt. The annotator's distribution is mixed with the uniform one as far as the networks find its
    candidate sets unsound, so that what nobody has voted for stays possible, and a network that is sure is heard.
 """
 
@@ -105,3 +108,26 @@ def pool(networks: Tensor) -> Tensor:
     mean = wide.mean(dim=0)
     dead = mean.isneginf().all(dim=1, keepdim=True)
     return torch.where(dead, wide.exp().mean(dim=0).log(), mean.masked_fill(dead, 0.0).log_softmax(dim=1))
+
+
+def agreeing_temperature(annotator: Tensor, logits: Tensor) -> float:
+    """The temperature of the networks at which the annotator's answers are likeliest, given what the networks say.
+
+    The likelihood of an answer is the sum over classes of q(y) p(y): large where both are sure of one class, small
+    where they are sure of different ones. So networks are sharpened as long as they agree with an annotator that is
+    doubted as far as it should be, and softened where they contradict it for sure.
+
+    Args:
+        annotator: (B, K) distributions, doubted. logits: (n, B, K) of n networks.
+
+    Returns:
+        One of 49 steps of 9 % from 1/8 to 8; 1 without any row.
+    """
+    mean = logits.float().mean(dim=0)
+    if not len(mean):
+        return 1.0
+
+    def likelihood(temperature: float) -> float:
+        return float(((mean / temperature).softmax(dim=1) * annotator).sum(dim=1).double().log().mean())
+
+    return max((2 ** (step / 8) for step in range(-24, 25)), key=likelihood)

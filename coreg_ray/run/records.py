@@ -186,14 +186,15 @@ class PurifiedManifest:
     """`purified/manifest.json`: what the purified labels are.
 
     Attributes:
-        made_from: mark of checkpoint, candidate sets and settings. parts: files. doubt: share of the annotator's
-            candidate sets that the networks find unsound. figures: what `metrics.json` says of the labels, and of the
-            test images that were scored on the way.
+        made_from: mark of checkpoint, candidate sets and settings. parts: files. doubt: share of the candidate sets
+            that was taken for unsound. temperature: of the networks. figures: what `metrics.json` says of the labels,
+            and of the test images that were scored on the way.
     """
 
     made_from: str
     parts: int
     doubt: float
+    temperature: float
     figures: dict[str, Any]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from coreg_ray.pure.combine import annotator_distribution, combine, doubted, pool
+from coreg_ray.pure.combine import agreeing_temperature, annotator_distribution, combine, doubted, pool
 from coreg_ray.pure.rng import generator
 
 B, K = 7, 5
@@ -109,3 +109,17 @@ def test_a_row_without_votes_goes_by_its_scores_and_one_without_either_is_even()
     assert told[0].tolist() == [0.75, 0, 0, 0.25, 0]
     assert told[1].tolist() == [0, 0.5, 0.5, 0, 0]
     torch.testing.assert_close(told[2:], torch.full((2, K), 1 / K))
+
+
+def test_the_temperature_is_found_at_which_networks_mean_what_they_say() -> None:
+    """Answers are drawn from the networks' own distributions, whose logits are then scaled: by the temperature."""
+    random = generator(5)
+    logits = 2 * torch.randn(1, 4000, K, generator=random)
+    truth = torch.multinomial(logits[0].softmax(dim=1), 1, generator=random)[:, 0]
+    wrong = torch.rand(4000, generator=random) < 0.2
+    answer = torch.where(wrong, torch.randint(K, (4000,), generator=random), truth)
+    annotator = doubted(torch.eye(K)[answer], 0.2)
+    for scale in (0.25, 1.0, 4.0):
+        assert agreeing_temperature(annotator, scale * logits) == pytest.approx(scale, rel=0.2)
+    assert agreeing_temperature(annotator, torch.randn(2, 4000, K, generator=random)) == 8  # nothing learned
+    assert agreeing_temperature(annotator[:0], logits[:, :0]) == 1

@@ -164,7 +164,7 @@ def test_one_samples_object_reads_each_split_once_for_all(
     assert [other.read(name) for name in ("model/model.safetensors", "review.csv")] == apart
     read.clear()
     other.delete("baselines.json")
-    monkeypatch.setattr(pipeline, "purify", lambda *given: PurifiedManifest("", 0, 0.0, {}))  # on Ray
+    monkeypatch.setattr(pipeline, "purify", lambda *given: PurifiedManifest("", 0, 0.0, 1.0, {}))  # on Ray
     finish(config, other, trained_s=0.0)
     assert sorted(read) == ["pool", "test"]
 
