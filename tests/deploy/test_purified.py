@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from finished_run import finished_run, run_config
 from labelled_run import NAMES, PICTURES, facts, logits_for
+from toy import method
 
-from coreg_ray.deploy.purified import SCHEMA, Making, annotated_labels, dense, purified_labels, ragged
+from coreg_ray.annotation.arrow import lists
+from coreg_ray.deploy.predictions import Pair
+from coreg_ray.deploy.purified import (
+    SCHEMA,
+    Making,
+    annotated_labels,
+    dense,
+    mark_of,
+    purified_labels,
+    ragged,
+    with_temperature,
+)
+from coreg_ray.errors import UserError
+from coreg_ray.run.folder import RunFolder
 
 IDS = list(PICTURES)
 MAKING = Making(NAMES, doubt=0.1)
@@ -84,3 +102,33 @@ def test_distributions_are_kept_ragged_up_to_what_is_next_to_nothing() -> None:
     torch.testing.assert_close(back.sum(dim=1), torch.ones(3))
     many = torch.full((1, 4000), 1 / 4000)
     assert ragged(many)["classes"].to_pylist() == [list(range(4000))]  # all are the largest
+
+
+def test_where_the_scores_are_a_posterior_they_and_not_the_votes_say_the_annotators_label() -> None:
+    table = facts(["two/1.png"])  # two votes for a/b, one for CON
+    scores = lists(np.array([2]), np.array([0.25, 0.5], np.float16))
+    table = table.set_column(table.column_names.index("scores"), "scores", scores)
+    assert annotated_labels(table, MAKING)["label"].to_pylist() == ["a/b"]
+    believed = annotated_labels(table, Making(NAMES, by_scores=True))
+    assert believed["label"].to_pylist() == ["CON"]
+    assert believed["probability"].to_pylist() == [pytest.approx(0.5)]
+
+
+def test_what_labels_are_made_from_is_marked_and_doubt_has_its_limits(tmp_path: Path) -> None:
+    run = finished_run(RunFolder.at(tmp_path))
+    config = run.read_config()
+    assert config is not None
+    mark = mark_of(run, config)
+    assert mark == mark_of(run, config)
+    stricter = method(epochs=4, clean_threshold=0.9).model_dump()
+    assert mark != mark_of(run, run_config(run, config.source.classes, method=stricter))  # type: ignore[arg-type]
+    assert [Making.of(run, config, doubt).doubt for doubt in (None, 0.0, 0.2, 0.9)] == [0.1, 0.001, 0.2, 0.3]
+    pair = Pair.of(run)
+    assert pair is not None
+    making = with_temperature(Making.of(run, config, 0.2), run, pair)
+    assert 1 / 8 <= making.temperature <= 8
+    (run.checkpoints / "epoch-000003").delete()
+    assert mark != mark_of(run, config)  # another checkpoint
+    run.checkpoints.delete()
+    with pytest.raises(UserError, match=r"no whole checkpoint.*train first"):
+        mark_of(run, config)
