@@ -28,7 +28,7 @@ from coreg_ray.cluster.resources import scaling_config
 from coreg_ray.cluster.tasks import added_up, ask, task, through
 from coreg_ray.config import Config
 from coreg_ray.deploy.predictions import Pair
-from coreg_ray.deploy.purified import Making, mark_of, part_names, with_temperature
+from coreg_ray.deploy.purified import MOST_DOUBT, Making, calibrated, mark_of, part_names
 from coreg_ray.errors import UserError
 from coreg_ray.ids import fingerprint, row_numbers
 from coreg_ray.report.confusions import Confusions
@@ -74,9 +74,15 @@ def purify(config: Config, run: RunFolder, samples: Samples | None = None) -> Pu
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     sound, doubt = task(_soundness).options(num_returns=2).remote(newest)
-    pair = Pair.of(run)
+    pair, doubted = Pair.of(run), ask(doubt)
     assert pair is not None
-    making = with_temperature(Making.of(run, config, ask(doubt)), run, pair, samples)
+    if doubted is not None and doubted > MOST_DOUBT:
+        log.warning(
+            "the networks find %.0f %% of the candidate sets unsound, so they have learned little yet or the annotator is "
+            "of little use; purified labels lie between the two, look at them before you rely on them",
+            100 * doubted,
+        )
+    making = calibrated(Making.of(run, config, doubted), run, pair, samples)
     there = set(part_names(run.purified))
     missing = [chunk for chunk in chunks if chunk.part not in there]
     scored = _pass(config, run, making, sound, [*missing, *_test_chunks(config, run, mark)])

@@ -21,7 +21,15 @@ from coreg_ray.config import Config
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.errors import UserError
 from coreg_ray.ids import fingerprint
-from coreg_ray.pure.combine import agreeing_temperature, annotator_distribution, combine, doubted, pool
+from coreg_ray.pure.combine import (
+    agreeing_temperature,
+    annotator_distribution,
+    combine,
+    confusions,
+    doubted,
+    heard,
+    pool,
+)
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
@@ -47,8 +55,9 @@ FACTS = ["row", "image_id", "candidates", "votes", "scores", "background", "trus
 LEAST = 1e-3  # probability of a class that is kept
 DOUBT = 0.1  # where no network was ever asked about a candidate set
 _FORM = 1  # of what is written; another one makes the labels anew
-_LEAST_DOUBT, _MOST_DOUBT = 1e-3, 0.3  # networks that have learned little doubt everything
+LEAST_DOUBT, MOST_DOUBT = 1e-3, 0.3  # networks that have learned little doubt everything
 _ASKED_CELLS = 2**22  # of them times classes
+_MOST_CONFUSED = 256  # classes
 _ASKED, _ASK_S = 2048, 20.0  # images that settle the temperature, and the time to ask about them
 _BY_SCORES = ("label_model", "cpl")  # values of `candidates.mode` whose scores are a posterior
 
@@ -59,7 +68,8 @@ class Making:
 
     Attributes:
         class_names: K. by_scores: see `annotator_distribution`. doubt: share of the candidate sets that are unsound.
-        temperature: of the networks' logits. threshold: clean probability above which a set counts as sound.
+        temperature: of the networks' logits. confusions: (K, K), see `pure.combine`; None: as assumed.
+        threshold: clean probability above which a set counts as sound.
         prior: (K,) that annotator and networks have both assumed, None for uniform.
     """
 
@@ -67,6 +77,7 @@ class Making:
     by_scores: bool = False
     doubt: float = DOUBT
     temperature: float = 1.0
+    confusions: Tensor | None = None
     threshold: float = 0.5
     prior: Tensor | None = None
 
@@ -81,7 +92,7 @@ class Making:
         return cls(
             task.class_names,
             config.candidates.mode in _BY_SCORES,
-            DOUBT if doubt is None else min(max(doubt, _LEAST_DOUBT), _MOST_DOUBT),
+            DOUBT if doubt is None else min(max(doubt, LEAST_DOUBT), MOST_DOUBT),
             threshold=config.method.clean_threshold,
             prior=task.prior,
         )
@@ -106,8 +117,11 @@ def mark_of(run: RunFolder, config: Config) -> str:
     )
 
 
-def with_temperature(making: Making, run: RunFolder, pair: Pair, samples: Samples | None = None) -> Making:
-    """With the temperature at which both networks agree best with the annotator, on a sample of the pool.
+def calibrated(making: Making, run: RunFolder, pair: Pair, samples: Samples | None = None) -> Making:
+    """With the temperature at which both networks agree best with the annotator, and its confusions as they see them.
+
+    Both come from a sample of the pool. Confusions stay as assumed where there are more classes than a sample can tell
+    apart, and where the networks doubt so much that they may be the ones who err.
 
     Args:
         pair: both networks. samples: of this run, where they are read already.
@@ -122,14 +136,18 @@ def with_temperature(making: Making, run: RunFolder, pair: Pair, samples: Sample
     tables = [read_table(run.candidates, name, FACTS) for name in part_names(run.candidates)]
     facts = pa.concat_tables([t.filter(pc.is_in(t["row"], asked)) for t in tables], promote_options="default")
     place = pc.index_in(asked, facts["row"])
-    known = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
-    annotator = doubted(_annotator(facts.take(place.drop_null()), making)[0], making.doubt)
-    return replace(making, temperature=agreeing_temperature(annotator, logits[:, torch.from_numpy(known)]))
+    known = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))  # who has no candidate set says nothing
+    annotator, logits = _annotator(facts.take(place.drop_null()), making)[0], logits[:, torch.from_numpy(known)]
+    temperature = agreeing_temperature(doubted(annotator, making.doubt), logits)
+    if classes > _MOST_CONFUSED or making.doubt >= MOST_DOUBT or not len(annotator):
+        return replace(making, temperature=temperature)
+    networks = pool((logits / temperature).log_softmax(dim=2)).exp()
+    return replace(making, temperature=temperature, confusions=confusions(annotator, networks, making.doubt))
 
 
 def annotated_labels(facts: pa.Table, making: Making) -> pa.Table:
     """The annotator's own labels (SCHEMA) of candidate sets (FACTS): the most votes, of equals the lowest class."""
-    probs, label = _annotator(facts, making)
+    probs, label = _annotator(facts, making, by_scores=False)
     trusted = _flags(facts, "trusted")
     best = torch.where(trusted, 1.0, probs.gather(1, label[:, None])[:, 0])
     return _table(facts, making, label, label, best, torch.full((2, len(facts)), torch.nan), None)
@@ -143,7 +161,9 @@ def purified_labels(facts: pa.Table, logits: Tensor, clean: Tensor, making: Maki
     """
     annotator, own = _annotator(facts, making)
     networks = (logits.float() / making.temperature).log_softmax(dim=2)
-    both = combine(doubted(annotator, making.doubt), networks, making.prior)
+    table = making.confusions
+    answer = doubted(annotator, making.doubt) if table is None else heard(annotator, table)
+    both = combine(answer, networks, making.prior)
     probability, label = both.max(dim=1)
     trusted = _flags(facts, "trusted")
     label = torch.where(trusted, own, label)
@@ -174,18 +194,25 @@ def dense(table: pa.Table, num_classes: int) -> NDArray[np.float32]:
 
 def annotator_probabilities(facts: pa.Table, making: Making) -> NDArray[np.float32]:
     """(B, K) float32, what the annotator says of candidate sets (FACTS); certain where a label is manual."""
-    probs, label = _annotator(facts, making)
+    probs, label = _annotator(facts, making, by_scores=False)
     certain = torch.nn.functional.one_hot(label, probs.shape[1]).float()
     return torch.where(_flags(facts, "trusted")[:, None], certain, probs).numpy()
 
 
-def _annotator(facts: pa.Table, making: Making) -> tuple[Tensor, Tensor]:
-    """The annotator's distribution (B, K) and its label (B,); a manual label is the only candidate of its row."""
+def _annotator(facts: pa.Table, making: Making, by_scores: bool = True) -> tuple[Tensor, Tensor]:
+    """The annotator's distribution (B, K) and its label (B,); a manual label is the only candidate of its row.
+
+    The distribution goes by the scores, which are the shares of the votes where an annotator has nothing finer, and
+    the label by the votes, unless the scores are a posterior. `by_scores` false: so does the distribution.
+    """
     counts = torch.from_numpy(pc.list_value_length(facts["candidates"]).to_numpy().astype(np.int64))
     names: tuple[tuple[str, Any], ...] = (("candidates", np.int64), ("votes", np.float32), ("scores", np.float32))
     indices, votes, scores = (torch.from_numpy(_flat(facts, name, kind)) for name, kind in names)
-    probs = annotator_distribution(indices, counts, votes, scores, len(making.class_names), making.by_scores)
+    classes = len(making.class_names)
+    probs = annotator_distribution(indices, counts, votes, scores, classes, making.by_scores)
     label = probs.argmax(dim=1)
+    if by_scores and not making.by_scores:
+        probs = annotator_distribution(indices, counts, votes, scores, classes, by_scores=True)
     manual = _flags(facts, "trusted") & (counts == 1)
     first = (counts.cumsum(0) - counts).clamp(max=max(0, len(indices) - 1))
     return probs, torch.where(manual, indices[first], label) if len(indices) else label

@@ -13,6 +13,8 @@ p(y | votes) p(y | image) / p(y). Three things about that:
    sure than they are right, and those that have learned their labels by heart are surer.
 4. Nobody is beyond doubt. The annotator's distribution is mixed with the uniform one as far as the networks find its
    candidate sets unsound, so that what nobody has voted for stays possible, and a network that is sure is heard.
+5. An annotator errs by class: one that calls most sevens nines says little by "nine". Half of what its answers mean is
+   read from the networks (`confusions`), half is assumed, since the networks may be the ones who err.
 """
 
 from __future__ import annotations
@@ -69,6 +71,36 @@ def doubted(distribution: Tensor, doubt: float) -> Tensor:
     return (1 - doubt) * distribution + doubt / distribution.shape[1]
 
 
+def confusions(annotator: Tensor, networks: Tensor, doubt: float) -> Tensor:
+    """What the annotator says of images of each class: half as the networks see it, half as is assumed of it.
+
+    Args:
+        annotator: (B, K) distributions. networks: (B, K) distributions. doubt: as `doubted` takes it.
+
+    Returns:
+        (K, K) class before answer; rows sum to one. A class that no network sees has the assumed row alone.
+    """
+    classes = annotator.shape[1]
+    seen = networks.double().T @ annotator.double()  # (K, K)
+    mass = seen.sum(dim=1, keepdim=True)
+    assumed = doubted(torch.eye(classes, dtype=torch.float64), doubt)
+    return torch.where(mass > 0.5, (seen / mass.clamp(min=0.5) + assumed) / 2, assumed).float()
+
+
+def heard(annotator: Tensor, table: Tensor) -> Tensor:
+    """What an annotator's answers say of the class, given its confusions: p(answer | y) for each y.
+
+    With the assumed confusions alone that is `doubted`.
+
+    Args:
+        annotator: (B, K) distributions over answers. table: (K, K) of `confusions`.
+
+    Returns:
+        (B, K), rows of any sum.
+    """
+    return annotator @ table.T
+
+
 def combine(annotator: Tensor, networks: Tensor, prior: Tensor | None = None) -> Tensor:
     """Naive Bayes of annotator and networks: log p = log annotator + mean log p of the networks - log prior + c.
 
@@ -77,7 +109,8 @@ def combine(annotator: Tensor, networks: Tensor, prior: Tensor | None = None) ->
     two leave no class, each counts half. The networks' order does not matter.
 
     Args:
-        annotator: (B, K) distributions. networks: (n, B, K) log probabilities of n networks.
+        annotator: (B, K) distributions, or likelihoods of any scale. networks: (n, B, K) log probabilities of n
+            networks.
         prior: (K,) what both sides have assumed of the classes, so that it counts once; any positive scale, None for
             uniform. A class without prior is excluded.
 

@@ -17,11 +17,11 @@ from coreg_ray.deploy.purified import (
     SCHEMA,
     Making,
     annotated_labels,
+    calibrated,
     dense,
     mark_of,
     purified_labels,
     ragged,
-    with_temperature,
 )
 from coreg_ray.errors import UserError
 from coreg_ray.run.folder import RunFolder
@@ -125,7 +125,7 @@ def test_what_labels_are_made_from_is_marked_and_doubt_has_its_limits(tmp_path: 
     assert [Making.of(run, config, doubt).doubt for doubt in (None, 0.0, 0.2, 0.9)] == [0.1, 0.001, 0.2, 0.3]
     pair = Pair.of(run)
     assert pair is not None
-    making = with_temperature(Making.of(run, config, 0.2), run, pair)
+    making = calibrated(Making.of(run, config, 0.2), run, pair)
     assert 1 / 8 <= making.temperature <= 8
     (run.checkpoints / "epoch-000003").delete()
     assert mark != mark_of(run, config)  # another checkpoint

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from coreg_ray.pure.combine import agreeing_temperature, annotator_distribution, combine, doubted, pool
+from coreg_ray.pure.combine import (
+    agreeing_temperature,
+    annotator_distribution,
+    combine,
+    confusions,
+    doubted,
+    heard,
+    pool,
+)
 from coreg_ray.pure.rng import generator
 
 B, K = 7, 5
@@ -123,3 +131,24 @@ def test_the_temperature_is_found_at_which_networks_mean_what_they_say() -> None
         assert agreeing_temperature(annotator, scale * logits) == pytest.approx(scale, rel=0.2)
     assert agreeing_temperature(annotator, torch.randn(2, 4000, K, generator=random)) == 8  # nothing learned
     assert agreeing_temperature(annotator[:0], logits[:, :0]) == 1
+
+
+def test_confusions_are_half_what_the_networks_see_and_half_what_is_assumed() -> None:
+    networks = torch.eye(3)[[0, 0, 1, 1]]  # nobody is of the last class
+    annotator = torch.eye(3)[[0, 1, 1, 1]]
+    table = confusions(annotator, networks, doubt=0.3)
+    expected = [[(0.5 + 0.8) / 2, (0.5 + 0.1) / 2, 0.05], [0.05, 0.9, 0.05], [0.1, 0.1, 0.8]]
+    torch.testing.assert_close(table, torch.tensor(expected))
+
+
+def test_an_answer_that_stands_for_two_classes_leaves_both_possible() -> None:
+    annotator, networks = distributions(B, K), distributions(2, B, K, seed=1)
+    assumed = doubted(torch.eye(K), 0.2)
+    torch.testing.assert_close(heard(annotator, assumed), doubted(annotator, 0.2))  # as if nothing had been seen
+    swallowed = assumed.clone()
+    swallowed[3] = swallowed[4]  # images of class 3 are called 4 just as often
+    told = heard(torch.eye(K)[4:], swallowed)
+    assert told[0, 3] == told[0, 4]
+    order = torch.tensor([3, 0, 4, 1, 2])
+    table = confusions(annotator, networks[0], 0.1)
+    torch.testing.assert_close(confusions(annotator[:, order], networks[0][:, order], 0.1), table[order][:, order])
