@@ -78,8 +78,8 @@ def purify(config: Config, run: RunFolder, samples: Samples | None = None) -> Pu
     assert pair is not None
     if doubted is not None and doubted > MOST_DOUBT:
         log.warning(
-            "the networks find %.0f %% of the candidate sets unsound, so they have learned little yet or the annotator is "
-            "of little use; purified labels lie between the two, look at them before you rely on them",
+            "the networks find %.0f %% of the candidate sets unsound, so they have learned little yet or the annotator "
+            "is of little use; purified labels lie between the two, look at them before you rely on them",
             100 * doubted,
         )
     making = calibrated(Making.of(run, config, doubted), run, pair, samples)
