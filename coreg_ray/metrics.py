@@ -21,6 +21,9 @@ ZERO_SHOT = "test/zero_shot_accuracy"
 CALIBRATION_ERROR, TEST_IMAGES = "test/calibration_error", "test/images"
 TEST_IN_POOL = "test/images_in_pool"  # of those, byte for byte
 
+# Of the purified labels, against true ones where these are known.
+PURIFIED_IMAGES, PURIFIED_CHANGED, PURIFIED_ACCURACY = "purified/images", "purified/changed", "purified/accuracy"
+
 # Without labels (pure/label_free.py says what they are).
 CRITERION = "criterion/"
 LABEL_FREE, STABILITY = "criterion/label_free", "criterion/stability"
@@ -30,6 +33,7 @@ CANDIDATES, CLASSES, COMBINED = "criterion/candidates", "criterion/classes", "cr
 ANNOTATION = "annotation/"  # before the names of run/records.py
 WORLD_SIZE, START_EPOCH = "train/world_size", "train/start_epoch"
 ANNOTATE_S, TRAIN_S, EXPORT_S, COMPARE_S = "time/annotate_s", "time/train_s", "time/export_s", "time/compare_s"
+PURIFY_S = "time/purify_s"
 TIME = "time/"
 
 # The columns that every `history.csv` begins with; all others follow by name, times last.
@@ -41,3 +45,13 @@ HISTORY = (
 def of(figure: str, network: str) -> str:
     """The name of a figure of one network, e.g. `loss/a`."""
     return f"{figure}/{network}"
+
+
+def macro_f1_of(accuracy: str) -> str:
+    """The name of the macro-F1 beside an accuracy, e.g. `test/macro_f1_a` beside `test/accuracy_a`."""
+    return accuracy.replace("accuracy", "macro_f1")
+
+
+def recall_of(accuracy: str) -> str:
+    """The name of the recall of each class beside an accuracy, e.g. `test/recall_a` beside `test/accuracy_a`."""
+    return accuracy.replace("accuracy", "recall")

@@ -202,6 +202,7 @@ def _write(
             "votes": lists(sizes.numpy(), votes.numpy()),
             "scores": lists(sizes.numpy(), evidence.mean[member].half().numpy()),
             "similarity": evidence.similarity.half().numpy(),
+            "background": pa.array(evidence.background.numpy()),
             "trusted": pa.array(trusted.numpy()),
         }
     )

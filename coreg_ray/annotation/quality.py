@@ -37,7 +37,7 @@ class Score:
         similarity: (400,) histogram of the best similarity.
         background: [rows closer to a background text, rows].
         right: (K,) rows of each true class that the mean gets right; `covered` (K,): whose set holds the truth;
-            `labelled` (K,): all of them.
+            `labelled` (K,): all of them; `guessed` (K,): labelled rows that the mean takes for each class.
         voted, chosen: marks of the votes and of the candidate sets (`set_marks`).
     """
 
@@ -52,6 +52,7 @@ class Score:
     right: Tensor
     covered: Tensor
     labelled: Tensor
+    guessed: Tensor
     voted: int = 0
     chosen: int = 0
 
@@ -82,6 +83,7 @@ class Score:
             right=torch.bincount(true[true == guess], minlength=num_classes),
             covered=torch.bincount(true[member[known].gather(1, true[:, None])[:, 0]], minlength=num_classes),
             labelled=torch.bincount(true, minlength=num_classes),
+            guessed=torch.bincount(guess, minlength=num_classes),
         )
 
     @classmethod
@@ -119,11 +121,18 @@ class Score:
         return replace(
             counted,
             zero_shot_accuracy=int(self.right.sum()) / total,
+            zero_shot_macro_f1=self._macro_f1(),
+            zero_shot_recall=_recall(self.right, self.labelled),
             class_accuracy=(self.right / each).tolist(),
             coverage=coverage,
             class_coverage=(self.covered / each).tolist(),
             eta=1 - coverage,
         )
+
+    def _macro_f1(self) -> float:
+        """The mean F1 of the mean's guesses, over the classes that a labelled row is of or is taken for."""
+        there = self.labelled + self.guessed
+        return float((2 * self.right[there > 0] / there[there > 0]).double().mean())
 
     def _swallowed(self, names: list[str]) -> list[dict[str, Any]]:
         """Classes whose sets nearly always hold another, larger class; `twins` where it goes both ways."""
@@ -150,6 +159,11 @@ class Score:
         quarter, half = (int((below >= q).nonzero()[0]) for q in (0.25, 0.5))
         limit = half - _OUTLIER_SPREADS * max(1, half - quarter)
         return float(self.similarity[: max(0, int(limit))].sum()) / total
+
+
+def _recall(right: Tensor, labelled: Tensor) -> list[float | None]:
+    """(K,) shares of each class's labelled rows, None where it has none."""
+    return [hits / rows if rows else None for hits, rows in zip(right.tolist(), labelled.tolist(), strict=True)]
 
 
 def _pairs(member: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from coreg_ray.annotation.rejects import count_not_finite, forget_not_finite, re
 from coreg_ray.annotation.set_marks import decided_by, digits, mark_of_file, remembered
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.cluster.candidate_inputs import AskedAnnotator, CandidateInputs
+from coreg_ray.cluster.copies import copies_warnings
 from coreg_ray.cluster.tasks import added_up, ask, each, task, through
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
@@ -72,14 +73,29 @@ def build_candidates(
 
 @dataclass(frozen=True)
 class _ZeroShot:
-    """`candidates/test.json`: how well the annotators alone do on the test images; None without a labelled one."""
+    """`candidates/test.json`: how well the annotators alone do on the test images; None without a labelled one.
+
+    Attributes:
+        made_from: mark of all that it was computed from. zero_shot_recall: (K,) None where a class has no image.
+    """
 
     made_from: str
     zero_shot_accuracy: float | None
+    zero_shot_macro_f1: float | None = None
+    zero_shot_recall: list[float | None] | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """The figures for `metrics.json`."""
+        figures = {
+            metrics.ZERO_SHOT: self.zero_shot_accuracy,
+            metrics.macro_f1_of(metrics.ZERO_SHOT): self.zero_shot_macro_f1,
+            metrics.recall_of(metrics.ZERO_SHOT): self.zero_shot_recall,
+        }
+        return {name: value for name, value in figures.items() if value is not None}
 
 
-def zero_shot(config: Config, run: RunFolder, annotated: RunFolder | None = None) -> dict[str, float]:
-    """How well the annotators alone do on the test images, as a figure by name.
+def zero_shot(config: Config, run: RunFolder, annotated: RunFolder | None = None) -> dict[str, Any]:
+    """How well the annotators alone do on the test images, as figures by name.
 
     Empty where no image with a label could be read. Arguments and UserError as with `build_candidates`.
     """
@@ -88,11 +104,12 @@ def zero_shot(config: Config, run: RunFolder, annotated: RunFolder | None = None
     known = from_json(_ZeroShot, folder.read_json(ZERO_SHOT)) if folder.exists(ZERO_SHOT) else None
     if known is None or known.made_from != inputs.mark:
         rejects = _rejects(run, "test", annotated)
-        figures = _figures(_score(inputs, config, None, rejects), inputs)
-        _refuse_not_finite(rejects, figures, "test")
-        known = _ZeroShot(inputs.mark, figures.zero_shot_accuracy)
+        made = _figures(_score(inputs, config, None, rejects), inputs)
+        _refuse_not_finite(rejects, made, "test")
+        scores = (made.zero_shot_accuracy, made.zero_shot_macro_f1, made.zero_shot_recall)
+        known = _ZeroShot(inputs.mark, *scores)
         folder.write_json(ZERO_SHOT, asdict(known))
-    return {} if known.zero_shot_accuracy is None else {metrics.ZERO_SHOT: known.zero_shot_accuracy}
+    return known.metrics()
 
 
 def _manifest_of(inputs: CandidateInputs, folder: Folder) -> CandidateManifest | None:
@@ -150,6 +167,8 @@ def _make(
     total = _score(inputs, config, folder, rejects, cpus)
     figures = _figures(total, inputs)
     _refuse_not_finite(rejects, figures, "pool")
+    tables = [(asked.folder, own, asked.places) for asked, own in zip(inputs.annotators, inputs.parts, strict=True)]
+    figures = replace(figures, warnings=[*(figures.warnings or []), *copies_warnings(tables, cpus)])
     if annotated and not figures.rows:
         raise UserError(f"{annotated.path} holds no answer about any image; annotate there first (coreg-ray annotate)")
     if annotated and config.source.manual_labels:  # else annotation has looked at them

@@ -1,4 +1,4 @@
-"""The main commands: annotate, train, export, compare, report; every stage continues where an earlier call stopped."""
+"""The main commands, from annotation to report; every stage continues where an earlier call stopped."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from coreg_ray.cluster.annotate import annotate_splits
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.connect import connect
 from coreg_ray.cluster.overlap import pool_overlap
+from coreg_ray.cluster.purify import purify
 from coreg_ray.cluster.resources import refuse_unreachable
 from coreg_ray.cluster.rows import write_rows
 from coreg_ray.cluster.tasks import ask, task
@@ -83,7 +84,7 @@ def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
 
 
 def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
-    """From the last checkpoint to what a user takes home: model, comparison, report; returns all figures of the run."""
+    """From the last checkpoint to what a user takes home: model, labels, comparison, report; returns all figures."""
     manifest = run.read_candidate_manifest()
     class_names = manifest.class_names if manifest else []
     compares = bool(config.report.baselines and config.test.kind and class_names)
@@ -91,7 +92,11 @@ def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
     samples = Samples(run, config.student.resolution, len(class_names), most)
     started = time.monotonic()
     export(run, samples, KINDS["coreg"].DEPLOYED)
-    run.update_metrics({metrics.EXPORT_S: time.monotonic() - started})
+    exported = time.monotonic()
+    purified = purify(config, run, samples)
+    run.update_metrics(
+        {**purified.figures, metrics.EXPORT_S: exported - started, metrics.PURIFY_S: time.monotonic() - exported}
+    )
     if compares:
         started = time.monotonic()
         compare(run, config, trained_s, samples)
@@ -105,7 +110,7 @@ class _Prepared:
     """What annotation came to; `annotated` is None where another run had done that, `overlap` without test images."""
 
     candidates: CandidateManifest
-    scores: dict[str, float]
+    scores: dict[str, Any]
     overlap: Overlap | None
     annotated: AnnotateResult | None = None
 

@@ -85,10 +85,10 @@ class Evaluation:
     def accuracy(self) -> float:
         return self.confusions.accuracy
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, Any]:
         """The figures under the names that a run's `metrics.json` uses."""
         return {
-            metrics.ACCURACY: self.accuracy,
+            **self.confusions.metrics(metrics.ACCURACY),
             metrics.CALIBRATION_ERROR: self.calibration_error,
             metrics.TEST_IMAGES: self.images,
         }

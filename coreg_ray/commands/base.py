@@ -96,6 +96,12 @@ def _as_begun(config: C, values: dict[str, Any], fixed: Collection[str]) -> C:
     return _checked(values, type(config))
 
 
+def run_word(arguments: list[str]) -> tuple[str, list[str]]:
+    """The run's folder, which a command on a finished run takes as its first word (empty: not given), and the rest."""
+    given = bool(arguments) and not arguments[0].startswith("-")
+    return (arguments[0], arguments[1:]) if given else ("", arguments)
+
+
 def run(main: Callable[[list[str]], None], arguments: list[str], stopped: str | None = None) -> None:
     """Call a command's `main`; a person's own mistakes end in one line and exit code 2, SIGTERM ends it like Ctrl-C.
 

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
 
 
 def summary(figures: dict[str, Any], output: str) -> str:
-    """Five lines or six: what was made, how good it is against zero-shot, where it lies, what to do next."""
+    """A few lines: what was made, how good it is against zero-shot, where it lies, what to do next."""
     minutes = (figures[metrics.ANNOTATE_S] + figures[metrics.TRAIN_S]) / 60
     lines = [f"Trained two networks without a manual label in {minutes:.1f} minutes."]
     if metrics.ACCURACY in figures:
@@ -43,6 +43,13 @@ def summary(figures: dict[str, Any], output: str) -> str:
     agreement = figures.get(metrics.LABEL_FREE)
     if agreement is not None:
         lines.append(f"Both networks agree on {agreement:.3f} of the held-out images, a measure without labels.")
+    if metrics.PURIFIED_IMAGES in figures:
+        count, changed = figures[metrics.PURIFIED_IMAGES], figures[metrics.PURIFIED_CHANGED]
+        right = f", {figures[metrics.PURIFIED_ACCURACY]:.3f} right" if metrics.PURIFIED_ACCURACY in figures else ""
+        lines.append(
+            f"Labels of {count:,} images{right}, {changed:,} of them other than the annotator's, are in "
+            f"{extended(output, '/purified')}; coreg-ray labels writes them for other tools."
+        )
     model, report = extended(output, "/model"), extended(output, "/report.html")
     lines.append(f"The model is in {model}, everything about the run in {report}.")
     further = ("--source.kind", "folder", "--source.path", "DIR", "--output", "DIR")

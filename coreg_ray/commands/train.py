@@ -35,7 +35,11 @@ def main(arguments: list[str]) -> None:
 
     figures = run_pipeline(config, annotated=shortened(config.annotations, "/annotations"))
     where = without_credentials(config.output)
-    show(f"{metrics.ACCURACY} {figures.get(metrics.ACCURACY, 'unknown')}; model, report and history in {where}")
+    purified = figures.get(metrics.PURIFIED_IMAGES, 0)
+    show(
+        f"{metrics.ACCURACY} {figures.get(metrics.ACCURACY, 'unknown')}; model, labels of {purified:,} images, report "
+        f"and history in {where}"
+    )
     if overlap := Overlap.of(figures).words():
         show(overlap)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from coreg_ray import metrics
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,34 @@ class Confusions:
         cells = ((self.true[hits], self.images[hits]), (self.true, self.images), (self.predicted, self.images))
         true_hits, true, predicted = (self._sums(classes, images) for classes, images in cells)
         return true_hits, true, predicted
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the classes' F1, over the classes that an image is of or is said to be of; 0 without an image."""
+        hits, true, predicted = self.by_class()
+        there = true + predicted
+        return float((2 * hits[there > 0] / there[there > 0]).mean()) if there.any() else 0.0
+
+    @property
+    def recall(self) -> list[float | None]:
+        """Of each of the K classes the share of its images that are said to be of it, None where it has no image."""
+        hits, true, _ = self.by_class()
+        return [hit / images if images else None for hit, images in zip(hits.tolist(), true.tolist(), strict=True)]
+
+    def metrics(self, accuracy: str) -> dict[str, Any]:
+        """Accuracy under its name in `metrics.json`, and macro-F1 and recall beside it."""
+        beside = {metrics.macro_f1_of(accuracy): self.macro_f1, metrics.recall_of(accuracy): self.recall}
+        return {accuracy: self.accuracy, **beside}
+
+    def __add__(self, other: Confusions) -> Confusions:
+        """The cells of both. Raises ValueError where classes differ in number."""
+        if self.num_classes != other.num_classes:
+            raise ValueError(f"{self.num_classes} and {other.num_classes} classes cannot be added; count them apart")
+        cells = np.concatenate([part.true * part.num_classes + part.predicted for part in (self, other)])
+        kept, place = np.unique(cells, return_inverse=True)
+        images = np.zeros(len(kept), np.int64)
+        np.add.at(images, place, np.concatenate([self.images, other.images]))
+        return Confusions(kept // self.num_classes, kept % self.num_classes, images, self.num_classes)
 
     def worst(self, count: int) -> list[tuple[int, int, int]]:
         """(true, predicted, images) of the most frequent mistakes, the first in the matrix of equal ones."""

@@ -9,6 +9,7 @@ RUN/
                                           are made again
     rows/<split>/                         images at the student's resolution
     checkpoints/, history.csv, tensorboard/, ray/
+    purified/, probabilities/             a label for every image of the pool; what both networks say of it
     model/, metrics.json, baselines.json, report.html, review.csv, failure.txt
     borrowed.json                         which of these folders lie in another run
     .lock                                 which command works here at the moment (lock.py)
@@ -33,7 +34,7 @@ from coreg_ray.config.texts import changed, flattened, resolved_yaml
 from coreg_ray.errors import UserError
 from coreg_ray.run.claim import claim, usable
 from coreg_ray.run.history import Epochs, as_csv, from_csv
-from coreg_ray.run.records import Baseline, CandidateManifest, RowsManifest, from_json
+from coreg_ray.run.records import Baseline, CandidateManifest, PurifiedManifest, RowsManifest, from_json
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended, without_credentials
 
@@ -94,6 +95,16 @@ class RunFolder(Folder):
     @property
     def model(self) -> Folder:
         return self / "model"
+
+    @property
+    def purified(self) -> Folder:
+        """The purified labels, one row an image of the pool."""
+        return self / "purified"
+
+    @property
+    def probabilities(self) -> Folder:
+        """What both networks together say of the images in `purified`: in files of the same names, in their order."""
+        return self / "probabilities"
 
     @property
     def ray(self) -> Folder:
@@ -229,6 +240,15 @@ class RunFolder(Folder):
     def write_rows_manifest(self, split: Split, manifest: RowsManifest) -> None:
         """Say which images `rows/<split>/` holds."""
         self.own("rows", split).write_json(MANIFEST, asdict(manifest))
+
+    def read_purified_manifest(self) -> PurifiedManifest | None:
+        """What the purified labels are; None where there are none, or not all of them."""
+        there = self.purified.exists(MANIFEST)
+        return from_json(PurifiedManifest, self.purified.read_json(MANIFEST)) if there else None
+
+    def write_purified_manifest(self, manifest: PurifiedManifest) -> None:
+        """Say that all purified labels are there, and what they are."""
+        self.purified.write_json(MANIFEST, asdict(manifest))
 
     def read_baselines(self, fingerprint: list[str | None]) -> list[Baseline] | None:
         """What the method was compared with, if that was under these very settings and annotations."""

@@ -109,8 +109,8 @@ class CandidateFigures:
         classes_without_votes: class numbers. vote_entropy: nats. prompt_dissent: (P,) shares of rows.
         swallowed_classes: see `annotation.quality.Score`. outlier_share, background_share: of rows. warnings: in plain
             words.
-        prompt_accuracy (P,), coverage, eta, zero_shot_accuracy, class_accuracy (K,), class_coverage (K,): on rows whose
-            true label is known.
+        prompt_accuracy (P,), coverage, eta, zero_shot_accuracy, zero_shot_macro_f1, zero_shot_recall (K,; None where a
+            class has no row), class_accuracy (K,), class_coverage (K,): on rows whose true label is known.
     """
 
     rows: int
@@ -129,13 +129,15 @@ class CandidateFigures:
     coverage: float | None = None
     eta: float | None = None
     zero_shot_accuracy: float | None = None
+    zero_shot_macro_f1: float | None = None
+    zero_shot_recall: list[float | None] | None = None
     class_accuracy: list[float] | None = None
     class_coverage: list[float] | None = None
     warnings: list[str] | None = None
 
     _KNOWN_BY_LABELS = (
         *("prompt_accuracy", "coverage", "eta"),
-        *("zero_shot_accuracy", "class_accuracy", "class_coverage"),
+        *("zero_shot_accuracy", "zero_shot_macro_f1", "zero_shot_recall", "class_accuracy", "class_coverage"),
     )
 
     def as_json(self) -> dict[str, Any]:
@@ -217,6 +219,23 @@ class TrainResult:
             name: value for name, value in self.figures.items() if name.startswith((metrics.TEST, metrics.CRITERION))
         }
         return {**scores, metrics.WORLD_SIZE: self.world_size, metrics.START_EPOCH: self.start_epoch}
+
+
+@dataclass(frozen=True)
+class PurifiedManifest:
+    """`purified/manifest.json`: what the purified labels are.
+
+    Attributes:
+        made_from: mark of checkpoint, candidate sets and settings. parts: files. doubt: share of the candidate sets
+            that was taken for unsound. temperature: of the networks. figures: what `metrics.json` says of the labels,
+            and of the test images that were scored on the way.
+    """
+
+    made_from: str
+    parts: int
+    doubt: float
+    temperature: float
+    figures: dict[str, Any]
 
 
 @dataclass(frozen=True)

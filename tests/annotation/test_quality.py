@@ -9,6 +9,7 @@ import oracle
 import pytest
 import torch
 
+from coreg_ray.annotation.quality import Score
 from coreg_ray.pure.candidates import Quality, combine_votes, quality, votes_per_class
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -90,3 +91,20 @@ def test_bad_votes_are_named():
         quality(torch.zeros(4, 3, dtype=torch.int64), 3, torch.zeros(5, dtype=torch.int64))
     with pytest.raises(ValueError, match="each annotator"):
         Quality(3, 2) + Quality(3, 1)
+
+
+def test_macro_f1_and_recall_of_the_mean_are_scikit_learns():
+    from sklearn.metrics import f1_score
+
+    classes, rows = 6, 80
+    labels = torch.randint(-1, classes - 1, (rows,), generator=seeded(1))  # some unknown, and none of the last class
+    mean = torch.rand(rows, classes, generator=seeded(2)).softmax(dim=1)
+    votes = random_votes(rows, 3, classes)
+    nothing = torch.full((rows,), torch.nan)
+    figures = Score.of(votes, mean, mean > 0.1, nothing, nothing > 0, labels).figures([str(k) for k in range(classes)])
+    known = labels >= 0
+    true, guessed = labels[known].numpy(), mean.argmax(dim=1)[known].numpy()
+    assert figures.zero_shot_macro_f1 == pytest.approx(f1_score(true, guessed, average="macro"))
+    assert figures.zero_shot_recall[-1] is None
+    for number in range(classes - 1):
+        assert figures.zero_shot_recall[number] == pytest.approx(np.mean(guessed[true == number] == number))

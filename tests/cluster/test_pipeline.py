@@ -5,21 +5,27 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from shutil import copytree
 from typing import Any
 
+import numpy as np
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 from coreg_ray.cluster.pipeline import prepare, run_pipeline
+from coreg_ray.cluster.purify import purify
+from coreg_ray.commands import labels
 from coreg_ray.commands.base import Command, load
 from coreg_ray.errors import UserError
+from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.run.folder import RunFolder, Split
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -56,6 +62,40 @@ def test_one_command_makes_the_whole_run_folder(finished: tuple[Path, dict[str, 
     assert list((output / "tensorboard").glob("events.*"))
 
 
+def test_every_image_of_the_pool_has_a_purified_label(finished: tuple[Path, dict[str, Any]]) -> None:
+    output, metrics = finished
+    rows = ds.dataset(sorted((output / "purified").glob("*.parquet"))).to_table().to_pylist()
+    candidates = ds.dataset(sorted((output / "candidates").glob("*.parquet"))).to_table()["image_id"].to_pylist()
+    assert sorted(row["image_id"] for row in rows) == sorted(candidates)
+    assert metrics["purified/images"] == len(rows) == 1437
+    assert metrics["purified/changed"] == sum(row["label"] != row["annotator_label"] for row in rows)
+    outside = held_out(row_numbers([row["image_id"] for row in rows]), command(output).source.holdout)
+    assert [row["clean_a"] is None for row in rows] == outside.tolist()  # looked at, though never trained on
+    truth = ds.dataset(sorted((output / "labels/pool").glob("*.parquet"))).to_table()
+    names = RunFolder.at(output).read_candidate_manifest().class_names  # type: ignore[union-attr]
+    true = dict(zip(truth["image_id"].to_pylist(), truth["label"].to_pylist(), strict=True))
+    hits = [row["label"] == names[true[row["image_id"]]] for row in rows]
+    assert metrics["purified/accuracy"] == pytest.approx(sum(hits) / len(hits))
+    told = ds.dataset(sorted((output / "probabilities").glob("*.parquet"))).to_table()
+    assert len(told) == len(rows)
+
+
+def test_macro_f1_and_recall_stand_beside_every_accuracy(finished: tuple[Path, dict[str, Any]]) -> None:
+    output, metrics = finished
+    names = {name for name in metrics if re.search(r"/(zero_shot_)?accuracy(_[ab])?$", name)}
+    assert names == {
+        *("annotation/zero_shot_accuracy", "test/zero_shot_accuracy", "test/accuracy"),
+        *("test/accuracy_a", "test/accuracy_b", "purified/accuracy"),
+    }
+    labels = {split: ds.dataset(sorted((output / "labels" / split).glob("*.parquet"))) for split in SPLITS}
+    images = {split: np.bincount(table.to_table()["label"].to_numpy()) for split, table in labels.items()}
+    for name in names:
+        recall = metrics[name.replace("accuracy", "recall")]
+        count = images["test" if name.startswith("test/") else "pool"]
+        assert float(np.dot(recall, count) / count.sum()) == pytest.approx(metrics[name], abs=0.01)
+        assert 0 < metrics[name.replace("accuracy", "macro_f1")] <= 1
+
+
 def test_annotations_hold_one_vote_per_prompt_and_no_label(finished: tuple[Path, dict[str, Any]]) -> None:
     table = ds.dataset(sorted((finished[0] / "annotations").rglob("*.parquet"))).to_table()
     assert table.num_rows == 1797
@@ -70,11 +110,42 @@ def test_annotations_hold_one_vote_per_prompt_and_no_label(finished: tuple[Path,
 def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
     output, metrics = finished
     history = (output / "history.csv").read_text()
+    made = {path: path.stat().st_mtime_ns for path in (output / "purified").iterdir()}
     again = run_pipeline(command(output))
+    assert {path: path.stat().st_mtime_ns for path in (output / "purified").iterdir()} == made
+    assert again["purified/accuracy"] == metrics["purified/accuracy"]
     assert again["annotation/encoded_images"] == 0
     assert again["train/start_epoch"] == 4
     assert again["test/accuracy"] == metrics["test/accuracy"]
     assert (output / "history.csv").read_text() == history
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_purified_labels_go_on_where_they_were_interrupted_and_follow_the_checkpoint(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
+) -> None:
+    output = tmp_path / "smoke"
+    shutil.copytree(finished[0], output)
+    run, config = RunFolder.at(output), command(output)
+    whole = run.read_purified_manifest()
+    first, *others = sorted((output / "purified").glob("*.parquet"))
+    content, kept = pq.read_table(first), {path: path.stat().st_mtime_ns for path in others}
+    first.unlink()
+    (output / "purified/manifest.json").unlink()
+    assert purify(config, run) == whole
+    assert pq.read_table(first).select(["image_id", "label"]) == content.select(["image_id", "label"])
+    assert {path: path.stat().st_mtime_ns for path in others} == kept
+    (newest,) = [path for path in (output / "checkpoints").iterdir() if path.name == "epoch-000003"]
+    shutil.rmtree(newest)
+    labels.main([str(output), "--format", "csv", "--output", str(tmp_path / "labels.csv")])  # makes them anew
+    earlier = run.read_purified_manifest()
+    assert whole is not None
+    assert earlier is not None
+    assert earlier.made_from != whole.made_from
+    assert not first.exists()
+    assert len(list(csv.DictReader((tmp_path / "labels.csv").open()))) == 1437
+    assert run.read_metrics()["purified/accuracy"] == earlier.figures["purified/accuracy"]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +199,7 @@ def test_sigterm_ends_a_run_in_words_and_the_same_command_goes_on(
     arguments = ["--preset", "smoke", "--output", str(run), "--student.width", "4", "--export.onnx", "false"]
     RunFolder.at(run).claim(load(arguments, Command))
     for part in ("annotations", "labels", "rows", "candidates"):
-        copytree(finished[0] / part, run / part)
+        shutil.copytree(finished[0] / part, run / part)
     program = [sys.executable, str(JOBS / "pipeline.py"), *arguments]
     alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen(program, env=alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:

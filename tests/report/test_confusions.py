@@ -131,3 +131,35 @@ def test_evaluation_needs_none_either(monkeypatch: pytest.MonkeyPatch, tmp_path:
     of_it = true[known] == label
     hits = (predicted[known] == label) & of_it
     assert lines[1 + label].split()[2:4] == [str(of_it.sum()), f"{hits.sum() / of_it.sum():.3f}"]
+
+
+def test_macro_f1_and_recall_are_scikit_learns() -> None:
+    from sklearn.metrics import f1_score, recall_score
+
+    true, predicted = answers(7, ROWS)
+    true[true == 2] = 3  # a class without images, which some are taken for
+    predicted[predicted == 5] = 6
+    made = Confusions.of(true, predicted, 8)  # and one that does not occur at all
+    assert made.macro_f1 == pytest.approx(f1_score(true, predicted, average="macro"))
+    recall = recall_score(true, predicted, average=None, labels=range(8), zero_division=np.nan)
+    assert made.recall == [None if np.isnan(value) else pytest.approx(value) for value in recall]
+    assert made.recall[2] is None
+    assert made.recall[7] is None
+    assert Confusions.of(true[:0], predicted[:0], 8).macro_f1 == 0
+
+
+def test_figures_stand_beside_their_accuracy() -> None:
+    true, predicted = answers(4, ROWS)
+    figures = Confusions.of(true, predicted, 4).metrics("test/accuracy_a")
+    assert list(figures) == ["test/accuracy_a", "test/macro_f1_a", "test/recall_a"]
+    assert len(figures["test/recall_a"]) == 4
+
+
+def test_parts_add_up_to_the_whole() -> None:
+    true, predicted = answers(30, ROWS)
+    whole = Confusions.of(true, predicted, 30)
+    parts = Confusions.of(true[:100], predicted[:100], 30) + Confusions.of(true[100:], predicted[100:], 30)
+    assert np.array_equal(parts.matrix(), whole.matrix())
+    assert len(parts.true) == len(whole.true)
+    with pytest.raises(ValueError, match="30 and 31 classes"):
+        whole + Confusions.of(true, predicted, 31)

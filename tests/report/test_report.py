@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
 
 from coreg_ray.annotation.arrow import write_table
+from coreg_ray.cluster import pipeline
 from coreg_ray.cluster.pipeline import finish
 from coreg_ray.config import Config
 from coreg_ray.deploy import export as exporting
@@ -37,7 +38,7 @@ from coreg_ray.report.review import COLUMNS, review_order, with_labels_kept, wri
 from coreg_ray.report.sections import annotation_figures, comparison, margin, training_figures, verdict
 from coreg_ray.report.sections import test_tables as tables_of_test_images  # pytest would take its name for a test's
 from coreg_ray.run.folder import RunFolder, Split
-from coreg_ray.run.records import Baseline
+from coreg_ray.run.records import Baseline, PurifiedManifest
 from coreg_ray.training import sample as sampling
 from coreg_ray.training.sample import Sample, Samples, read_sample
 
@@ -169,6 +170,7 @@ def test_one_samples_object_reads_each_split_once_for_all(
     assert [other.read(name) for name in ("model/model.safetensors", "review.csv")] == apart
     read.clear()
     other.delete("baselines.json")
+    monkeypatch.setattr(pipeline, "purify", lambda *given: PurifiedManifest("", 0, 0.0, 1.0, {}))  # on Ray
     finish(config, other, trained_s=0.0)
     assert sorted(read) == ["pool", "test"]
 
