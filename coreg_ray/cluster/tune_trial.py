@@ -174,7 +174,8 @@ def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[RunFolder, 
     run.write_config(config)
     candidates = _candidates(config, study, maker)
     rows = study.output.rows_at(config.student.resolution, study.config.student.resolution)
-    run.link(candidates=candidates, rows=rows.resolve("rows"), labels=study.output.resolve("labels"))
+    images = {name: rows.resolve(name) for name in ("rows", "features")}
+    run.link(candidates=candidates, labels=study.output.resolve("labels"), **images)
     return run, config, clone_from
 
 

@@ -6,6 +6,7 @@ RUN/
     rejects/<split>/, labels/<split>/     what could not be decoded; true labels, which only score
     candidates/                           candidate sets of the pool, manifest.json, test.json
     rows/<split>/                         images at the student's resolution
+    features/<split>/                     what a frozen backbone saw of them; its weights and manifest.json beside
     checkpoints/, history.csv, tensorboard/, ray/
     model/, metrics.json, baselines.json, report.html, review.csv, failure.txt
     borrowed.json                         which of these folders lie in another run
@@ -29,6 +30,7 @@ from coreg_ray.config.older import completed
 from coreg_ray.config.texts import changed, flattened, resolved_yaml
 from coreg_ray.errors import UserError
 from coreg_ray.run.claim import claim, usable
+from coreg_ray.run.features import FeaturesManifest
 from coreg_ray.run.history import Epochs, as_csv, from_csv
 from coreg_ray.run.records import Baseline, CandidateManifest, RowsManifest, from_json
 from coreg_ray.run.storage import Folder
@@ -77,6 +79,10 @@ class RunFolder(Folder):
 
     def rows(self, split: Split) -> Folder:
         return self.resolve("rows") / split
+
+    @property
+    def features(self) -> Folder:
+        return self.resolve("features")
 
     @property
     def candidates(self) -> Folder:
@@ -198,6 +204,15 @@ class RunFolder(Folder):
     def write_rows_manifest(self, split: Split, manifest: RowsManifest) -> None:
         """Say which images `rows/<split>/` holds."""
         self.own("rows", split).write_json(MANIFEST, asdict(manifest))
+
+    def read_features_manifest(self) -> FeaturesManifest | None:
+        """Which features lie in `features/`; None where none do."""
+        folder = self.features
+        return FeaturesManifest.from_json(folder.read_json(MANIFEST)) if folder.exists(MANIFEST) else None
+
+    def write_features_manifest(self, manifest: FeaturesManifest) -> None:
+        """Say which features lie, or are about to lie, in this run's own `features/`."""
+        (self / "features").write_json(MANIFEST, asdict(manifest))
 
     def read_baselines(self, fingerprint: list[str | None]) -> list[Baseline] | None:
         """What the method was compared with, if that was under these very settings and annotations."""
