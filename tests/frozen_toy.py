@@ -10,14 +10,15 @@ import torch
 import toy
 from torch import nn
 
+from coreg_ray.annotation.parts import parts
 from coreg_ray.config import Config, StudentConfig
 from coreg_ray.methods import coreg
 from coreg_ray.run.features import BackboneCard, FeaturesManifest
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
-from coreg_ray.training.backbone import Backbone, given_by, timm_backbone, write_backbone
-from coreg_ray.training.features import count_rows, features_of, make_part, manifest_for, stretches
+from coreg_ray.training.backbone import Backbone, annotator_backbone, given_by, timm_backbone, write_backbone
+from coreg_ray.training.features import copy_part, count_rows, features_of, make_part, manifest_for, stretches
 from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import no_pixels
@@ -99,3 +100,17 @@ def prepared(output: Path, data: toy.Toy, **sections: Any) -> Config:
     config = toy.prepare_run(output, data, **({"student": STUDENT} | sections))
     make_features(config, RunFolder.at(output))
     return config
+
+
+def copy_embeddings(config: Config, run: RunFolder) -> FeaturesManifest:
+    """The annotator's embeddings as features, as `cluster/features.py` takes them over."""
+    network = annotator_backbone(config.annotator)
+    (folder,) = run.read_used("pool")
+    manifest = manifest_for(config, network.card, folder.name)
+    write_backbone(run.features, network)
+    run.write_features_manifest(manifest)
+    for split in ("pool", "test"):
+        (folder,) = run.read_used(split)  # type: ignore[arg-type]
+        for part in parts(folder):
+            copy_part(part.name, folder, run.own("features", split))  # type: ignore[arg-type]
+    return manifest
