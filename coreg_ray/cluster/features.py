@@ -202,8 +202,7 @@ class _Member:
         manifest = run.read_features_manifest()
         assert manifest is not None
         self._run, self._split, self._manifest = run, split, manifest
-        backbone = read_backbone(run.features, manifest.backbone).to(device)
-        self._backbone = backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._backbone = read_backbone(run.features, manifest.backbone).to(device)
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, Any]:
         run, split = self._run, self._split
