@@ -23,7 +23,7 @@ from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import no_pixels
 
-FEATURES, VIEWS = 48, 4
+FEATURES, VIEWS = 64, 4
 STUDENT = StudentConfig(
     name="test_efficientnet", frozen=True, frozen_views=VIEWS, resolution=toy.SIDE, width=4, projection=8,
     precision="float32",
@@ -33,11 +33,11 @@ MANIFEST = FeaturesManifest(CARD, "toy", VIEWS, seed=0, flip=True, policy="randa
 
 
 def backbone() -> Backbone:
-    """One convolution with random weights, and the largest of what it sees in each quarter."""
+    """One convolution with random weights, and the largest of what it sees anywhere."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        convolution = nn.Conv2d(3, FEATURES // 4, 5, padding=2)
-    return Backbone(nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveMaxPool2d(2), nn.Flatten()), CARD)
+        convolution = nn.Conv2d(3, FEATURES, 7)
+    return Backbone(nn.Sequential(convolution, nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten()), CARD)
 
 
 def frozen(data: toy.Toy) -> toy.Toy:

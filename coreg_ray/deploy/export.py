@@ -52,12 +52,13 @@ def export(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, 
     pair = Pair.of(run)
     if pair is None:
         raise UserError(f"{run.path} has no whole checkpoint, so there is nothing to export; train first")
+    backbone = _backbone(run, pair)
     settings = (run.read_config() or Config()).export
     samples = samples or Samples(run, pair.student.resolution, len(pair.class_names))
     chosen, temperature = choose(pair, settings, samples.of("pool", ASKED_IMAGES), deployed)
     networks = nn.ModuleDict({name: getattr(pair, name) for name in chosen}).eval()
     came_from = provenance(run, pair.checkpoint)
-    model = Model(pair.class_names, pair.student, networks, temperature, came_from, _backbone(run, pair))
+    model = Model(pair.class_names, pair.student, networks, temperature, came_from, backbone)
     write(model, run.model, settings)
     log.info("model: network %s, temperature %.2f, in %s", " and ".join(chosen), temperature, run.model.path)
 

@@ -113,8 +113,8 @@ def test_rows_by_features_are_divided_like_rows_of_pixels() -> None:
 def test_it_learns() -> None:
     settings = {"epochs": 12, "warmup_epochs": 4, "learning_rate": 0.05}
     history = frozen_toy.history(Mesh(), settings, {"count": 240})
-    assert history[-1]["test/accuracy"] > 0.55  # of 0.25 by chance
-    assert {"criterion/label_free", "criterion/stability", "criterion/combined"} <= set(history[-1])
+    assert history[-1]["test/accuracy"] > 0.45  # 0.25 by chance, on random features
+    assert {"criterion/label_free", "criterion/stability"} <= set(history[-1])
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_features_are_part_of_what_a_run_is(tmp_path: Path) -> None:
         ("frozen_views", 8, "views 4, not 8"),
         ("name", "test_resnet", "name test_efficientnet, not test_resnet"),
         ("resolution", 16, "resolution 12, not 16"),
-        ("flip", False, "flip True, not False"),
+        ("flip", True, "flip False, not True"),
         ("views", "hole", "policy randaugment, not hole"),
     ],
 )
