@@ -66,8 +66,8 @@ class Search(Section):
         shared = [key for key in space.keys if key in _OF_FEATURES]
         if shared and (config.student.on_features or "student.frozen" in shared):
             raise UserError(
-                f"{shared[0]} cannot be searched over: features of a frozen backbone depend on it, and all trials share "
-                "them; search once for each of its values, with an --output of its own"
+                f"{shared[0]} cannot be searched over: features of a frozen backbone depend on it, and all trials "
+                "share them; search once for each of its values, with an --output of its own"
             )
         if self.search == "optuna":
             grids = [dimension.key for dimension in space.dimensions if dimension.kind == "grid"]

@@ -37,11 +37,11 @@ def test_the_whole_way_its_restart_and_what_is_refused(tmp_path: Path, ray_clust
 
     manifest = run.features.read_json("manifest.json")
     run.features.write_json("manifest.json", manifest | {"views": 6})
-    with pytest.raises(UserError, match="holds features of another backbone or of other views .views 6, not 4."):
+    with pytest.raises(UserError, match=r"holds features of another backbone or of other views .views 6, not 4."):
         run_pipeline(command(output, "--export.onnx", "false"))
 
     small = tmp_path / "small"
-    with pytest.raises(UserError, match="the pool has 1437 images, fewer than two batches of method.batch_size=800"):
+    with pytest.raises(UserError, match=r"the pool has 1437 images, fewer than two batches of method.batch_size=800"):
         run_pipeline(command(small, "--method.batch_size", "800"))
     assert not (small / "annotations/pool").exists() or not list((small / "annotations").rglob("*.parquet"))
 
