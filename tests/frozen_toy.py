@@ -110,7 +110,7 @@ def copy_embeddings(config: Config, run: RunFolder) -> FeaturesManifest:
     write_backbone(run.features, network)
     run.write_features_manifest(manifest)
     for split in ("pool", "test"):
-        (folder,) = run.read_used(split)  # type: ignore[arg-type]
+        (folder,) = run.read_used(split)
         for part in parts(folder):
-            copy_part(part.name, folder, run.own("features", split))  # type: ignore[arg-type]
+            copy_part(part.name, folder, run.own("features", split))
     return manifest

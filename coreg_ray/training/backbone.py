@@ -51,7 +51,7 @@ class Backbone(nn.Module):
         self.encoder, self.card = encoder, card
         self.register_buffer("pixel_mean", 255 * torch.tensor(card.mean), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(card.std), persistent=False)
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Backbone:
         """Nothing: it never trains."""

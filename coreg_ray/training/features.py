@@ -8,7 +8,7 @@ or absent; so the list of files says what is still to be done. The annotator's e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -66,9 +66,9 @@ def features_of(
     for view in range(manifest.views // 2 if views else 0):
         draws = uniform(stream(manifest.seed, "features", "weak", view), numbers, WEAK_DRAWS)
         shown.append(weak(images, draws, flip=manifest.flip))
+    policy: Literal["hole", "randaugment"] = "hole" if manifest.policy == "hole" else "randaugment"
     for view in range(manifest.views // 2 if views else 0):
         draws = uniform(stream(manifest.seed, "features", "strong", view), numbers, STRONG_DRAWS)
-        policy = "hole" if manifest.policy == "hole" else "randaugment"
         shown.append(strong(images, draws, flip=manifest.flip, policy=policy))
     together = torch.cat(shown).contiguous(memory_format=torch.channels_last)
     at_once, seen = _PASS.get(images.device.type, _ACCELERATOR_PASS), []

@@ -72,7 +72,7 @@ def test_a_sample_has_the_stored_features_of_its_images(run: RunFolder) -> None:
     assert manifest is not None
     network = read_backbone(run.features, manifest.backbone)
     for split in ("pool", "test"):
-        sample = read_sample(run, split, 12, 4, 90)  # type: ignore[arg-type]
+        sample = read_sample(run, split, 12, 4, 90)
         assert sample is not None
         torch.testing.assert_close(sample.inputs, network(sample.pixels), atol=2e-2, rtol=1e-2)
         fewer = sample.where(np.arange(len(sample)) % 2 == 1)

@@ -241,7 +241,7 @@ def test_the_fingerprint_is_of_backbone_weights_size_views_and_seed() -> None:
 
 def test_its_own_mean_and_deviation() -> None:
     network = timm_backbone(STUDENT, 0)
-    known = timm.create_model("test_efficientnet").pretrained_cfg
+    known: Any = timm.create_model("test_efficientnet").pretrained_cfg
     torch.testing.assert_close(network.pixel_mean, 255 * torch.tensor(known["mean"]))
     torch.testing.assert_close(network.pixel_std, 255 * torch.tensor(known["std"]))
     pixels = pictures(2)[0].permute(0, 3, 1, 2)
