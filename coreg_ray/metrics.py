@@ -32,6 +32,7 @@ CANDIDATES, CLASSES, COMBINED = "criterion/candidates", "criterion/classes", "cr
 # Of a whole run.
 ANNOTATION = "annotation/"  # before the names of run/records.py
 WORLD_SIZE, START_EPOCH = "train/world_size", "train/start_epoch"
+FEATURES_S = "time/features_s"  # of a frozen backbone, and part of the time to annotate
 ANNOTATE_S, TRAIN_S, EXPORT_S, COMPARE_S = "time/annotate_s", "time/train_s", "time/export_s", "time/compare_s"
 PURIFY_S = "time/purify_s"
 TIME = "time/"

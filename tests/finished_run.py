@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,23 @@ NAMES = ["<b>bold</b>", "vertical $x$", "dot & co", "cross"]  # nothing of it ma
 PROMPTS = ("a {}", "the {}")
 
 
-def finished_run(folder: RunFolder, classes: list[str] = NAMES, **settings: Any) -> RunFolder:
-    """Write tables, train, and leave `config.yaml`, `metrics.json`, `history.csv` and checkpoints in `folder`."""
+def finished_run(
+    folder: RunFolder,
+    classes: list[str] = NAMES,
+    before: Callable[[Config, RunFolder], Any] = lambda config, run: None,
+    **settings: Any,
+) -> RunFolder:
+    """Write tables, train, and leave `config.yaml`, `metrics.json`, `history.csv` and checkpoints in `folder`.
+
+    Args:
+        before: what else is done before training.
+    """
     config = run_config(folder, classes, **settings)
     folder.write_config(config)
     ids, answers = _split(folder, "pool", POOL)
     manifest = _candidates(folder, ids, synthetic_candidates(answers, len(classes), 0.2, 0.1, generator(3)), classes)
     _split(folder, "test", TEST)
+    before(config, folder)
     for epoch in train(config, Mesh(), coreg):
         last = epoch.metrics
     folder.update_metrics(manifest.quality.metrics())

@@ -408,7 +408,7 @@ def test_the_checks_themselves_see_what_they_look_for() -> None:
     assert len(JOBS) > 1
     assert {"training", "pure", "run"} <= arrows()["deploy"]
     assert "cluster" in arrows()["commands"]
-    assert {"torch.load", "load_file"} <= {name for name, _ in calls(PACKAGE / "training/networks.py")}
+    assert {"torch.load", "load_file"} <= {name for name, _ in calls(PACKAGE / "training/timm_models.py")}
 
 
 def draw() -> str:

@@ -64,6 +64,10 @@ def test_the_defaults_are_the_papers_constants() -> None:
         ("method.loss_history", 101),
         ("student.resolution", 7),
         ("student.width", 3),
+        ("student.frozen_views", 0),
+        ("student.frozen_views", 5),
+        ("student.dropout", 1),
+        ("student.backbone_learning_rate", 0),
         ("student.precision", "float16"),
         ("student.views", "weak"),
         ("source.kind", "tar"),
@@ -112,6 +116,19 @@ def test_unknown_keys_are_refused(dotted: str) -> None:
         ({"source": {"path": "/data/birds"}}, "source.path=/data/birds"),
         ({"test": {"kind": "parquet"}}, "test.kind=parquet needs test.path"),
         ({"source": {"kind": "folder", "path": "x"}}, "source.kind=folder needs source.classes"),
+        ({"student": {"frozen": True}}, "frozen=true with name=preact_resnet18: it has no published weights; name a"),
+        (
+            {"student": {"name": "annotator", "pretrained": "hub"}},
+            "pretrained=hub with name=annotator: .* leave it out",
+        ),
+        (
+            {"student": {"name": "annotator"}, "annotator": CHAT},
+            "student.name=annotator with annotator.kind=chat: it stores no embeddings .*; name a timm model with",
+        ),
+        (
+            {"student": {"name": "resnet18", "frozen": True, "backbone_learning_rate": 0.1}},
+            "backbone_learning_rate=0.1 needs a timm model that learns; leave it out",
+        ),
     ],
 )
 def test_contradictions_name_values_and_the_way_out(tree: dict[str, Any], message: str) -> None:
@@ -298,7 +315,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
     },
     "student": {
         "name": "resnet18", "pretrained": "hub", "resolution": 64, "width": 32, "projection": 64, "views": "hole",
-        "flip": True, "precision": "bf16", "compile": True,
+        "flip": True, "precision": "bf16", "compile": True, "frozen": True, "frozen_views": 4, "dropout": 0.5,
     },
     "cluster": {
         "use_gpu": True, "resources_per_worker": {"CPU": 2}, "label_selector": {"role": "train"}, "threads": 2,
@@ -318,7 +335,8 @@ def test_the_fingerprint_of_a_preset_is_the_one_that_it_always_was() -> None:
 def test_what_decides_is_what_always_did() -> None:
     config, usual = Config.model_validate(UNUSUAL), flattened(Config().settings())
     same = {name for name, value in flattened(config.settings()).items() if value == usual.get(name)}
-    assert same == {"cluster.num_workers"}  # several of them contradict the sequential order
+    # Several workers contradict the sequential order, a backbone that learns one that is frozen.
+    assert same == {"cluster.num_workers", "student.backbone_learning_rate"}
     assert config.fingerprint() == digest(config.decisive())
     assert digest(without(config.decisive(), *LATER)) == UNUSUAL_OF_THE_SECOND
     assert digest(without(config.decisive(start=False), *LATER)) == UNUSUAL_WITHOUT_ITS_START

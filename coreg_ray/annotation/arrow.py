@@ -27,7 +27,7 @@ def matrix(column: pa.ChunkedArray, dtype: type[np.generic]) -> NDArray[Any]:
 def write_table(folder: Folder, name: str, table: pa.Table) -> None:
     """One Parquet file, whole or not at all; embeddings are split by bytes, which saves a tenth."""
     stream = pa.BufferOutputStream()
-    plain = {"embedding", "image", "image_id", "content", "row", "key"}
+    plain = {"embedding", "image", "image_id", "content", "row", "key", "plain", "views"}
     options: dict[str, Any] = {"use_dictionary": [n for n in _leaves(table.schema) if n.split(".")[0] not in plain]}
     if "embedding" in table.column_names:
         options["column_encoding"] = {"embedding.list.element": "BYTE_STREAM_SPLIT"}

@@ -23,6 +23,7 @@ from coreg_ray.annotation.manual import check_manual
 from coreg_ray.annotation.parts import drop_outdated, parts
 from coreg_ray.annotation.rejects import count_not_finite, refuse_not_finite, try_again
 from coreg_ray.cluster.annotator_pool import run_annotator
+from coreg_ray.cluster.features import refuse_small_pool
 from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.pools import Pool, announce, describe, keep, open_pool, settle
 from coreg_ray.cluster.rows import settle_rows
@@ -73,6 +74,8 @@ def annotate_splits(
             pools[-1].listing.dataset()  # now, while models load: Ray Data asks for the sizes of the blocks in tasks
     if splits[0] == "pool" and config.source.manual_labels:
         ask(task(check_manual).remote(config.source.manual_labels, words, pools[0].listing.rows))
+    if rows and splits[0] == "pool":
+        refuse_small_pool(config, pools[0].listing.images)
     settled = [settle(answer) for answer in described]
     if "test" in splits:
         _refuse_unlabelled(pools[list(splits).index("test")])

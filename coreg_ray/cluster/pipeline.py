@@ -14,6 +14,7 @@ from coreg_ray.cluster import train
 from coreg_ray.cluster.annotate import annotate_splits
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.connect import connect
+from coreg_ray.cluster.features import open_features, refuse_small_pool, write_features
 from coreg_ray.cluster.overlap import pool_overlap
 from coreg_ray.cluster.purify import purify
 from coreg_ray.cluster.resources import refuse_unreachable
@@ -121,7 +122,7 @@ class _Prepared:
 
 
 def prepare(config: Config, run: RunFolder, annotated: RunFolder | None = None) -> dict[str, Any]:
-    """Annotations, candidate sets and rows of the pool and, where there is one, of the labelled test split.
+    """Annotations, candidate sets, rows and features of the pool and, where there is one, of the labelled test split.
 
     Args:
         annotated: run folder whose annotations are used instead of annotating anew.
@@ -133,13 +134,18 @@ def prepare(config: Config, run: RunFolder, annotated: RunFolder | None = None) 
         UserError: all test images lie in the pool, or images have no answer, among others.
     """
     started = time.monotonic()
+    open_features(config, run)
     if annotated is None:
         prepared = _annotate(config, run, rows=True)
         assert prepared.annotated is not None
         _refuse_unanswered(prepared.annotated, prepared.candidates.quality.rows, run)
     else:
         prepared = _take_over(config, run, annotated)
-    return {**prepared.metrics(), metrics.ANNOTATE_S: time.monotonic() - started}
+    figures, at_rows = prepared.metrics(), time.monotonic()
+    if config.student.on_features:
+        write_features(config, run, _splits(config))
+        figures[metrics.FEATURES_S] = time.monotonic() - at_rows
+    return {**figures, metrics.ANNOTATE_S: time.monotonic() - started}
 
 
 def _annotate(config: Config, run: RunFolder, rows: bool) -> _Prepared:
@@ -157,6 +163,7 @@ def _take_over(config: Config, run: RunFolder, annotated: RunFolder) -> _Prepare
     """Candidate sets, labels and rows from the annotations of another run folder."""
     overlap = pool_overlap(annotated) if config.test.kind else None
     manifest = build_candidates(config, run, annotated)
+    refuse_small_pool(config, manifest.quality.rows)
     scores = zero_shot(config, run, annotated) if config.test.kind else {}
     if annotated.filesystem == run.filesystem:  # what the method is compared with learns from the embeddings
         run.link(annotations=annotated.resolve("annotations"))

@@ -32,11 +32,10 @@ from coreg_ray.cluster.room import leave_room
 from coreg_ray.cluster.tasks import ask, each, task, watch
 from coreg_ray.cluster.waiting import moved
 from coreg_ray.deploy.calibration import calibration_error
-from coreg_ray.deploy.model import WEIGHTS, Model, read_card
+from coreg_ray.deploy.model import WEIGHTS, Model, fit_of, read_card
 from coreg_ray.errors import UserError
 from coreg_ray.ids import images_hash, row_numbers
 from coreg_ray.images.base import Source
-from coreg_ray.images.decode import Fit
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.run.claim import claim
 from coreg_ray.run.records import PredictResult
@@ -122,7 +121,7 @@ def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool:
     ask(task(try_again).remote(rejects, False))
     run = next_run(folder, rejects)
     known = task(settled_keys).remote(folder, rejects)
-    settings = {"source": source, "fit": _fit(card), "known": [known], "rejects": rejects, "run": run}
+    settings = {"source": source, "fit": fit_of(card), "known": [known], "rejects": rejects, "run": run}
     answered = _answered(listing, settings, card, weights, pool or Pool())
     written = answered.map_batches(
         write_predictions,
@@ -165,7 +164,7 @@ def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluat
             f"{classes - 1}: {', '.join(card['classes'][:3])}, ...); give images of the model's own classes"
         )
     true, predicted, confidence = [], [], []
-    answered = _answered(Listing(source, None), {"source": source, "fit": _fit(card)}, card, weights, pool or Pool())
+    answered = _answered(Listing(source, None), {"source": source, "fit": fit_of(card)}, card, weights, pool or Pool())
     for batch in answered.iter_batches(batch_size=None, batch_format="numpy"):
         moved()
         label = np.array([labels.get(row, -1) for row in row_numbers(batch["image_id"].tolist()).tolist()], np.int64)
@@ -273,10 +272,6 @@ def _read(model: Folder) -> tuple[dict[str, Any], bytes]:
     card = read_card(model)
     Model.load(model)
     return card, model.read(WEIGHTS)
-
-
-def _fit(card: dict[str, Any]) -> Fit:
-    return Fit.square(int(card["student"]["resolution"]))
 
 
 def _claim(output: Folder, card: dict[str, Any], weights: bytes, top_k: int) -> str:

@@ -26,7 +26,7 @@ from coreg_ray.cluster.bodies import MOST_RECEIVED, Reception, Refusal, image_in
 from coreg_ray.cluster.connect import connect
 from coreg_ray.deploy.model import WEIGHTS, Model, read_card
 from coreg_ray.errors import UserError
-from coreg_ray.images.decode import Fit, Undecodable, decode
+from coreg_ray.images.decode import Undecodable, decode
 from coreg_ray.run.storage import Folder
 
 try:
@@ -57,7 +57,7 @@ class Classifier:
 
     def __init__(self, card: dict[str, Any], weights: bytes, max_bytes: int, pause_s: float) -> None:
         self._model = Model.build(card, weights, "cuda" if ray.get_gpu_ids() else "cpu")
-        self._fit = Fit.square(self._model.resolution)
+        self._fit = self._model.fit
         self._reception = Reception(max_bytes, pause_s)
         self._model.predict(np.zeros((1, self._fit.height, self._fit.width, 3), np.uint8))  # the first call is slow
 

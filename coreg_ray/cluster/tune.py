@@ -14,6 +14,7 @@ from ray.autoscaler.sdk import request_resources
 
 from coreg_ray.annotation.vocabulary import templates
 from coreg_ray.cluster.connect import connect
+from coreg_ray.cluster.features import open_features, write_features
 from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.pipeline import prepare, take_rows
 from coreg_ray.cluster.pools import open_pool
@@ -168,7 +169,10 @@ def _prepare(config: Config, space: Space, output: SearchFolder) -> None:
         if side != config.student.resolution:
             student = config.student.model_copy(update={"resolution": side})
             place = output.rows_at(side, config.student.resolution)
-            take_rows(config.model_copy(update={"student": student}), place, output)
+            other = config.model_copy(update={"student": student})
+            open_features(other, place)
+            take_rows(other, place, output)
+            write_features(other, place, ["pool", "test"] if config.test.kind else ["pool"])
 
 
 def _refuse_unlabelled(objective: str, config: Config, output: SearchFolder) -> None:

@@ -175,7 +175,8 @@ def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[RunFolder, 
     candidates = _candidates(config, study, maker)
     rows = study.output.rows_at(config.student.resolution, study.config.student.resolution)
     shared = {name: study.output.resolve(name) for name in ("labels", "rejects")}
-    run.link(candidates=candidates, rows=rows.resolve("rows"), **shared)
+    shared |= {name: rows.resolve(name) for name in ("rows", "features")}
+    run.link(candidates=candidates, **shared)
     return run, config, clone_from
 
 

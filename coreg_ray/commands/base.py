@@ -33,7 +33,9 @@ class Command(Config):
     """What every command understands besides the configuration itself."""
 
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
-    preset: str | None = Field(None, description="settings under it: digits (the embedded default), search, smoke")
+    preset: str | None = Field(
+        None, description="settings under it: digits (the embedded default), photos, photos-smoke, search, smoke"
+    )
 
 
 def load(arguments: list[str], command: type[C], description: str | None = None, continues: bool = False) -> C:

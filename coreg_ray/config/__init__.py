@@ -10,9 +10,9 @@ from coreg_ray.config.sections import (
     ReportConfig,
     Section,
     SourceConfig,
-    StudentConfig,
     TestConfig,
 )
+from coreg_ray.config.student import StudentConfig
 from coreg_ray.config.tree import Config
 
 __all__ = [

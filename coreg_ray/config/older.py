@@ -11,6 +11,10 @@ ADDED: dict[str, Any] = {
     "method.weak_views": 2,  # pseudo-labels were made from two weak views a network, as the paper has it
     "source.subset": None,  # a Hugging Face set had to have one configuration alone
     "test.subset": None,
+    "student.frozen": False,  # every network was trained whole, by one learning rate
+    "student.frozen_views": 8,
+    "student.dropout": 0.2,
+    "student.backbone_learning_rate": None,
 }
 
 

@@ -202,22 +202,6 @@ class MethodConfig(Section):
         return self
 
 
-class StudentConfig(Section):
-    """The small classifier that is trained, twice."""
-
-    name: str = Field("preact_resnet18", description="preact_resnet18, or any timm model by name")
-    pretrained: str | None = starting(
-        None, words=("hub",), description="timm only: `hub` for the model's hub weights, or a local file"
-    )
-    resolution: int = Field(32, ge=8, le=512, description="side of the images it sees, in pixels")
-    width: int = Field(64, ge=4, le=512, description="channels of preact_resnet18's first stage")
-    projection: int = Field(128, ge=2, description="size of the projected features")
-    views: Literal["auto", "randaugment", "hole"] = Field("auto", description="strong views; auto follows the source")
-    flip: bool | None = Field(None, description="mirror images in views; empty: not where it changes the class")
-    precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
-    compile: bool = running(False, description="torch.compile the networks; takes a minute or more first")
-
-
 class ClusterConfig(Section):
     """What Ray Train is asked for; the names are Ray's own. Never part of a run's fingerprint."""
 

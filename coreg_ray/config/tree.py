@@ -26,12 +26,12 @@ from coreg_ray.config.sections import (
     ReportConfig,
     Section,
     SourceConfig,
-    StudentConfig,
     TestConfig,
     decides,
     running,
     starting,
 )
+from coreg_ray.config.student import ANNOTATOR, StudentConfig
 
 
 class Config(Section):
@@ -62,6 +62,12 @@ class Config(Section):
             raise ValueError(
                 f"method.order=sequential with cluster.num_workers={self.cluster.num_workers}: the sequential order "
                 "needs both networks in one worker; use cluster.num_workers 1 or method.order concurrent"
+            )
+        annotators = [self.annotator, *self.further_annotators]
+        if self.student.name == ANNOTATOR and not any(annotator.kind == "clip" for annotator in annotators):
+            raise ValueError(
+                f"student.name=annotator with annotator.kind={self.annotator.kind}: it stores no embeddings to learn "
+                "from; name a timm model with student.frozen true, or use an annotator of kind clip"
             )
         for name, section in (("source", self.source), ("test", self.test)):
             if section.kind not in (None, "digits") and not section.path:

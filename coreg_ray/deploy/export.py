@@ -30,6 +30,7 @@ from coreg_ray.metrics import NETWORKS
 from coreg_ray.run.folder import RunFolder, versions
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import without_credentials
+from coreg_ray.training.backbone import Backbone, read_backbone
 from coreg_ray.training.sample import Sample, Samples
 
 log = logging.getLogger(__name__)
@@ -51,13 +52,25 @@ def export(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, 
     pair = Pair.of(run)
     if pair is None:
         raise UserError(f"{run.path} has no whole checkpoint, so there is nothing to export; train first")
+    backbone = _backbone(run, pair)
     settings = (run.read_config() or Config()).export
     samples = samples or Samples(run, pair.student.resolution, len(pair.class_names))
     chosen, temperature = choose(pair, settings, samples.of("pool", ASKED_IMAGES), deployed)
     networks = nn.ModuleDict({name: getattr(pair, name) for name in chosen}).eval()
-    model = Model(pair.class_names, pair.student, networks, temperature, provenance(run, pair.checkpoint))
+    came_from = provenance(run, pair.checkpoint)
+    model = Model(pair.class_names, pair.student, networks, temperature, came_from, backbone)
     write(model, run.model, settings)
     log.info("model: network %s, temperature %.2f, in %s", " and ".join(chosen), temperature, run.model.path)
+
+
+def _backbone(run: RunFolder, pair: Pair) -> Backbone | None:
+    """What stands before both networks where they are heads. Raises UserError: its weights are not there any more."""
+    if not pair.student.on_features:
+        return None
+    features = run.read_features_manifest()
+    if features is None:
+        raise UserError(f"{run.path} has no features/ any more, where the backbone's weights lie; train again")
+    return read_backbone(run.features, features.backbone)
 
 
 def write(model: Model, folder: Folder, settings: ExportConfig) -> None:
@@ -84,7 +97,7 @@ def choose(
     known = None if sample is None else sample.where(sample.candidates.any(dim=1).numpy())
     if known is None or not len(known):
         return names or [deployed[0]], 1.0
-    logits, _ = pair.look(known.pixels, ASK_S)  # (2, m, K)
+    logits, _ = pair.look(known.inputs, ASK_S)  # (2, m, K)
     known = known.where(np.arange(len(known)) < logits.shape[1])
     if names is None:
         sound = {

@@ -3,13 +3,15 @@
 model/
     model.json          format, classes, resolution, normalisation, architecture, temperature, provenance, files
     model.safetensors   weights of one or both networks, keys `a.*` and `b.*`; the projection head is left behind
+
+Format 2 has `backbone` too: a frozen network that sees the image first, keys `backbone.*`; `a` and `b` are heads then.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +27,14 @@ from coreg_ray.config import StudentConfig
 from coreg_ray.deploy.own_files import CARD, replace_files
 from coreg_ray.errors import UserError
 from coreg_ray.images.coerce import pixel_batches
+from coreg_ray.images.decode import Fit
+from coreg_ray.run.features import BackboneCard
+from coreg_ray.run.records import from_json
 from coreg_ray.run.storage import Folder
+from coreg_ray.training.backbone import Backbone, built
 from coreg_ray.training.networks import Student, build_student
 
-FORMAT = 1
+FORMAT, WITHOUT_BACKBONE = 2, 1  # of models, and of those that earlier versions read too
 WEIGHTS = "model.safetensors"
 
 
@@ -54,6 +60,7 @@ class Model:
         networks: by name (`a`, `b`), in evaluation mode.
         temperature: logits are divided by it before the softmax.
         provenance: where the model comes from, for people; nothing reads it back.
+        backbone: what sees the image where the networks are heads; else None.
     """
 
     classes: list[str]
@@ -61,6 +68,7 @@ class Model:
     networks: nn.ModuleDict
     temperature: float = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
+    backbone: Backbone | None = None
 
     @classmethod
     def load(cls, folder: str | Path | Folder, device: str = "cpu") -> Model:
@@ -77,6 +85,8 @@ class Model:
             raise UserError(f"{place.path} lacks {WEIGHTS}; copy the whole folder") from error
         try:
             return cls.build(card, weights, device)
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise UserError(f"{place.path} holds a damaged model ({_short(error)}); export it again") from error
 
@@ -88,8 +98,11 @@ class Model:
         networks = nn.ModuleDict(
             {name: _network(student, len(class_names), tensors, name) for name in card["networks"]}
         )
+        backbone = None
+        if "backbone" in card:
+            backbone = built(from_json(BackboneCard, card["backbone"]), _below(tensors, "backbone")).to(device)
         provenance = card.get("provenance", {})
-        return cls(class_names, student, networks.to(device).eval(), float(card["temperature"]), provenance)
+        return cls(class_names, student, networks.to(device).eval(), float(card["temperature"]), provenance, backbone)
 
     def save(self, folder: Folder, further: Mapping[str, bytes] | None = None) -> None:
         """Write the model; the card comes last, so that a folder with it is whole. A person's own files there stay.
@@ -103,18 +116,23 @@ class Model:
             for key, tensor in network.state_dict().items()
             if not key.startswith("projector.")
         }
+        if self.backbone is not None:
+            weights |= {f"backbone.{key}": tensor for key, tensor in self.backbone.weights().items()}
         replace_files(folder, {**(further or {}), WEIGHTS: save_tensors(weights)}, self.card())
 
     def card(self) -> dict[str, Any]:
         """What `model.json` says: all that another program needs to use the weights, and the provenance."""
-        first: Student = next(iter(self.networks.values()))  # type: ignore[assignment]
+        first: Any = self.backbone or next(iter(self.networks.values()))
+        names = ("name", "width", "resolution", *(("frozen",) if self.backbone else ()))
+        backbone = {"backbone": asdict(self.backbone.card)} if self.backbone else {}
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.backbone else WITHOUT_BACKBONE,
             "classes": self.classes,
             "resolution": self.resolution,
             "mean": (first.pixel_mean / 255).tolist(),
             "std": (first.pixel_std / 255).tolist(),
-            "student": {name: getattr(self.student, name) for name in ("name", "width", "resolution")},
+            "student": {name: getattr(self.student, name) for name in names},
+            **backbone,
             "networks": list(self.networks),
             "temperature": self.temperature,
             "provenance": self.provenance,
@@ -123,7 +141,12 @@ class Model:
     @property
     def resolution(self) -> int:
         """S: images are brought to S x S pixels."""
-        return self.student.resolution
+        return self.backbone.card.resolution if self.backbone else self.student.resolution
+
+    @property
+    def fit(self) -> Fit:
+        """How images are brought to that size."""
+        return fit_of(self.card())
 
     @property
     def device(self) -> torch.device:
@@ -141,7 +164,7 @@ class Model:
         Raises:
             ValueError: an image cannot be read; the message names it.
         """
-        parts = [self.probabilities(pixels) for pixels in pixel_batches(images, self.resolution, batch_size)]
+        parts = [self.probabilities(pixels) for pixels in pixel_batches(images, self.fit, batch_size)]
         probabilities = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(self.classes)), np.float32)
         return Prediction([self.classes[number] for number in probabilities.argmax(axis=1)], probabilities)
 
@@ -162,8 +185,9 @@ class Model:
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 or float in 0..255 -> (B, K), the mean over the networks (METHOD: section 3, step 6)."""
-        pixels = pixels.to(self.device, memory_format=torch.channels_last)
-        logits = [network.classify(pixels) for network in self.networks.values()]  # type: ignore[operator]
+        inputs = pixels.to(self.device, memory_format=torch.channels_last)
+        inputs = self.backbone(inputs) if self.backbone else inputs
+        logits = [network.classify(inputs) for network in self.networks.values()]  # type: ignore[operator]
         return torch.stack(logits).mean(dim=0)
 
 
@@ -187,19 +211,38 @@ def read_card(folder: Folder) -> dict[str, Any]:
     return card
 
 
-def new_network(student: StudentConfig, num_classes: int) -> Student:
-    """A network without its projection head, which only training needs; leaves torch's generator as it was."""
+def fit_of(card: dict[str, Any]) -> Fit:
+    """How images are brought to the size that a model of this card takes."""
+    backbone = card.get("backbone") or {}
+    return Fit(**backbone["fit"]) if backbone.get("fit") else Fit.square(int(card["resolution"]))
+
+
+def new_network(student: StudentConfig, num_classes: int, features: int | None = None) -> Student:
+    """A network without its projection head, which only training needs; leaves torch's generator as it was.
+
+    Args:
+        features: F of a head.
+    """
     with torch.random.fork_rng(devices=[]):
-        network = build_student(student.model_copy(update={"pretrained": None}), num_classes)
+        network = build_student(student.model_copy(update={"pretrained": None}), num_classes, features)
     network.projector = nn.Sequential()
     return network
 
 
 def _network(student: StudentConfig, num_classes: int, weights: dict[str, Tensor], name: str) -> Student:
-    network = new_network(student, num_classes)
-    own = {key.removeprefix(f"{name}."): tensor for key, tensor in weights.items() if key.startswith(f"{name}.")}
+    own = _below(weights, name)
+    network = new_network(student, num_classes, inputs_of(own))
     network.load_state_dict(own)
     return network
+
+
+def inputs_of(weights: Mapping[str, Tensor]) -> int | None:
+    """F of a head by its weights; None of a network that takes pixels."""
+    return len(weights["feature_mean"]) if "feature_mean" in weights else None
+
+
+def _below(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in weights.items() if key.startswith(f"{name}.")}
 
 
 def _short(error: Exception) -> str:

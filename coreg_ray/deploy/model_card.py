@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from coreg_ray.config.student import ANNOTATOR
 from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, LABEL_FREE, ZERO_SHOT
 
 if TYPE_CHECKING:
@@ -25,12 +26,13 @@ def model_card(model: Model, extra_files: list[str]) -> str:
     more = f" and {len(model.classes) - len(shown)} more" if len(model.classes) > len(shown) else ""
     width = f", width {model.student.width}" if model.student.name == "preact_resnet18" else ""
     networks = f"network {next(iter(model.networks))}" if len(model.networks) == 1 else "both networks, averaged"
+    backbone = " The keys `backbone.*` are those of the frozen network that comes first." if model.backbone else ""
     lines = [
         "# Image classifier trained without manual labels",
         "",
         f"{len(model.classes)} classes: {', '.join(shown)}{more}.",
         "",
-        f"A {model.student.name}{width} for {model.resolution} px images ({networks}), trained with Co-Reg "
+        f"A {_architecture(model)}{width} for {model.resolution} px images ({networks}), trained with Co-Reg "
         "(arXiv 2406.18550) on candidate labels that a vision-language model gave "
         f"({_plain(annotator.get('model', 'unknown'))}, {_plain(annotator.get('pretrained') or 'its own weights')}) "
         f"to images of kind `{_plain(source.get('kind', 'unknown'))}`.",
@@ -44,7 +46,7 @@ def model_card(model: Model, extra_files: list[str]) -> str:
         "",
         "`model.json` says how to use `model.safetensors` without this package: bring the shorter side of an RGB "
         f"image to {model.resolution} px (bicubic, antialiased), take the centre, divide by 255, subtract `mean`, "
-        "divide by `std`.",
+        f"divide by `std`.{backbone}",
         *(_portable(name) for name in extra_files),
         "",
         "## How far to trust it",
@@ -62,6 +64,15 @@ def model_card(model: Model, extra_files: list[str]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _architecture(model: Model) -> str:
+    if model.backbone is None:
+        return model.student.name
+    card = model.backbone.card
+    if card.name == ANNOTATOR:
+        return "small head on the image encoder of the annotator, which open_clip builds when the model is loaded,"
+    return f"small head on a frozen {card.name}"
 
 
 def _portable(name: str) -> str:

@@ -13,7 +13,7 @@ import logging
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from coreg_ray.pure.rng import generator
 if TYPE_CHECKING:
     from coreg_ray.deploy.model import Model
 
+M = TypeVar("M", bound=nn.Module)
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # largest difference of a probability between PyTorch and the exported model
 _CHECKED_IMAGES = 5  # another number than the model is traced with, so a fixed batch size would show
@@ -34,14 +35,21 @@ class Deployed(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.networks = copy.deepcopy(model.networks).cpu().float().to(memory_format=torch.contiguous_format).eval()
+        self.backbone = _plain(model.backbone) if model.backbone else None
+        self.networks = _plain(model.networks)
         self.temperature = model.temperature
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, 3, S, S) float32 in 0..1 -> probabilities (B, K)."""
-        pixels = images * 255
-        logits = [network.classify(pixels) for network in self.networks.values()]  # type: ignore[operator]
+        inputs = images * 255
+        inputs = self.backbone(inputs) if self.backbone is not None else inputs
+        logits = [network.classify(inputs) for network in self.networks.values()]  # type: ignore[operator]
         return torch.softmax(torch.stack(logits).mean(dim=0) / self.temperature, dim=1)
+
+
+def _plain(module: M) -> M:
+    """A copy on the CPU, in float32 and torch's usual layout."""
+    return copy.deepcopy(module).cpu().float().to(memory_format=torch.contiguous_format).eval()
 
 
 def onnx_is_installed() -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from coreg_ray.config import StudentConfig
-from coreg_ray.deploy.model import new_network
+from coreg_ray.deploy.model import inputs_of, new_network
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
@@ -52,27 +52,27 @@ class Pair:
         a, b = (_trained(newest, name, student, len(class_names)).to(device) for name in NETWORKS)
         return cls(a, b, student, class_names, description)
 
-    def logits(self, pixels: Tensor) -> Tensor:
-        """(M, 3, S, S) uint8 on the host -> (2, M, K) float32 on the host, network a first."""
-        return self.look(pixels)[0]
+    def logits(self, inputs: Tensor) -> Tensor:
+        """`Sample.inputs` on the host -> (2, M, K) float32 on the host, network a first."""
+        return self.look(inputs)[0]
 
     @torch.inference_mode()
-    def look(self, pixels: Tensor, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
-        """(M, 3, S, S) uint8 on the host -> logits (2, m, K), network a first, and features (m, F), all on the host.
+    def look(self, inputs: Tensor, seconds: float = math.inf) -> tuple[Tensor, Tensor]:
+        """`Sample.inputs` on the host -> logits (2, m, K), network a first, and features (m, F), all on the host.
 
         The features of both networks stand side by side, together a unit vector, so that their products say how alike
         two images are to the networks. m is M, or what was done when `seconds` were over: one batch at least.
         """
-        device = self.a.pixel_mean.device
+        device, kept = self.a.device, torch.channels_last if inputs.dim() == 4 else torch.preserve_format
         logits, features = (
             [torch.empty(2, 0, len(self.class_names))],
             [torch.empty(0, 2 * self.a.classifier.in_features)],
         )
         deadline = time.monotonic() + seconds
-        for block in pixels.split(BATCH):
+        for block in inputs.split(BATCH):
             if len(logits) > 1 and time.monotonic() > deadline:
                 break
-            block = block.to(device, memory_format=torch.channels_last)
+            block = block.to(device, memory_format=kept)
             seen = [network.encode(block) for network in (self.a, self.b)]
             both = [network.classifier(own).float() for network, own in zip((self.a, self.b), seen, strict=True)]
             logits.append(torch.stack(both).cpu())
@@ -119,6 +119,6 @@ def _trained(folder: Folder, name: str, student: StudentConfig, num_classes: int
     """Network `a` or `b` of a checkpoint in evaluation mode, without its projection head."""
     tensors = load_tensors(read_file(folder, network_file(name)))
     own = {key.removeprefix("student."): tensor for key, tensor in tensors.items() if key.startswith("student.")}
-    network = new_network(student, num_classes)
+    network = new_network(student, num_classes, inputs_of(own))
     network.load_state_dict({key: tensor for key, tensor in own.items() if not key.startswith("projector.")})
     return network.eval()

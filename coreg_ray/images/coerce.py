@@ -18,22 +18,21 @@ from coreg_ray.images.decode import Fit, Undecodable, decode, upright_rgb
 from coreg_ray.images.limits import MAX_PIXELS
 
 
-def pixel_batches(images: Any, side: int, batch_size: int) -> Iterator[Tensor]:
-    """(B, 3, side, side) uint8 batches of at most `batch_size` images.
+def pixel_batches(images: Any, fit: Fit, batch_size: int) -> Iterator[Tensor]:
+    """(B, 3, S, S) uint8 batches of at most `batch_size` images.
 
     Args:
-        images: as `Model.predict` takes them.
+        images: as `Model.predict` takes them. fit: brings them to S x S pixels; those that have the size stay.
 
     Raises:
         ValueError: an image cannot be read, or is of a kind or shape that is none; the message names it.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} is below 1; give the number of images per batch")
-    if isinstance(images, Tensor | np.ndarray) and _is_fitting_batch(images, side):
+    if isinstance(images, Tensor | np.ndarray) and _is_fitting_batch(images, fit.height):
         yield from _as_tensor(images).split(batch_size)
         return
     numbered = iter(enumerate(_each(images)))
-    fit = Fit.square(side)
     while block := [_read(image, number, fit) for number, image in islice(numbered, batch_size)]:
         yield torch.from_numpy(np.stack(block)).permute(0, 3, 1, 2)
 

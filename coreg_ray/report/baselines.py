@@ -4,7 +4,7 @@ Both learn from the same images, candidate sets and probabilities as the network
 
 - probe: a linear classifier on the annotator's stored embeddings, partial cross-entropy on the candidate sets;
 - distilled: the same architecture as the networks, cross-entropy with the mean of the prompts' probabilities on weak
-  views (METHOD: section 8, "KD from the mean").
+  views (METHOD: section 8, "KD from the mean"); on the features of the images themselves where networks are heads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.records import Baseline
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.networks import Student, build_student
-from coreg_ray.training.rows import pixel_statistics, pixel_sums
+from coreg_ray.training.rows import feature_statistics, feature_sums, pixel_statistics, pixel_sums
 from coreg_ray.training.sample import Sample, Samples
 from coreg_ray.training.state import working_precision
 
@@ -200,9 +200,9 @@ def _distilled(known: Answers, pool: Sample, test: Sample, config: Config, limit
         limit = f"left out: {LEAST_EPOCHS} epochs would take more than {limit_s:.0f} s on this machine"
         return Baseline(DISTILLED, None, None, limit)
     student, epochs = distilled
-    device = student.pixel_mean.device
+    device = student.device
     with torch.inference_mode():
-        answers = [student.classify(block.to(device)).argmax(dim=1).cpu() for block in test.pixels.split(512)]
+        answers = [student.classify(block.to(device)).argmax(dim=1).cpu() for block in test.inputs.split(512)]
         predicted = torch.cat(answers)
     accuracy = float((predicted == test.labels).double().mean())
     seconds = time.perf_counter() - started
@@ -233,12 +233,15 @@ def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tup
     Batch size, learning rate and precision are those of the networks. None if not even LEAST_EPOCHS fit into `limit_s`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    features = None if pool.features is None else pool.inputs
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stream(config.seed, "distil"))
-        student = build_student(config.student, targets.shape[1]).to(device).train()
-    mean, spread = pixel_statistics(pixel_sums(pool.pixels.permute(0, 2, 3, 1)))
-    student.pixel_mean.copy_(mean)
-    student.pixel_std.copy_(spread)
+        size = None if features is None else features.shape[1]
+        student = build_student(config.student, targets.shape[1], size).to(device).train()
+    if features is None:
+        student.normalise_by(*pixel_statistics(pixel_sums(pool.pixels.permute(0, 2, 3, 1))))
+    else:
+        student.normalise_by(*feature_statistics(feature_sums(features)))
     method, precision = config.method, working_precision(config.student, device)
     optimizer = torch.optim.SGD(
         student.parameters(), method.learning_rate, momentum=method.momentum, weight_decay=method.weight_decay
@@ -252,7 +255,10 @@ def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tup
         for index in torch.randperm(len(pool), generator=order).split(size)[:steps]:
             for group in optimizer.param_groups:
                 group["lr"] = method.learning_rate * (1 + math.cos(math.pi * taken / (steps * epochs))) / 2
-            views = weak(pool.pixels[index].to(device), draws[index], flip=flip)
+            if features is None:
+                views = weak(pool.pixels[index].to(device), draws[index], flip=flip)
+            else:
+                views = features[index].to(device)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits = student.classify(views)
             loss = soft_cross_entropy(logits.float(), targets[index].to(device))

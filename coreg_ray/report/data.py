@@ -122,7 +122,7 @@ def look(samples: Samples, split: Split, pair: Pair, most: int, temperature: flo
         sample = replace(sample.where(known), total=round(sample.total * float(known.mean())))
     if not sample:
         return None
-    logits, features = pair.look(sample.pixels, LOOK_S)
+    logits, features = pair.look(sample.inputs, LOOK_S)
     sample = sample.where(np.arange(len(sample)) < logits.shape[1])
     given = sample.labels if split == "test" else sample.annotated
     return Looked(sample, logits, features, Judgement.of(logits, given, temperature))

@@ -8,6 +8,7 @@ RUN/
     candidates/                           candidate sets of the pool, manifest.json, test.json; before.json while they
                                           are made again
     rows/<split>/                         images at the student's resolution
+    features/<split>/                     what a frozen backbone saw of them; its weights and manifest.json beside
     checkpoints/, history.csv, tensorboard/, ray/
     purified/, probabilities/             a label for every image of the pool; what both networks say of it
     model/, metrics.json, baselines.json, report.html, review.csv, failure.txt
@@ -33,6 +34,7 @@ from coreg_ray.config.older import completed
 from coreg_ray.config.texts import changed, flattened, resolved_yaml
 from coreg_ray.errors import UserError
 from coreg_ray.run.claim import claim, usable
+from coreg_ray.run.features import FeaturesManifest
 from coreg_ray.run.history import Epochs, as_csv, from_csv
 from coreg_ray.run.records import Baseline, CandidateManifest, PurifiedManifest, RowsManifest, from_json
 from coreg_ray.run.storage import Folder
@@ -83,6 +85,10 @@ class RunFolder(Folder):
 
     def rows(self, split: Split) -> Folder:
         return self.resolve("rows") / split
+
+    @property
+    def features(self) -> Folder:
+        return self.resolve("features")
 
     @property
     def candidates(self) -> Folder:
@@ -249,6 +255,15 @@ class RunFolder(Folder):
     def write_purified_manifest(self, manifest: PurifiedManifest) -> None:
         """Say that all purified labels are there, and what they are."""
         self.purified.write_json(MANIFEST, asdict(manifest))
+
+    def read_features_manifest(self) -> FeaturesManifest | None:
+        """Which features lie in `features/`; None where none do."""
+        folder = self.features
+        return FeaturesManifest.from_json(folder.read_json(MANIFEST)) if folder.exists(MANIFEST) else None
+
+    def write_features_manifest(self, manifest: FeaturesManifest) -> None:
+        """Say which features lie, or are about to lie, in this run's own `features/`."""
+        (self / "features").write_json(MANIFEST, asdict(manifest))
 
     def read_baselines(self, fingerprint: list[str | None]) -> list[Baseline] | None:
         """What the method was compared with, if that was under these very settings and annotations."""

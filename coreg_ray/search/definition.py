@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _STATE = "experiment_state-"  # files of Tune's own
 # What may change in the state of another trial that goes on: no shape, no length, no data.
 _SHAPES = ("method.epochs", "method.queue_size", "method.loss_history")
+_OF_FEATURES = tuple(f"student.{name}" for name in ("frozen", "frozen_views", "name", "pretrained", "flip", "views"))
 
 
 class Search(Section):
@@ -53,7 +54,7 @@ class Search(Section):
 
         Raises:
             UserError: an objective without its images, a scheduler or searcher that cannot handle the space, candidate
-                sets of several annotators that differ by trial, a package that is not installed.
+                sets of several annotators or features that differ by trial, a package that is not installed.
         """
         check_objective(self.objective, config)
         made = [key for key in space.keys if key.startswith("candidates.") or key == "source.prompts"]
@@ -61,6 +62,12 @@ class Search(Section):
             raise UserError(
                 f"{', '.join(made)} cannot be searched over with further_annotators: trials would wait for CPUs that "
                 "they hold themselves; search with one annotator, or once for each setting"
+            )
+        shared = [key for key in space.keys if key in _OF_FEATURES]
+        if shared and (config.student.on_features or "student.frozen" in shared):
+            raise UserError(
+                f"{shared[0]} cannot be searched over: features of a frozen backbone depend on it, and all trials "
+                "share them; search once for each of its values, with an --output of its own"
             )
         if self.search == "optuna":
             grids = [dimension.key for dimension in space.dimensions if dimension.kind == "grid"]

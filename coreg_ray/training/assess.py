@@ -10,11 +10,11 @@ from torch import Tensor
 from coreg_ray import metrics
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.pure import purify
-from coreg_ray.pure.rng import stream, uniform
-from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
+from coreg_ray.pure.rng import stream
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
+from coreg_ray.training.views import weak_view
 
 ASSESS_BATCH = 1024
 # Rows times classes judged at once, so that memory does not follow the number of classes. On a CPU 2 MB a tensor: with
@@ -71,8 +71,7 @@ def _assess_pass(
     learner.student.eval()
     batch_size = min(ASSESS_BATCH, max(1, ASSESS_CELLS.get(mesh.device.type, ACCELERATOR_CELLS) // rows.num_classes))
     for index in torch.arange(len(rows)).split(batch_size):
-        draws = uniform(purpose, rows.numbers[index], WEAK_DRAWS)
-        views = weak(rows.take(index, mesh.device), draws, flip=state.flip)
+        views = weak_view(state, rows.take(index, mesh.device), purpose, rows.numbers[index])
         with state.autocast():
             logits = learner.student.classify(views)
         probs = logits.softmax(dim=1)

@@ -166,7 +166,9 @@ def _description(state: State, fingerprint: str, mesh: Mesh) -> dict[str, Any]:
 
 
 def _architecture(state: State) -> dict[str, Any]:
-    return {name: getattr(state.student, name) for name in ("name", "width", "resolution", "projection")}
+    names = ("name", "width", "resolution", "projection")
+    heads = ("frozen",) if state.student.on_features else ()  # which checkpoints of whole networks never named
+    return {name: getattr(state.student, name) for name in (*names, *heads)}
 
 
 def _refuse_other_network(state: State, description: dict[str, Any], checkpoint: Folder) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from coreg_ray import metrics
 from coreg_ray.pure.label_free import VIEWS, count, criteria, no_counts
-from coreg_ray.pure.rng import stream, uniform
-from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
+from coreg_ray.pure.rng import stream
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Student
 from coreg_ray.training.rows import Images, Rows
 from coreg_ray.training.state import State
+from coreg_ray.training.views import plain, weak_view
 
 EVALUATE_BATCH = 1024
 
@@ -49,7 +49,7 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
     for images, index in _part(scored.test, mesh):
         labels = torch.full((len(index),), -1) if images.labels is None else images.labels[index]
         labels = labels.to(mesh.device)
-        logits_a, logits_b = _logits(state, pair, images.take(index, mesh.device))
+        logits_a, logits_b = _logits(state, pair, plain(images.take(index, mesh.device)))
         for slot, logits in enumerate((logits_a + logits_b, logits_a, logits_b)):
             hits[slot] += (logits.argmax(1) == labels).sum()
         hits[3] += (labels >= 0).sum()
@@ -82,17 +82,15 @@ def _predicted(state: State, pair: tuple[Student, Student], images: Images, inde
 
     The views depend on the image alone, so that runs are compared by the same ones.
     """
-    pixels, numbers = images.take(index, mesh.device), images.numbers[index]
+    taken, numbers = images.take(index, mesh.device), images.numbers[index]
     classes = []
     for view in range(1 + VIEWS):
-        shown = pixels
-        if view:
-            shown = weak(pixels, uniform(stream(0, "stability", view), numbers, WEAK_DRAWS), flip=state.flip)
+        shown = weak_view(state, taken, stream(0, "stability", view), numbers) if view else plain(taken)
         classes.append(torch.stack([logits.argmax(1) for logits in _logits(state, pair, shown)]))
     return torch.stack(classes, dim=1)
 
 
-def _logits(state: State, pair: tuple[Student, Student], pixels: Tensor) -> tuple[Tensor, Tensor]:
+def _logits(state: State, pair: tuple[Student, Student], shown: Tensor) -> tuple[Tensor, Tensor]:
     """Both networks' logits (B, K)."""
     with state.autocast():
-        return pair[0].classify(pixels), pair[1].classify(pixels)
+        return pair[0].classify(shown), pair[1].classify(shown)

@@ -7,9 +7,6 @@ and queue after MoCo (arXiv 1911.05722); METHOD: sections 4 and 5.
 from __future__ import annotations
 
 import copy
-import logging
-from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +15,22 @@ from torch.nn import functional as F
 
 from coreg_ray.errors import UserError
 from coreg_ray.pure.prototypes import update_prototypes
+from coreg_ray.training.timm_models import normalisation, timm_encoder
 
 if TYPE_CHECKING:
     from coreg_ray.config import StudentConfig
 
-__all__ = ["PreActResNet18", "Queue", "Student", "build_student", "follow", "pack", "unpack", "update_prototypes"]
-
-log = logging.getLogger(__name__)
+__all__ = [
+    "HeadStudent",
+    "PreActResNet18",
+    "Queue",
+    "Student",
+    "build_student",
+    "follow",
+    "pack",
+    "unpack",
+    "update_prototypes",
+]
 
 
 class PreActBlock(nn.Module):
@@ -75,7 +81,9 @@ class Student(nn.Module):
     """Encoder, linear classifier and projection head; takes raw pixels, so normalisation belongs to the model.
 
     Attributes:
-        pixel_mean, pixel_std: (3,) mean and standard deviation of the training images, in 0..255.
+        pixel_mean, pixel_std: (3,) mean and standard deviation of the training images, in 0..255; or those that a
+            pretrained encoder was trained with.
+        own_statistics: whether they are the encoder's own.
     """
 
     pixel_mean: Tensor
@@ -86,102 +94,95 @@ class Student(nn.Module):
         self.encoder = encoder
         self.classifier = nn.Linear(features, num_classes)
         self.projector = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
-        self.register_buffer("pixel_mean", torch.full((3,), 127.5))
-        self.register_buffer("pixel_std", torch.full((3,), 64.0))
+        self.own_statistics = False
+        self._register_statistics()
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) uint8 or float in 0..255 -> logits (B, K) and unit features z (B, D), both float32."""
-        rows = len(pixels)
+        rows = len(inputs)
         if self.training and rows == 1:  # batch norm refuses a single value per channel, so the row is seen twice
-            pixels = pixels.expand(2, -1, -1, -1)
-        images = (pixels.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1)
-        features = self.encoder(images)
+            inputs = inputs.expand(2, *inputs.shape[1:])
+        features = self.encode(inputs)
         logits = self.classifier(features).float()
         return logits[:rows], F.normalize(self.projector(features).float(), dim=1)[:rows]
 
-    def classify(self, pixels: Tensor) -> Tensor:
+    def classify(self, inputs: Tensor) -> Tensor:
         """Logits alone: (B, 3, S, S) in 0..255 -> (B, K), the deployed half of the network."""
-        return self.classifier(self.encode(pixels)).float()
+        return self.classifier(self.encode(inputs)).float()
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) in 0..255 -> what the classifier sees of them, (B, F)."""
-        return self.encoder((pixels.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1))
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) in 0..255 -> what the classifier sees of them, (B, H)."""
+        return self.encoder((inputs.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1))
+
+    def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take the statistics of the training images, unless the encoder has its own."""
+        if not self.own_statistics:
+            self.pixel_mean.copy_(mean)
+            self.pixel_std.copy_(deviation)
+
+    @property
+    def device(self) -> torch.device:
+        return self.classifier.weight.device
+
+    def _register_statistics(self) -> None:
+        self.register_buffer("pixel_mean", torch.full((3,), 127.5))
+        self.register_buffer("pixel_std", torch.full((3,), 64.0))
 
 
-def build_student(config: StudentConfig, num_classes: int) -> Student:
+class HeadStudent(Student):
+    """A student whose inputs are the features of a frozen backbone, (B, F) instead of pixels: one hidden layer.
+
+    Attributes:
+        feature_mean, feature_std: (F,) of the training images' features.
+    """
+
+    feature_mean: Tensor
+    feature_std: Tensor
+
+    def __init__(self, inputs: int, hidden: int, num_classes: int, projection: int) -> None:
+        super().__init__(nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU()), hidden, num_classes, projection)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """(B, F) -> what the classifier sees of them, (B, H)."""
+        return self.encoder((inputs.float() - self.feature_mean) / self.feature_std)
+
+    def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take the statistics of the training images' features."""
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(deviation)
+
+    def _register_statistics(self) -> None:
+        inputs = self.encoder[0].in_features  # type: ignore[index]  # it is the Sequential of above
+        self.register_buffer("feature_mean", torch.zeros(inputs))
+        self.register_buffer("feature_std", torch.ones(inputs))
+
+
+def build_student(config: StudentConfig, num_classes: int, features: int | None = None) -> Student:
     """A freshly initialised student; seed torch's generator first (`torch.random.fork_rng`).
+
+    Args:
+        features: F, where the student is a head over a frozen backbone's features.
 
     Raises:
         UserError: timm knows no model of that name, or its weights cannot be had.
     """
+    if config.on_features:
+        assert features is not None
+        return HeadStudent(features, 8 * config.width, num_classes, config.projection)
     if config.name == "preact_resnet18":
         if config.pretrained:
             raise UserError(
                 f"student.pretrained={config.pretrained} needs a timm model; preact_resnet18 has no published weights"
             )
         encoder: nn.Module = PreActResNet18(config.width, config.resolution)
-        features = 8 * config.width
+        outputs = 8 * config.width
     else:
-        encoder, features = _timm_encoder(config)
-    student = Student(encoder, features, num_classes, config.projection)
+        encoder, outputs = timm_encoder(config)
+    student = Student(encoder, outputs, num_classes, config.projection)
+    if config.pretrained:
+        student.normalise_by(*normalisation(encoder))
+        student.own_statistics = True
     return student.to(memory_format=torch.channels_last)
-
-
-def _timm_encoder(config: StudentConfig) -> tuple[nn.Module, int]:
-    """A timm model without its classifier, and the number of its features."""
-    import timm
-
-    if not timm.is_model(config.name):
-        close = get_close_matches(config.name, ["preact_resnet18", *timm.list_models()], n=5)
-        raise UserError(
-            f"student.name={config.name} is neither preact_resnet18 nor a timm model; "
-            + (f"close names: {', '.join(close)}" if close else "see timm.list_models()")
-        )
-    settings: dict = {"num_classes": 0, "pretrained": config.pretrained == "hub"}
-    try:
-        try:
-            encoder = timm.create_model(config.name, img_size=config.resolution, **settings)  # transformers need it
-        except TypeError:
-            encoder = timm.create_model(config.name, **settings)
-    except Exception as error:  # timm and the hub's client fail in many ways
-        if config.pretrained != "hub":
-            raise
-        raise UserError(
-            f"student.pretrained=hub: the weights of {config.name} cannot be had ({error}); "
-            "give a local .safetensors or .pt file, or leave it empty"
-        ) from error
-    if config.pretrained not in (None, "hub"):
-        _load_weights(encoder, Path(config.pretrained))
-    with torch.no_grad():
-        was_training = encoder.training
-        probe = encoder.eval()(torch.zeros(1, 3, config.resolution, config.resolution))
-        encoder.train(was_training)
-    return encoder, probe.shape[1]
-
-
-def _load_weights(encoder: nn.Module, path: Path) -> None:
-    """Local weights into an encoder without unpickling code; the file's classifier is left aside."""
-    if not path.is_file():
-        raise UserError(f"student.pretrained={path} is no file; give `hub` or a .safetensors or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            weights = load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        missing, extra = encoder.load_state_dict(weights, strict=False)
-    except Exception as error:  # either reader has its own words for a file that holds no weights, or others
-        raise UserError(
-            f"student.pretrained={path} cannot be loaded ({error}); give weights alone, "
-            "of the same architecture at the same student.resolution"
-        ) from error
-    if missing:
-        raise UserError(
-            f"student.pretrained={path} lacks {len(missing)} tensors of the model ({missing[0]}, ...); "
-            "give weights of the same architecture"
-        )
-    log.info("weights from %s; not used: %s", path, ", ".join(extra) or "none")
 
 
 class Queue:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from coreg_ray.errors import UserError
-from coreg_ray.training.rows import Images, Rows
+from coreg_ray.training.rows import Images, Rows, no_pixels
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from coreg_ray.run.features import FeaturesManifest
     from coreg_ray.run.folder import RunFolder, Split
     from coreg_ray.run.storage import Folder
 
@@ -45,12 +46,20 @@ class Selection:
         return mask & ~np.isin(numbers, self.without) if self.without else mask
 
 
-def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection, memory_limit: float) -> Rows:
-    """A replica's training rows from `rows/pool` and `candidates`.
+def load_rows(
+    run: RunFolder,
+    num_classes: int,
+    side: int,
+    selection: Selection,
+    memory_limit: float,
+    features: FeaturesManifest | None = None,
+) -> Rows:
+    """A replica's training rows from `rows/pool`, or `features/pool`, and `candidates`.
 
     Args:
         num_classes: K. side: S.
         memory_limit: bytes of images above which they go to a memory-mapped file on local disk.
+        features: which of them are read in place of pixels; None: pixels.
 
     Raises:
         UserError: an image that is no reject has no candidate set, or a part to train on, which reaches to the end,
@@ -66,11 +75,11 @@ def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection,
         trusted.append(batch["trusted"].to_numpy(zero_copy_only=False))
     number = np.concatenate([np.empty(0, np.int64), *numbers])
     without = tuple(np.setdiff1d(_rejected(run), number).tolist())
-    images = load_images(run, "pool", side, replace(selection, without=without), memory_limit)
+    images = load_images(run, "pool", side, replace(selection, without=without), memory_limit, features)
     if not np.array_equal(np.sort(number), images.numbers.numpy()):
         raise UserError(
             f"{run.path}: {len(images)} images and {len(number)} candidate sets do not belong to the same rows; "
-            "remove rows/ and candidates/ and give the command again"
+            "remove rows/, features/ and candidates/ and give the command again"
         )
     if not len(number) and selection.end >= 1:
         raise UserError(_no_rows(run, selection))
@@ -78,12 +87,13 @@ def load_rows(run: RunFolder, num_classes: int, side: int, selection: Selection,
     as_stored = Rows(
         numbers=torch.from_numpy(number),
         pixels=images.pixels,
+        features=images.features,
         num_classes=num_classes,
         indptr=torch.from_numpy(np.concatenate([[0], sizes.cumsum()])),
         indices=torch.from_numpy(np.concatenate([np.empty(0, np.int32), *indices]).astype(np.int32)),
         trusted=torch.from_numpy(np.concatenate([np.empty(0, bool), *trusted])),
     )
-    return as_stored.select(torch.from_numpy(np.argsort(number)), images.pixels)
+    return as_stored.select(torch.from_numpy(np.argsort(number)), images)
 
 
 def _rejected(run: RunFolder) -> np.ndarray:
@@ -101,29 +111,59 @@ def _no_rows(run: RunFolder, selection: Selection) -> str:
     return f"{run.path} has no image to train on{held_out}; give more images in source.path, or a lower source.holdout"
 
 
-def load_images(run: RunFolder, split: Split, side: int, selection: Selection, memory_limit: float) -> Images:
-    """Images of `rows/<split>`, with labels where `labels/<split>` holds them and the split is not the pool."""
-    folder = run.rows(split)
+def load_images(
+    run: RunFolder,
+    split: Split,
+    side: int,
+    selection: Selection,
+    memory_limit: float,
+    features: FeaturesManifest | None = None,
+) -> Images:
+    """Images of `rows/<split>`, or their features; with labels of `labels/<split>`, unless it is the pool."""
+    if features is None:
+        numbers, pixels = _load(run.rows(split), ("image",), (side, side, 3), np.uint8, selection, memory_limit)
+        images = Images(torch.from_numpy(numbers), torch.from_numpy(pixels))
+    else:
+        views = features.views if split == "pool" else 0
+        shape, columns = (1 + views, features.backbone.features), ("plain", "views") if views else ("plain",)
+        numbers, stored = _load(run.features / split, columns, shape, np.float16, selection, memory_limit)
+        images = Images(torch.from_numpy(numbers), no_pixels(len(numbers)), features=torch.from_numpy(stored))
+    labels = run.labels(split)
+    if split != "pool" and labels.exists():
+        images.labels = _labels(labels, numbers, selection)
+    return images
+
+
+def _load(
+    folder: Folder,
+    columns: tuple[str, ...],
+    shape: tuple[int, ...],
+    dtype: type[np.generic],
+    selection: Selection,
+    memory_limit: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The selected rows of a table: numbers (N,) ascending, and what the columns hold one behind the other (N, *shape).
+
+    Raises:
+        UserError: it is of another size.
+    """
     numbers = np.concatenate(
         [np.empty(0, np.int64), *(b["row"].to_numpy() for b in _batches(folder, ["row"], selection))]
     )
     order = np.argsort(numbers)
     rank = np.empty(len(numbers), np.int64)
     rank[order] = np.arange(len(numbers))
-    pixels = _empty_pixels((len(numbers), side, side, 3), memory_limit, split)
+    values = _empty((len(numbers), *shape), dtype, memory_limit, folder)
     filled = 0
-    for batch in _batches(folder, ["row", "image"], selection):
-        block = np.frombuffer(b"".join(batch["image"].to_pylist()), np.uint8)
-        if block.size != len(batch) * side * side * 3:
-            raise UserError(f"{folder.path} does not hold {side} px images; remove it and give the command again")
-        pixels[rank[filled : filled + len(batch)]] = block.reshape(-1, side, side, 3)
+    for batch in _batches(folder, ["row", *columns], selection):
+        parts = [np.frombuffer(b"".join(batch[column].to_pylist()), dtype) for column in columns]
+        if sum(part.size for part in parts) != len(batch) * np.prod(shape):
+            size = f"{shape[0]} px images" if dtype is np.uint8 else f"{shape[0]} times {shape[1]} features an image"
+            raise UserError(f"{folder.path} does not hold {size}; remove it and give the command again")
+        block = np.concatenate([part.reshape(len(batch), -1) for part in parts], axis=1)
+        values[rank[filled : filled + len(batch)]] = block.reshape(-1, *shape)
         filled += len(batch)
-    numbers = numbers[order]
-    labels = None
-    stored = run.labels(split)
-    if split != "pool" and stored.exists():
-        labels = _labels(stored, numbers, selection)
-    return Images(torch.from_numpy(numbers), torch.from_numpy(pixels), labels)
+    return numbers[order], values
 
 
 def _labels(folder: Folder, numbers: np.ndarray, selection: Selection) -> Tensor:
@@ -135,14 +175,14 @@ def _labels(folder: Folder, numbers: np.ndarray, selection: Selection) -> Tensor
     return torch.from_numpy(labels)
 
 
-def _empty_pixels(shape: tuple[int, ...], memory_limit: float, split: str) -> np.ndarray:
-    size = int(np.prod(shape))
+def _empty(shape: tuple[int, ...], dtype: type[np.generic], memory_limit: float, folder: Folder) -> np.ndarray:
+    size, what = int(np.prod(shape)) * np.dtype(dtype).itemsize, "/".join(folder.path.split("/")[-2:])
     if size <= memory_limit:
-        log.info("%s: %d images, %.1f MB in memory", split, shape[0], size / 1e6)
-        return np.empty(shape, np.uint8)
-    log.info("%s: %d images, %.1f MB memory-mapped at %s", split, shape[0], size / 1e6, tempfile.gettempdir())
+        log.info("%s: %d images, %.1f MB in memory", what, shape[0], size / 1e6)
+        return np.empty(shape, dtype)
+    log.info("%s: %d images, %.1f MB memory-mapped at %s", what, shape[0], size / 1e6, tempfile.gettempdir())
     with tempfile.TemporaryFile() as file:  # without a name: its space is freed when the process ends, however it ends
-        return np.memmap(file, np.uint8, mode="w+", shape=shape)
+        return np.memmap(file, dtype, mode="w+", shape=shape)
 
 
 def _batches(folder: Folder, columns: list[str], selection: Selection) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""The rows a worker holds: images at the student's resolution and ragged candidate sets, by index.
+"""The rows a worker holds: images at the student's resolution, or their features, and ragged candidate sets, by index.
 
 A row's number is a 63-bit hash of its `image_id`. It decides everything that must not depend on placement: which
 replica holds the row (number modulo replicas), whether it is held out, and its random views. Rows lie in the order of
@@ -21,25 +21,45 @@ class Images:
 
     Attributes:
         numbers: (N,) int64, ascending.
-        pixels: (N, S, S, 3) uint8, in memory, memory-mapped, or on the device.
+        pixels: (N, S, S, 3) uint8, in memory, memory-mapped, or on the device; (N, 0, 0, 3) where there are features.
         labels: (N,) int64 where these rows only score, -1 for unknown ones; else None.
+        features: (N, 1 + V, F) float16, what a frozen backbone saw of each image and of V views of it; else None.
     """
 
     numbers: Tensor
     pixels: Tensor
     labels: Tensor | None = None
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def take(self, index: Tensor, device: torch.device) -> Tensor:
-        """Images (B, 3, S, S) uint8 on `device`, channels last in memory; `index` (B,) lies on the host."""
-        if self.pixels.device.type != "cpu":
-            return self.pixels[index.to(self.pixels.device, non_blocking=True)].permute(0, 3, 1, 2)
-        batch = self.pixels[index]
-        if device.type == "cuda":
-            batch = batch.pin_memory()
-        return batch.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        """What `training.views` makes a network's inputs of, on `device`; `index` (B,) lies on the host.
+
+        Images (B, 3, S, S) uint8, channels last in memory; or all stored features (B, 1 + V, F) float16.
+        """
+        held = self.held
+        if held.device.type != "cpu":
+            batch = held[index.to(held.device, non_blocking=True)]
+        else:
+            batch = held[index]
+            if device.type == "cuda":
+                batch = batch.pin_memory()
+            batch = batch.to(device, non_blocking=True)
+        return batch.permute(0, 3, 1, 2) if self.features is None else batch
+
+    @property
+    def held(self) -> Tensor:
+        """The large one: pixels, or the features that stand for them."""
+        return self.pixels if self.features is None else self.features
+
+    def to(self, device: torch.device) -> None:
+        """Let what is large live on a device, in place."""
+        if self.features is None:
+            self.pixels = self.pixels.to(device)
+        else:
+            self.features = self.features.to(device)
 
 
 def pixel_sums(pixels: Tensor) -> Tensor:
@@ -60,6 +80,28 @@ def pixel_statistics(sums: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per channel, (3,) each, from `pixel_sums`; the latter at least 1."""
     mean = sums[:3] / sums[6]
     return mean, (sums[3:6] / sums[6] - mean.square()).clamp(min=1.0).sqrt()
+
+
+def feature_sums(features: Tensor) -> Tensor:
+    """Of features (N, F): (2 F + 1,) float64, sum and sum of squares of each and the number of rows."""
+    size = features.shape[1]
+    sums = torch.zeros(2 * size + 1, dtype=torch.float64)
+    for block in features.split(max(1, _BLOCK_VALUES // max(1, size))):
+        values = block.to(torch.float64)
+        sums[:size] += values.sum(0).cpu()
+        sums[size:-1] += values.square().sum(0).cpu()
+        sums[-1] += len(values)
+    return sums
+
+
+def feature_statistics(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature, (F,), from `feature_sums`.
+
+    The latter is at least a hundredth of the largest, so that a feature that hardly varies is not blown up.
+    """
+    mean, squares = (sums[:-1] / sums[-1]).chunk(2)
+    deviation = (squares - mean.square()).clamp(min=0.0).sqrt()
+    return mean, deviation.clamp(min=max(float(deviation.max()) / 100, 1e-6))
 
 
 @dataclass(kw_only=True)
@@ -91,15 +133,19 @@ class Rows(Images):
         first = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         return row, start[row] + torch.arange(len(row)) - first
 
-    def select(self, index: Tensor, pixels: Tensor | None = None) -> Rows:
+    def select(self, index: Tensor, images: Images | None = None) -> Rows:
         """The rows `index` (M,), in that order.
 
         Args:
-            pixels: (M, S, S, 3) their images where they are at hand in that order, so that none is copied.
+            images: theirs, where they are at hand in that order, so that none is copied.
         """
+        if images is None:
+            features = None if self.features is None else self.features[index]
+            images = Images(self.numbers[index], self.pixels[index], features=features)
         return Rows(
             numbers=self.numbers[index],
-            pixels=self.pixels[index] if pixels is None else pixels,
+            pixels=images.pixels,
+            features=images.features,
             num_classes=self.num_classes,
             indptr=_starts(self.sizes[index]),
             indices=self.indices[self.entries(index)[1]],
@@ -125,17 +171,34 @@ class Rows(Images):
         return position, dense.reshape(-1)[cell].cpu()
 
 
-def make_rows(numbers: Tensor, pixels: Tensor, candidates: Tensor, trusted: Tensor | None = None) -> Rows:
-    """Rows from tensors: numbers (N,), pixels (N, S, S, 3) uint8, candidates (N, K) bool, trusted (N,) bool."""
+def make_rows(
+    numbers: Tensor,
+    pixels: Tensor,
+    candidates: Tensor,
+    trusted: Tensor | None = None,
+    features: Tensor | None = None,
+) -> Rows:
+    """Rows from tensors.
+
+    Args:
+        numbers: (N,). pixels: (N, S, S, 3) uint8. candidates: (N, K) bool. trusted: (N,) bool. features: (N, 1 + V, F)
+            float16 where they stand for the pixels.
+    """
     as_given = Rows(
         numbers=numbers,
-        pixels=pixels,
+        pixels=pixels if features is None else no_pixels(len(numbers)),
+        features=features,
         num_classes=candidates.shape[1],
         indptr=_starts(candidates.sum(1)),
         indices=candidates.nonzero()[:, 1].to(torch.int32),
         trusted=torch.zeros(len(numbers), dtype=torch.bool) if trusted is None else trusted,
     )
     return as_given.select(torch.argsort(numbers))
+
+
+def no_pixels(count: int) -> Tensor:
+    """What stands for the pixels of images that are known by their features: (N, 0, 0, 3)."""
+    return torch.empty(count, 0, 0, 3, dtype=torch.uint8)
 
 
 def part_of(rows: Rows, replica: int, replicas: int) -> Rows:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coreg_ray.annotation.arrow import read_table
-from coreg_ray.ids import held_out
+from coreg_ray.ids import contains, held_out
 from coreg_ray.pure.rng import stream, uniform
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.storage import Folder
@@ -40,6 +40,7 @@ class Sample:
         annotated: (M,) int64 the annotator's first choice, -1 where unknown.
         trusted: (M,) bool, whether a person has given the label.
         total: images of the whole split.
+        features: (M, F) float16, what a frozen backbone saw of the images; None where networks look at pixels.
     """
 
     numbers: NDArray[np.int64]
@@ -50,6 +51,12 @@ class Sample:
     annotated: Tensor
     trusted: Tensor
     total: int
+    features: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the run's networks are asked with: pixels, or (M, F) float32."""
+        return self.pixels if self.features is None else self.features.float()
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -66,6 +73,7 @@ class Sample:
             self.annotated[index],
             self.trusted[index],
             self.total,
+            None if self.features is None else self.features[index],
         )
 
     def first(self, most: int) -> Sample:
@@ -127,7 +135,25 @@ def read_sample(run: RunFolder, split: Split, side: int, num_classes: int, most:
             candidates[place, torch.tensor(row["candidates"], dtype=torch.int64)] = True
             annotated[place] = max(zip(row["votes"], row["scores"], row["candidates"], strict=True))[2]
             trusted[place] = row["trusted"]
-    return Sample(numbers, pixels, ids, labels, candidates, annotated, trusted, total)
+    features = _features(run, split, numbers)
+    return Sample(numbers, pixels, ids, labels, candidates, annotated, trusted, total, features)
+
+
+def _features(run: RunFolder, split: Split, numbers: NDArray[np.int64]) -> Tensor | None:
+    """What the run's backbone saw of images (M,): (M, F) float16; None in a run without one."""
+    manifest = run.read_features_manifest()
+    if manifest is None:
+        return None
+    folder, order = run.features / split, np.argsort(numbers)
+    features = np.zeros((len(numbers), manifest.backbone.features), np.float16)
+    for name in folder.entries():
+        rows = read_table(folder, name, ["row"])["row"].to_numpy()
+        mine = np.flatnonzero(contains(numbers[order], rows))
+        if len(mine):
+            content = read_table(folder, name, ["plain"])["plain"].take(pa.array(mine)).to_pylist()
+            places = order[np.searchsorted(numbers[order], rows[mine])]
+            features[places] = np.frombuffer(b"".join(content), np.float16).reshape(len(mine), -1)
+    return torch.from_numpy(features)
 
 
 def _parts_to_read(held: dict[str, NDArray[np.int64]], most: int) -> dict[str, NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from coreg_ray.pure.rng import stream
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Queue, Student, build_student, compiled, frozen_copy
 from coreg_ray.training.optimizer import SGD
-from coreg_ray.training.rows import Rows, pixel_statistics, pixel_sums
+from coreg_ray.training.rows import Rows, feature_statistics, feature_sums, pixel_statistics, pixel_sums
 
 if TYPE_CHECKING:
     from coreg_ray.config import MethodConfig, StudentConfig
@@ -126,17 +126,20 @@ def build_state(
     Args:
         class_names: K. rows: this replica's rows. prior: (K,), None for uniform.
 
-    Pixel statistics are those of the whole team's images.
+    Statistics of pixels or features are those of the whole team's images.
     """
     num_classes = len(class_names)
-    pixel_mean, pixel_std = pixel_statistics(mesh.team_sum(pixel_sums(rows.pixels)))
+    if rows.features is None:
+        inputs, statistics = None, pixel_statistics(mesh.team_sum(pixel_sums(rows.pixels)))
+    else:
+        inputs = rows.features.shape[2]
+        statistics = feature_statistics(mesh.team_sum(feature_sums(rows.features[:, 0])))
     networks = []
     for network in (0, 1):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(seed, "initialise", network))
-            fresh = build_student(student, num_classes)
-        fresh.pixel_mean.copy_(pixel_mean)
-        fresh.pixel_std.copy_(pixel_std)
+            fresh = build_student(student, num_classes, inputs)
+        fresh.normalise_by(*statistics)
         fresh = fresh.to(mesh.device)
         networks.append(compiled(fresh) if student.compile else fresh)
     if prior is None:
@@ -155,13 +158,15 @@ def build_state(
 def _learner(
     network: int, networks: list[Student], method: MethodConfig, student: StudentConfig, rows: Rows, mesh: Mesh
 ) -> Learner:
-    own = networks[network]
+    own, rate = networks[network], method.learning_rate
+    ratio = (student.backbone_learning_rate or rate) / rate
+    encoder = list(own.encoder.parameters()) if ratio != 1 else []
     return Learner(
         network=network,
         student=own,
         peer=frozen_copy(networks[1 - network]),
         prototypes=torch.zeros(rows.num_classes, student.projection, device=mesh.device),
-        optimizer=SGD(own.parameters(), method.learning_rate, method.momentum, method.weight_decay),
+        optimizer=SGD(own.parameters(), rate, method.momentum, method.weight_decay, encoder, ratio),
         queue=Queue(method.queue_size // mesh.replicas, student.projection, mesh.device),
         losses=torch.full((method.loss_history, len(rows)), torch.nan, dtype=torch.float16),
         choices=torch.full((len(rows),), -1, dtype=torch.int32),

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from coreg_ray.pure import losses, purify
-from coreg_ray.pure.rng import generator, stream, uniform
-from coreg_ray.pure.views.augment import STRONG_DRAWS, WEAK_DRAWS, mixup, strong, weak
+from coreg_ray.pure.rng import generator, stream
+from coreg_ray.pure.views.augment import mixup
 from coreg_ray.training.assess import Opinion
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import follow, frozen_copy, update_prototypes
 from coreg_ray.training.plan import Plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
+from coreg_ray.training.views import strong_view, weak_view
 
 TERMS: tuple[str, ...] = ("partial", "entropy", "label", "consistency", "prototype", "contrast")
 
@@ -154,7 +155,7 @@ def mixed_terms(
     """The three terms on mixed views, weighted: label, consistency, prototype -> (3,) (section 3, step 4).
 
     Args:
-        views: (2 (b + u), 3, S, S) uint8, first strong views and then second ones. targets: (b + u, K).
+        views: (2 (b + u), ...) what networks take, first strong views and then second ones. targets: (b + u, K).
     """
     method, b, u = state.method, len(batch.labelled), len(batch.unlabelled)
     x1, u1, x2, u2 = views.float().split([b, u, b, u])
@@ -194,7 +195,7 @@ def contrast_term(
     Returns the loss, and what the queue takes in: keys (b + u, D) and whether each is confident (b + u,).
 
     Args:
-        first, second: (b + u, 3, S, S) uint8 strong views. classes: (b + u,) pseudo-classes.
+        first, second: (b + u, ...) strong views, as networks take them. classes: (b + u,) pseudo-classes.
     """
     method, queue = state.method, learner.queue
     assert learner.keys is not None
@@ -221,15 +222,11 @@ def _update(learner: Learner, terms: Tensor, mesh: Mesh) -> Tensor:
     return terms.detach()
 
 
-def _draws(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, count: int) -> Tensor:
-    one = stream(state.seed, purpose, learner.network, batch.epoch, batch.step)
-    return uniform(one, batch.rows.numbers[index], count)
-
-
 def _weak(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, images: Tensor) -> Tensor:
-    return weak(images, _draws(state, learner, batch, index, purpose, WEAK_DRAWS), flip=state.flip)
+    one = stream(state.seed, purpose, learner.network, batch.epoch, batch.step)
+    return weak_view(state, images, one, batch.rows.numbers[index])
 
 
 def _strong(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, images: Tensor) -> Tensor:
-    draws = _draws(state, learner, batch, index, purpose, STRONG_DRAWS)
-    return strong(images, draws, flip=state.flip, policy=state.policy)
+    one = stream(state.seed, purpose, learner.network, batch.epoch, batch.step)
+    return strong_view(state, images, one, batch.rows.numbers[index])

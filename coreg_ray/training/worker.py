@@ -20,6 +20,7 @@ from coreg_ray.run.records import CandidateManifest
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
 from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.features import kept_features
 from coreg_ray.training.fit import Epoch, fit
 from coreg_ray.training.history import History
 from coreg_ray.training.mesh import Mesh
@@ -54,7 +55,8 @@ class Task:
         """From the manifest of the run folder's candidate sets.
 
         Raises:
-            UserError: nothing was annotated there, or the prior is none for these classes.
+            UserError: nothing was annotated there, features are missing or others, or the prior is none for these
+                classes.
         """
         manifest = run.read_candidate_manifest()
         if manifest is None:
@@ -68,6 +70,8 @@ class Task:
         if prior is not None and config.method.prior != "annotator":
             settings["method"]["prior"] = prior.tolist()
         data = [class_names, rows.images if rows else ""]
+        features = kept_features(config, run)
+        data += [features.fingerprint] if features else []
         forms = [settings, *as_older_versions(settings)]
         fingerprint, *older = [digest([form, name, *data]) for form in forms for name in manifest.fingerprints]
         return cls(class_names, manifest.quality.rows, prior, fingerprint, tuple(older))
@@ -189,13 +193,15 @@ def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh) -> tuple[R
     limit = config.cluster.memory_share * physical_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     enough = min(1.0, ENOUGH / max(1, task.images))
 
+    features = kept_features(config, run)
+
     def select(selection: Selection) -> Rows:
-        return load_rows(run, len(task.class_names), side, selection, limit)
+        return load_rows(run, len(task.class_names), side, selection, limit, features)
 
     rows = select(Selection(mesh.replica, mesh.replicas, start=holdout))
     held_out = select(Selection(end=holdout)) if holdout else None
     shown = select(Selection(start=holdout, end=enough)) if 0 < holdout < enough else None
-    test = load_images(run, "test", side, Selection(), limit) if config.test.kind else None
+    test = load_images(run, "test", side, Selection(), limit, features) if config.test.kind else None
     _to_device([rows, *(images for images in (held_out, shown, test) if images is not None)], mesh)
     return rows, Scored(held_out, test, shown)
 
@@ -205,10 +211,10 @@ def _to_device(parts: list[Images], mesh: Mesh) -> None:
     if mesh.device.type != "cuda":
         return
     free, _ = torch.cuda.mem_get_info(mesh.device)
-    size = sum(part.pixels.numel() for part in parts)
+    size = sum(part.held.nbytes for part in parts)
     if size < free / 2:
         for part in parts:
-            part.pixels = part.pixels.to(mesh.device)
+            part.to(mesh.device)
     log.info("%.2f GB of images %s the GPU", size / 1e9, "on" if size < free / 2 else "stay off")
 
 

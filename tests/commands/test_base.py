@@ -210,10 +210,12 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "is not valid YAML" in refusal("--config", written(tmp_path, "method: ["))
     assert "holds a list; it must hold keys" in refusal("--config", written(tmp_path, "- 1"))
     assert "is not valid YAML" in refusal("--config", written(tmp_path, "!!python/object/apply:os.getcwd []"))
-    assert "preset=nope is unknown; the presets are digits, search, smoke" in refusal("--preset", "nope")
+    assert "preset=nope is unknown; the presets are digits, photos, photos-smoke, search, smoke" in refusal(
+        "--preset", "nope"
+    )
 
 
-@pytest.mark.parametrize("name", ["digits", "smoke"])
+@pytest.mark.parametrize("name", ["digits", "photos-smoke", "smoke"])
 def test_presets_are_whole(name: str) -> None:
     text = resources.files("coreg_ray").joinpath(f"presets/{name}.yaml").read_text(encoding="utf-8")
     assert Config.model_validate(yaml.safe_load(text)).output == f"runs/{name}"

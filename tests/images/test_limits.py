@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from coreg_ray.images import limits
 from coreg_ray.images.coerce import pixel_batches
-from coreg_ray.images.decode import Undecodable, decode, from_array, upright_rgb
+from coreg_ray.images.decode import Fit, Undecodable, decode, from_array, upright_rgb
 from coreg_ray.images.limits import MAX_BYTES, MAX_PIXELS, light_png
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -54,8 +54,8 @@ def test_every_door_refuses_what_would_take_too_much(tmp_path: Path, monkeypatch
     (tmp_path / "a.png").write_bytes(content)
     given = {"bytes": content, "path": tmp_path / "a.png", "image": Image.open(io.BytesIO(content))}[door]
     with pytest.raises(ValueError, match=r"50 x 50 pixels in the form PNG RGBA take .* make it smaller"):
-        list(pixel_batches([given], 8, 1))
-    assert len(list(pixel_batches([encoded(Image.new("RGB", (50, 50)), "PNG")], 8, 1))) == 1
+        list(pixel_batches([given], Fit.square(8), 1))
+    assert len(list(pixel_batches([encoded(Image.new("RGB", (50, 50)), "PNG")], Fit.square(8), 1))) == 1
 
 
 def test_arrays_have_the_limit_of_files(monkeypatch: Any) -> None:
@@ -63,7 +63,7 @@ def test_arrays_have_the_limit_of_files(monkeypatch: Any) -> None:
     with pytest.raises(Undecodable, match="the limit is 80000000"):
         from_array(wide)
     with pytest.raises(ValueError, match="the limit is 80000000"):
-        list(pixel_batches(wide, 8, 1))
+        list(pixel_batches(wide, Fit.square(8), 1))
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,11 @@ def test_an_objective_needs_what_it_looks_at() -> None:
         (Search(search="optuna"), Space((Dimension("seed", "grid", (1, 2)),)), "search=optuna takes no grid"),
         (Search(scheduler="pbt", search="optuna"), SPACE, "use --search random"),
         (Search(scheduler="pbt"), SPACE, r"scheduler=pbt changes values while trials run, which seed cannot"),
+        (
+            Search(),
+            Space((Dimension("student.frozen", "grid", (True, False)),)),
+            "student.frozen cannot be searched over: features of a frozen backbone depend on it",
+        ),
         (Search(mlflow="sqlite:///x"), SPACE, r'--mlflow needs the package mlflow; pip install "coreg-ray\[mlflow\]"'),
         (Search(wandb="birds"), SPACE, r'--wandb needs the package wandb; pip install "coreg-ray\[wandb\]"'),
     ],

@@ -145,6 +145,17 @@ def test_local_weights(
         assert "fc.weight" in caplog.text
 
 
+def test_pretrained_weights_bring_their_own_normalisation(resnet: tuple[Path, dict[str, Tensor]]) -> None:
+    student = small(name="test_resnet", resolution=32, pretrained=str(resnet[0]))
+    own = student.pixel_mean.clone()
+    torch.testing.assert_close(own, 255 * torch.tensor(timm.create_model("test_resnet").pretrained_cfg["mean"]))
+    student.normalise_by(torch.zeros(3), torch.ones(3))
+    assert torch.equal(student.pixel_mean, own)
+    fresh = small(name="test_resnet", resolution=32)
+    fresh.normalise_by(torch.zeros(3), torch.ones(3))
+    assert torch.equal(fresh.pixel_mean, torch.zeros(3))
+
+
 def test_local_weights_that_do_not_fit(resnet: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     weights = resnet[1]
 

@@ -44,6 +44,26 @@ def test_steps_are_those_of_torch(momentum: float, weight_decay: float) -> None:
     assert all(parameter.grad is None for parameter in own.parameters())
 
 
+def test_an_encoder_may_have_a_learning_rate_of_its_own() -> None:
+    torch.manual_seed(0)
+    own, other = (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)) for _ in range(2))
+    other.load_state_dict(own.state_dict())
+    mine = SGD(own.parameters(), 0.1, 0.9, 1e-3, list(own[0].parameters()), ratio=0.2)
+    groups = [{"params": other[0].parameters(), "lr": 0.02}, {"params": other[1].parameters()}]
+    theirs = torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=1e-3)
+    for step in range(3):
+        mine.learning_rate = 0.1 / (1 + step)  # a schedule moves both
+        theirs.param_groups[0]["lr"], theirs.param_groups[1]["lr"] = 0.02 / (1 + step), 0.1 / (1 + step)
+        images = torch.randn(5, 3)
+        for network in (own, other):
+            network(images).square().sum().backward()
+        for optimizer in (mine, theirs):
+            optimizer.step()
+            optimizer.zero_grad()
+        for one, another in zip(own.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(one, another)
+
+
 def test_training_does_not_load_torchs_compiler() -> None:
     process = subprocess.run(
         [sys.executable, "-c", TRAINS],

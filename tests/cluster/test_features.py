@@ -1,0 +1,116 @@
+"""Heads over a frozen backbone through Ray, at the size of the preset's twin that needs no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from coreg_ray.cluster import features
+from coreg_ray.cluster.pipeline import run_pipeline
+from coreg_ray.commands.base import Command, load
+from coreg_ray.config import Config
+from coreg_ray.errors import UserError
+from coreg_ray.run.folder import RunFolder
+from coreg_ray.training.backbone import read_backbone, timm_backbone
+
+
+def command(output: Path, *more: str) -> Command:
+    return load(["--preset", "photos-smoke", "--output", str(output), *more], Command)
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_the_whole_way_its_restart_and_what_is_refused(tmp_path: Path, ray_cluster: None) -> None:
+    output = tmp_path / "run"
+    figures = run_pipeline(command(output, "--export.onnx", "false"))
+    run = RunFolder.at(output)
+    assert [row["phase"] for row in run.read_history()] == ["warmup"] * 3 + ["coreg"] * 3
+    assert figures["test/accuracy"] > 0.3  # random features, six epochs
+    assert run.model.read_json("model.json")["format"] == 2
+    parts = {name: run.features.read(name) for name in _names(run)}
+
+    (lost,) = [name for name in parts if name.startswith("test/")][:1]
+    run.features.delete(lost)
+    history = run.read_history()
+    again = run_pipeline(command(output, "--export.onnx", "false"))
+    assert again["annotation/encoded_images"] == 0
+    assert {name: run.features.read(name) for name in _names(run)} == parts
+    assert run.read_history() == history
+
+    manifest = run.features.read_json("manifest.json")
+    run.features.write_json("manifest.json", manifest | {"views": 6})
+    with pytest.raises(UserError, match=r"holds features of another backbone or of other views .views 6, not 4."):
+        run_pipeline(command(output, "--export.onnx", "false"))
+
+    small = tmp_path / "small"
+    with pytest.raises(UserError, match=r"the pool has 1437 images, fewer than two batches of method.batch_size=800"):
+        run_pipeline(command(small, "--method.batch_size", "800"))
+    assert not (small / "annotations/pool").exists() or not list((small / "annotations").rglob("*.parquet"))
+
+
+# Before anything is annotated, without Ray.
+
+
+def frozen(tmp_path: Path, **student: Any) -> Config:
+    settings = {"name": "test_resnet", "frozen": True, "resolution": 32, "frozen_views": 4}
+    return Config.model_validate({"output": str(tmp_path / "run"), "student": settings | student})
+
+
+def test_the_backbones_weights_are_kept_and_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = frozen(tmp_path)
+    run = RunFolder.at(config.output)
+    features.open_features(config, run)
+    manifest = run.read_features_manifest()
+    assert manifest is not None
+    assert read_backbone(run.features, manifest.backbone).card == manifest.backbone
+    monkeypatch.setattr(features, "timm_backbone", lambda *_: pytest.fail("it was built again"))
+    features.open_features(config, run)
+    assert run.read_features_manifest() == manifest
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ({"frozen_views": 6}, "views 4, not 6"),
+        ({"name": "test_efficientnet"}, "name test_resnet, not test_efficientnet"),
+        ({"resolution": 64}, "resolution 32, not 64"),
+    ],
+)
+def test_other_features_in_the_folder_are_refused(tmp_path: Path, student: dict[str, Any], message: str) -> None:
+    config = frozen(tmp_path)
+    run = RunFolder.at(config.output)
+    features.open_features(config, run)
+    with pytest.raises(UserError, match=rf"run/features holds features of another backbone .*{message}.*remove that"):
+        features.open_features(frozen(tmp_path, **student), run)
+
+
+def test_other_weights_of_the_same_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    config = frozen(tmp_path, pretrained=str(path))
+    run = RunFolder.at(config.output)
+    for seed, refused in ((0, False), (1, True)):
+        save_file(timm_backbone(frozen(tmp_path).student, seed).weights(), path)
+        if refused:
+            with pytest.raises(UserError, match=r"holds features of another backbone .*weights "):
+                features.open_features(config, run)
+        else:
+            features.open_features(config, run)
+
+
+def test_a_network_that_is_trained_is_looked_at_too(tmp_path: Path) -> None:
+    run = RunFolder.at(tmp_path)
+    for settings, message in (
+        ({"name": "levit_128s", "resolution": 40}, "cannot take images of student.resolution=40"),
+        ({"name": "resnt18"}, "is neither preact_resnet18 nor a timm model"),
+    ):
+        with pytest.raises(UserError, match=message):
+            features.open_features(frozen(tmp_path, frozen=False, **settings), run)
+    features.open_features(Config(), run)
+    assert not run.exists("features")
+
+
+def _names(run: RunFolder) -> list[str]:
+    return [path.removeprefix(f"{run.features.path}/") for path in run.features.files(".parquet")]
