@@ -8,6 +8,7 @@ RUN/
     rows/<split>/                         images at the student's resolution
     checkpoints/, history.csv, tensorboard/, ray/
     model/, metrics.json, baselines.json, report.html, review.csv, failure.txt
+    review.jsonl                          every label given on the review page, as it was given
     borrowed.json                         which of these folders lie in another run
     .lock                                 which command works here at the moment (lock.py)
 """
@@ -38,6 +39,7 @@ Split = Literal["pool", "test"]
 CONFIG, VERSIONS, LINKS = "config.yaml", "versions.json", "borrowed.json"
 METRICS, HISTORY, BASELINES, FAILURE = "metrics.json", "history.csv", "baselines.json", "failure.txt"
 REPORT, REVIEW, REVIEW_BESIDE = "report.html", "review.csv", "review-new.csv"
+JOURNAL, CONTINUED_LOG = "review.jsonl", "review-train.log"
 MANIFEST, USED, ZERO_SHOT = "manifest.json", "annotators.json", "test.json"
 _DISTRIBUTIONS = ("torch", "ray", "open_clip_torch")
 
