@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import csv
 import io
@@ -9,6 +10,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,11 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw
 
 from coreg_ray.config import Config
+from coreg_ray.review.items import read_items, read_table_of
+from coreg_ray.review.pictures import Pictures
+from coreg_ray.review.proceed import Continuation
+from coreg_ray.review.server import ReviewServer, listening
+from coreg_ray.review.session import Session
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.records import CandidateFigures, CandidateManifest
 
@@ -180,6 +187,33 @@ def reviewing(run: str, *words: str) -> Iterator[Reviewing]:
             process.kill()
             process.communicate()
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def reviewing_here(run: RunFolder) -> Iterator[str]:
+    """The same server in a thread of this process, which is there at once; gives its address."""
+    items = read_items(run, read_table_of(run, run.path))
+    config = run.read_config()
+    session, pictures = Session(run, items), Pictures(config, items.ids)
+    server = ReviewServer(run.path, session, pictures, Continuation(run, run.path, config, "coreg-ray train"))
+    listener, up, loop = listening(0), threading.Event(), asyncio.new_event_loop()
+    task = loop.create_task(server.run(listener, up.set))
+
+    def serve() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        loop.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        assert up.wait(20)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/{server.token}/"
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join(20)
+        pictures.close()
+        session.merge()
 
 
 def resident_mb(pid: int) -> float:

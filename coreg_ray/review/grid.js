@@ -1,7 +1,6 @@
 // All images that the networks call one class, to be confirmed at once; wrong ones are clicked away first.
 
-import { reason } from "./picture.js";
-import { answer, canUndo, element, give, state, undo, word } from "./state.js";
+import { answer, canUndo, element, give, reason, state, undo, word } from "./state.js";
 
 const $ = (id) => document.getElementById(id);
 const TILES = 60, SMALL = 96;

@@ -2,16 +2,20 @@
 
 import { answers } from "./answers.js";
 import { act, choices, closeSearch, few, remember, start as startClasses } from "./classes.js";
-import { NONE, NOT_SURE, answer, canUndo, element, evidence, give, isClass, spoken, state, strange, undo, word }
-  from "./state.js";
+import {
+  NONE, NOT_SURE, answer, canUndo, element, evidence, give, isClass, reason, spoken, state, strange, undo, word,
+} from "./state.js";
 
 const $ = (id) => document.getElementById(id);
-const AHEAD = 10, BEHIND = 3; // pictures kept ready
+const AHEAD = 12, BEHIND = 3, FEW = 4; // pictures kept ready, and how few are too few to wait with the next
+const AT_ONCE = 3; // under way, so that labels find a free connection
+const PAUSE_MS = 40; // after a picture has come
 const SMALL = 96; // pixels a side of what is enlarged without smoothing
 const fetched = new Map(); // place -> its <img>, loaded or loading
 
 let queue = [], at = 0, order = "listed", serial = false, moved = false; // moved: the person went to this picture
 let busy = false, active = false, over = true, say = () => {};
+let ahead = [], loading = 0, timer = null;
 
 const current = () => queue[at];
 
@@ -93,6 +97,7 @@ async function back() {
 
 async function storing(work) {
   busy = true;
+  clearTimeout(timer); // nothing is fetched between a key and its picture
   $("stage").classList.add("busy");
   try {
     await work();
@@ -101,6 +106,7 @@ async function storing(work) {
   } finally {
     busy = false;
     $("stage").classList.remove("busy");
+    fetchSoon();
   }
 }
 
@@ -136,6 +142,7 @@ function move(step) {
 function draw(end = null) {
   over = end !== null;
   $("done").hidden = !over;
+  $("single").classList.toggle("over", over);
   for (const id of ["frame", "gone", "panel"]) $(id).hidden = over;
   $("place").textContent = "";
   if (over) {
@@ -146,7 +153,7 @@ function draw(end = null) {
   drawPicture();
   closeSearch();
   redraw();
-  setTimeout(fetchAhead, 0); // after the picture is on the screen
+  if (!busy) fetchSoon();
 }
 
 function drawEnd(end) {
@@ -165,8 +172,9 @@ function picture(place) {
     img = new Image();
     img.alt = state.facts.ids[place];
     img.decoding = "sync";
-    img.addEventListener("load", () => place === current() && fit());
-    img.addEventListener("error", () => { img.dataset.gone = "1"; if (place === current()) drawPicture(); });
+    loading += 1;
+    img.addEventListener("load", () => { arrived(); if (place === current()) fit(); });
+    img.addEventListener("error", () => { arrived(); img.dataset.gone = "1"; if (place === current()) drawPicture(); });
     img.src = `image/${place}`;
     fetched.set(place, img);
   }
@@ -185,16 +193,6 @@ function drawPicture() {
   }
 }
 
-/** Why a picture is not there, as the server says it. */
-export async function reason(place) {
-  try {
-    const told = await fetch(`image/${place}`);
-    return told.ok ? "The browser cannot show this file." : await told.text();
-  } catch {
-    return "The review command does not answer.";
-  }
-}
-
 /** As large as the stage allows, in its own proportions. */
 function fit() {
   const img = $("frame").firstElementChild, frame = $("frame");
@@ -205,17 +203,33 @@ function fit() {
   img.classList.toggle("small", Math.max(img.naturalWidth, img.naturalHeight) <= SMALL);
 }
 
-/** Fetch what comes next, and let go of what lies far behind. */
-function fetchAhead() {
+/** Fetch what comes next a moment later, or at once where few are left. */
+function fetchSoon() {
+  clearTimeout(timer);
+  if (over) return;
   const near = queue.slice(Math.max(0, at - BEHIND), at + 1);
-  const open = [];
-  for (let step = 1; step < queue.length && open.length < AHEAD; step += 1) {
+  ahead = [];
+  for (let step = 1; step < queue.length && ahead.length < AHEAD; step += 1) {
     const place = queue[(at + step) % queue.length];
-    if (serial || !state.labels[place] || step === 1) open.push(place);
+    if (serial || !state.labels[place] || step === 1) ahead.push(place);
   }
-  const kept = new Set([...near, ...open]);
+  const kept = new Set([...near, ...ahead]);
   for (const place of fetched.keys()) if (!kept.has(place)) fetched.delete(place);
-  open.forEach(picture);
+  const ready = ahead.findIndex((place) => !fetched.has(place));
+  if (ready >= 0) timer = setTimeout(fetchMore, ready < FEW ? 0 : PAUSE_MS);
+}
+
+function fetchMore() {
+  if (busy) return;
+  for (const place of ahead) {
+    if (loading >= AT_ONCE) return;
+    picture(place);
+  }
+}
+
+function arrived() {
+  loading -= 1;
+  fetchMore();
 }
 
 function drawPanel() {

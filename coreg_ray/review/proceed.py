@@ -46,8 +46,10 @@ class Continuation:
         ]
 
     def command(self) -> str:
-        """The command as a shell takes it, without credentials."""
-        return f"{self._program} {shlex.join(without_credentials(self.words()))}"
+        """The command as a shell takes it, a setting a line, without credentials."""
+        words = [shlex.quote(word) for word in without_credentials(self.words())]
+        pairs = [f"{name} {value}" for name, value in zip(words[::2], words[1::2], strict=True)]
+        return " \\\n    ".join([self._program, *pairs])
 
     def start(self) -> None:
         """Run the command in a process of its own, which goes on when the review page ends.

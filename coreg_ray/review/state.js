@@ -80,6 +80,16 @@ export async function ask(where, body) {
   return answer.json();
 }
 
+/** Why a picture is not there, as the server says it. */
+export async function reason(place) {
+  try {
+    const told = await fetch(`image/${place}`);
+    return told.ok ? "The browser cannot show this file." : await told.text();
+  } catch {
+    return "The review command does not answer.";
+  }
+}
+
 function take(told) {
   for (const [place, label] of Object.entries(told.labels)) state.labels[place] = label;
   state.changes = Math.max(state.changes, told.changes);

@@ -14,10 +14,10 @@ def parsed(content: bytes) -> ReviewTable:
 
 
 def test_labels_go_into_their_cells_and_other_rows_stay_to_the_byte() -> None:
-    there = b'image_id,label,note\n"a,b.png",,"two\nlines"\n"c.png" ,dog,x\nd.png,,\n'
-    after = parsed(there).with_labels({"d.png": "cat", "c.png ": "dog"})
-    assert after == b'image_id,label,note\n"a,b.png",,"two\nlines"\n"c.png" ,dog,x\nd.png,cat,\n'
-    assert parsed(after).labels() == {"a,b.png": "", "c.png ": "dog", "d.png": "cat"}
+    there = b'image_id,label,note\n"a,b.png",,"two\nlines"\n"c.png",dog,x\nd.png,,\n'
+    after = parsed(there).with_labels({"d.png": "cat", "c.png": "dog"})
+    assert after == b'image_id,label,note\n"a,b.png",,"two\nlines"\n"c.png",dog,x\nd.png,cat,\n'
+    assert parsed(after).labels() == {"a,b.png": "", "c.png": "dog", "d.png": "cat"}
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
