@@ -10,7 +10,7 @@ export function answers(place) {
   for (const [column, title] of NAMES) {
     if (!has(column)) continue;
     const given = answer(column, place);
-    const row = element("tr", column === "suggestion" ? "main" : given !== null && given !== main ? "other" : "");
+    const row = element("tr", column === "suggestion" ? "main" : given === main ? "same" : given !== null ? "other" : "");
     row.append(element("th", "", title), element("td", "", given === null ? "no answer" : word(given)),
       element("td", "", percent(value(`${column}_confidence`, place))));
     rows.push(row);
@@ -18,6 +18,7 @@ export function answers(place) {
   const others = (value("candidates", place) ?? []).filter(([number]) => number !== answer("annotator", place));
   if (others.length) {
     rows.push(wide("Candidates", others.map(([number, share]) => `${word(number)} ${percent(share)}`).join(", "), "faint"));
+    rows.at(-1).className = "same";
   }
   if (value("status", place)) rows.push(wide("Status", value("status", place)));
   return rows;

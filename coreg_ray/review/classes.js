@@ -28,10 +28,11 @@ export function remember(name) {
   recent.length = Math.min(recent.length, NUMBERED);
 }
 
-/** The keys of few classes: the classes' own digits, or numbers in their order. */
+/** The keys of few classes: their own digits, or numbers in their order; ten begin with 0, as zero to nine do. */
 function keys() {
   const classes = state.facts.classes;
-  return classes.every((name) => /^\d$/.test(name)) ? classes : "1234567890".split("").slice(0, classes.length);
+  if (classes.every((name) => /^\d$/.test(name))) return classes;
+  return (classes.length === 10 ? "0123456789" : "123456789").split("").slice(0, classes.length);
 }
 
 /** [key, class number] of each class that has a button. */
@@ -76,6 +77,7 @@ function drawMatches() {
     option.id = `match-${row}`;
     option.setAttribute("role", "option");
     option.setAttribute("aria-selected", String(row === marked));
+    if (row === marked) setTimeout(() => option.scrollIntoView({ block: "nearest" }), 0);
     option.append(element("span", "", word(number)), element("small", "", state.facts.names[number].join(", ")));
     option.addEventListener("pointerdown", (event) => { event.preventDefault(); choose(number); });
     return option;

@@ -10,7 +10,8 @@ const $ = (id) => document.getElementById(id);
 const AHEAD = 12, BEHIND = 3, FEW = 4; // pictures kept ready, and how few are too few to wait with the next
 const AT_ONCE = 3; // under way, so that labels find a free connection
 const PAUSE_MS = 40; // after a picture has come
-const SMALL = 96; // pixels a side of what is enlarged without smoothing
+const LARGEST = 16; // times that a small picture is enlarged
+const LONG = 14; // letters of a class's name that need a line of their own
 const fetched = new Map(); // place -> its <img>, loaded or loading
 
 let queue = [], at = 0, order = "listed", serial = false, moved = false; // moved: the person went to this picture
@@ -197,10 +198,9 @@ function drawPicture() {
 function fit() {
   const img = $("frame").firstElementChild, frame = $("frame");
   if (!img?.naturalWidth || !frame.clientWidth) return;
-  const scale = Math.min(frame.clientWidth / img.naturalWidth, frame.clientHeight / img.naturalHeight);
+  const scale = Math.min(frame.clientWidth / img.naturalWidth, frame.clientHeight / img.naturalHeight, LARGEST);
   img.style.width = `${Math.floor(img.naturalWidth * scale)}px`;
   img.style.height = `${Math.floor(img.naturalHeight * scale)}px`;
-  img.classList.toggle("small", Math.max(img.naturalWidth, img.naturalHeight) <= SMALL);
 }
 
 /** Fetch what comes next a moment later, or at once where few are left. */
@@ -237,8 +237,9 @@ function drawPanel() {
   $("place").textContent = `${at + 1} of ${queue.length} · ${state.facts.ids[place]}`;
   drawLabel(place, now);
   $("answers").tBodies[0].replaceChildren(...answers(place));
-  const suggested = answer("suggestion", place);
-  $("choices").replaceChildren(...choices(place).map(([shown, number]) => {
+  const suggested = answer("suggestion", place), offered = choices(place);
+  $("choices").classList.toggle("long", offered.some(([, number]) => word(number).length > LONG));
+  $("choices").replaceChildren(...offered.map(([shown, number]) => {
     const button = element("button", number === suggested ? "suggested" : "");
     button.type = "button";
     button.title = word(number);
