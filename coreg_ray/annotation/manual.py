@@ -24,13 +24,14 @@ _SHOWN = 3
 
 
 def read_manual(path: str, words: Vocabulary) -> tuple[list[str], Labels]:
-    """The ids in the file, and their labels by row number; rows whose label is empty, `?` (not
-    sure) or `-` (none of these) are passed over.
+    """The ids in the file, and their labels by row number.
+
+    Rows whose label is empty, `?` (not sure) or `-` (none of these) are passed over.
 
     Raises:
         UserError: the file cannot be read, lacks a column, gives an image two labels, holds none, or one is no class.
     """
-    rows = _read(path)
+    rows = read_rows(path)
     reader = LabelReader(words.index())
     labels: dict[str, int] = {}
     for image_id, label in rows:
@@ -64,7 +65,8 @@ def check_manual(path: str, words: Vocabulary, pool: NDArray[np.int64]) -> int:
     return len(ids)
 
 
-def _read(path: str) -> list[tuple[str, Any]]:
+def read_rows(path: str) -> list[tuple[str, Any]]:
+    """The ids and labels in the file as they stand there, None for an empty cell. Raises UserError: it has no such."""
     try:
         folder, name = Folder.of_file(path)
         content = folder.read(name)

@@ -13,8 +13,10 @@ import getpass
 import os
 import socket
 import sys
+import tempfile
 import threading
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coreg_ray.commands.base import program, show
@@ -34,6 +36,7 @@ _FLAGS = {
 def main(arguments: list[str]) -> None:
     """Run the command."""
     words = read_words(arguments, __doc__ or "", flags=_FLAGS)
+    from coreg_ray.review.earlier import carry_over
     from coreg_ray.review.items import read_items, read_table_of  # late: --help needs neither pyarrow nor aiohttp
     from coreg_ray.review.pictures import Pictures
     from coreg_ray.review.proceed import Continuation
@@ -43,8 +46,10 @@ def main(arguments: list[str]) -> None:
 
     (given,) = words.runs
     folder = RunFolder.at(given)
-    items = read_items(folder, read_table_of(folder, given))
+    read_table_of(folder, given)  # what is no review is said first
     config = folder.read_config()
+    carry_over(folder, config)
+    items = read_items(folder, read_table_of(folder, given))
     listener = listening(words.port)
     session, pictures = Session(folder, items), Pictures(config, items.ids)
     server = ReviewServer(
@@ -56,10 +61,12 @@ def main(arguments: list[str]) -> None:
     def ready() -> None:
         show(introduction(str(without_credentials(given)), session, address, at))
         if words.browser and _has_screen():
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+            threading.Thread(target=webbrowser.open, args=(door.as_uri(),), daemon=True).start()
 
     try:
-        asyncio.run(server.run(listener, ready))
+        with tempfile.TemporaryDirectory(prefix="coreg-ray-") as private:
+            door = _door(Path(private), address)
+            asyncio.run(server.run(listener, ready))
     finally:
         pictures.close()
         session.merge()
@@ -77,6 +84,13 @@ def introduction(given: str, session: Session, address: str, port: int) -> str:
             "The address is a key: whoever has it on this machine may see the images. Ctrl-C stops.",
         ]
     )
+
+
+def _door(folder: Path, address: str) -> Path:
+    """A page for this user alone that leads to the address, which others would read in the browser's command line."""
+    door = folder / "review.html"
+    door.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={address}">', encoding="utf-8")
+    return door
 
 
 def _user() -> str:

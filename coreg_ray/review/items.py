@@ -71,14 +71,18 @@ def read_table_of(folder: RunFolder, given: str) -> ReviewTable:
     Raises:
         UserError: there is none, it cannot be read, or it is no table with the columns image_id and label.
     """
-    if not folder.exists():
-        raise UserError(f"{given} does not exist; give the folder of a finished run")
-    if not folder.exists(REVIEW):
+    try:
+        content = folder.read(REVIEW)
+    except FileNotFoundError as error:
+        if not folder.exists():
+            raise UserError(f"{given} does not exist; give the folder of a finished run") from error
         raise UserError(
             f"{given} holds no {REVIEW}; it is written at the end of a run, unless report.review is 0: finish the run "
             "with `coreg-ray pipeline` or `coreg-ray train`, or give another folder"
-        )
-    table = ReviewTable.parse(folder.read(REVIEW))
+        ) from error
+    except OSError as error:
+        raise UserError(f"{given} cannot be read ({error}); give the folder of a finished run") from error
+    table = ReviewTable.parse(content)
     if table is None or not table.rows:
         problem = "is empty" if table is not None else "is no CSV in UTF-8 with the columns image_id and label"
         raise UserError(f"{given}/{REVIEW} {problem}; mend it, or move it away and make the report again")

@@ -12,7 +12,9 @@ import pytest
 from review_run import answers, as_csv, journal, labels_in, review_run
 from s3_server import s3_server
 
+from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.review.earlier import carry_over
 from coreg_ray.review.interval import wilson
 from coreg_ray.review.items import read_items, read_table_of
 from coreg_ray.review.journal import Entry, Journal
@@ -198,3 +200,21 @@ def test_a_run_on_an_object_store_is_reviewed_alike(caplog: pytest.LogCaptureFix
         one.merge()
         assert labels_in(run) == {"a.png": "cat", "d.png": "fox"}
         assert json.loads(Folder.at(uri("digits")).read("review.jsonl").splitlines()[-1]) == {"merged": 2}
+
+
+def test_labels_that_a_run_was_trained_with_are_handed_on(run: RunFolder, tmp_path: Path) -> None:
+    """Going on reads one file alone: without them the second round would forget the first."""
+    (tmp_path / "first.csv").write_text("image_id,label\na.png,dog\nx.png,fox\ny.png,\nz.png,?\n")
+    config = run.read_config()
+    assert config is not None
+    tree = config.settings()
+    tree["source"]["manual_labels"] = str(tmp_path / "first.csv")
+    there = run.read("review.csv")
+    assert carry_over(run, Config.model_validate(tree)) == 2
+    assert run.read("review.csv") == there + b"x.png,fox,,,,,,,\nz.png,?,,,,,,,\n"
+    assert carry_over(run, Config.model_validate(tree)) == 0
+    one = session(run)
+    assert one.labels() == {4: "fox", 5: "?"}
+    assert one.obstacle() is None
+    tree["source"]["manual_labels"] = str(tmp_path / "nowhere.csv")
+    assert carry_over(run, Config.model_validate(tree)) == 0
