@@ -44,11 +44,10 @@ def one(run: Overview, lying: Sequence[Place]) -> str:
     if run.figures:
         lines += ["", "Figures", *_indented([[name, _figure(name, value)] for name, value in run.figures.items()])]
     size = sum(place.size or 0 for place in lying)
-    free = "while it runs, nothing may be deleted" if run.working else "what may be deleted is said"
-    lines += ["", f"On disk: {as_size(size)} in all; {free}"]
+    lines += ["", f"On disk: {as_size(size)} in all{'; delete nothing while it runs' if run.working else ''}"]
     rows = [
         [place.name, "" if place.size is None else as_size(place.size), place.what]
-        + ([f"may go {place.may_go}" if place.may_go else ""] if not run.working else [])
+        + ([f"may be deleted {place.may_go}" if place.may_go else ""] if not run.working else [])
         for place in lying
     ]
     lines += _indented(rows, right={1})

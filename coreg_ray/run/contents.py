@@ -26,12 +26,16 @@ _CONTENTS = {  # name in the run folder -> what it is, and when it may go
     "rejects": ("images that could not be decoded, and why", _KEEP),
     "labels": ("true labels, which only score", _KEEP),
     "purified": ("the pool's labels as the networks settled them", _KEEP),
-    "candidates": ("candidate sets", "yes: the same command makes them again from annotations/"),
-    "rows": ("images at the student's resolution", "yes: the same command makes them again from the source"),
-    "features": ("features of a frozen backbone", "yes: the same command makes them again from the source"),
+    "probabilities": ("how probable the networks find the classes of every image", _KEEP),
+    "voters.csv": ("how far each voter can be trusted", _KEEP),
+    "comparison.csv": ("the runs of a comparison as a table", _KEEP),
+    "comparison.html": ("the same for people", _KEEP),
+    "candidates": ("candidate sets", "(the same command makes them again from annotations/)"),
+    "rows": ("images at the student's resolution", "(the same command makes them again from the source)"),
+    "features": ("features of a frozen backbone", "(the same command makes them again from the source)"),
     "checkpoints": ("the state of both networks", "once nothing shall go on or start from this run"),
-    "tensorboard": ("curves for TensorBoard", "yes: history.csv has the figures"),
-    "ray": ("Ray Train's own records", "yes: nothing continues from them"),
+    "tensorboard": ("curves for TensorBoard", "(history.csv has the figures)"),
+    "ray": ("Ray Train's own records", "(nothing continues from them)"),
     "predictions": ("what a model said of images", _KEEP),
     "methods": ("the runs of a comparison", _KEEP),
     "trials": ("the runs of a search", "all but those that best.yaml and trials.csv shall lead to"),
@@ -52,7 +56,7 @@ class Place:
 
     Attributes:
         name: as it is called there, folders with a slash at the end. size: bytes; None where it lies in another run.
-        what: what it is. may_go: when it may be deleted; "" where it should stay.
+        what: what it is. may_go: when or why it may be deleted; "" where it should stay.
     """
 
     name: str

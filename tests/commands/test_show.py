@@ -123,13 +123,13 @@ def test_a_run_is_told_in_a_table(run: RunFolder, capsys: pytest.CaptureFixture[
     assert kept.split("  ")[-1] == "the report"
     assert "2.0 kB" in kept
     goes = next(line for line in lines if line.split()[:1] == ["candidates/"])
-    assert goes.endswith("may go yes: the same command makes them again from annotations/")
+    assert goes.endswith("may be deleted (the same command makes them again from annotations/)")
     assert any("notes.txt" in line and "none of coreg-ray's" in line for line in lines)
     assert any(line.split()[:1] == ["rows/"] and line.endswith("lies in " + run.path + "-other/rows") for line in lines)
     with locked(run, run.path):
         show.main([run.path])
-    assert "may go" not in (during := capsys.readouterr().out)
-    assert "nothing may be deleted" in during
+    assert "may be deleted" not in (during := capsys.readouterr().out)
+    assert "delete nothing while it runs" in during
 
 
 def test_sizes_are_those_of_all_files_below(run: RunFolder) -> None:
