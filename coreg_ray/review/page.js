@@ -142,7 +142,7 @@ function notice(text, offer = null) {
 async function finish() {
   const labels = state.labels.filter((label) => state.classes.has(label)).length;
   $("finish-count").textContent = `${labels} ${labels === 1 ? "image has" : "images have"} a class from you. Every label ` +
-    "is in review.csv already, so you may also just close this page.";
+    "is on disk already, so you may also just close this page.";
   $("finish-evidence").textContent = evidence() ?? "";
   $("finish-evidence").hidden = !evidence();
   $("finish").showModal();
