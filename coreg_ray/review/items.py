@@ -141,15 +141,21 @@ def _share(cell: str) -> float | None:
         value = float(cell)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return value if _is_share(value) else None
+
+
+def _is_share(value: Any) -> bool:
+    """Whether it is a number that a page can show: JSON has no NaN."""
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _add_candidates(folder: Folder, items: Items, number: dict[str, int]) -> None:
     """The candidate sets with the annotator's probabilities, best first."""
     lists: list[list[tuple[int, float]]] = [[] for _ in number]
     for name, classes, scores in _rows(folder, _CANDIDATES, number):
-        best = sorted(zip(scores or [], classes or [], strict=False), reverse=True)[:_MOST_CANDIDATES]
-        lists[number[name]] = [(k, round(float(score), 4)) for score, k in best if 0 <= k < len(items.class_names)]
+        pairs = zip(classes or [], scores or [], strict=False)
+        known = [(k, round(score, 4)) for k, score in pairs if 0 <= k < len(items.class_names) and _is_share(score)]
+        lists[number[name]] = sorted(known, key=lambda pair: -pair[1])[:_MOST_CANDIDATES]
     if not any(lists):
         return
     items.columns["candidates"] = lists
@@ -183,7 +189,7 @@ def _rows(folder: Folder, columns: tuple[str, ...], number: dict[str, int]) -> I
                 if not set(columns) <= set(parquet.schema_arrow.names):
                     continue
                 for batch in parquet.iter_batches(65536, columns=list(columns)):
-                    part = batch.filter(pc.is_in(batch["image_id"], value_set=wished))
+                    part = batch.filter(pc.is_in(batch["image_id"].cast(pa.string()), value_set=wished))
                     left -= len(part)
                     yield from zip(*(part[column].to_pylist() for column in columns), strict=True)
         except (OSError, pa.ArrowException) as error:  # a run under way, or one that was cut short

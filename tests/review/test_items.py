@@ -32,6 +32,16 @@ def test_answers_and_confidences_come_from_the_list_and_the_candidate_sets(tmp_p
     assert not {"status", "changed", "agree"} & items.columns.keys()  # filters that would have nothing to show
 
 
+def test_numbers_that_are_none_do_not_reach_the_page(tmp_path: Path) -> None:
+    run = review_run(RunFolder.at(tmp_path), SOURCE, IDS)
+    sets = {"image_id": IDS, "candidates": [[0, 1], [1], [7]], "scores": [[None, float("nan")], [0.5], [0.5]]}
+    write_table(run.candidates, "0.parquet", pa.table(sets))
+    run.write("review.csv", run.read("review.csv").replace(b"0.6100", b"nan", 1).replace(b"0.6100", b"much", 1))
+    items = items_of(run)
+    assert items.columns["candidates"] == [[], [(1, 0.5)], []]
+    assert items.columns["a_confidence"] == [None, None, 0.61]
+
+
 def test_what_the_method_settled_is_told_where_it_is_kept(tmp_path: Path) -> None:
     run = review_run(RunFolder.at(tmp_path), SOURCE, IDS)
     rows = [("c.png", "outlier", True, False), ("x.png", "clean", True, True), ("a.png", "clean", False, True)]
