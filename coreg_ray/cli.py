@@ -17,6 +17,8 @@ COMMANDS = {
     "predict": "classify the images of any source with a trained model",
     "evaluate": "score a trained model on any labelled source",
     "serve": "answer images over HTTP with a trained model",
+    "review": "look at the images of a run's review.csv in the browser and label them",
+    "show": "what a run is doing or came to, where it lies and what it takes; runs side by side",
     "benchmark": "how fast the method runs on this machine",
 }
 

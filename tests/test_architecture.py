@@ -32,7 +32,7 @@ ORDER = (
     ("training",),
     ("methods",),
     ("deploy",),
-    ("report", "search"),
+    ("report", "review", "search"),
     ("cluster",),
     ("studies",),
     ("commands",),

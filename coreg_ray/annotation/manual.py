@@ -17,23 +17,28 @@ from coreg_ray.ids import contains, row_numbers
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.tables import parquet_file
 from coreg_ray.run.cells import restored
+from coreg_ray.run.review_table import NONE_OF_THESE, NOT_SURE
 from coreg_ray.run.storage import Folder
 
 _SHOWN = 3
 
 
 def read_manual(path: str, words: Vocabulary) -> tuple[list[str], Labels]:
-    """The ids in the file, and their labels by row number; rows whose label is empty are passed over.
+    """The ids in the file, and their labels by row number.
+
+    Rows whose label is empty, `?` (not sure) or `-` (none of these) are passed over.
 
     Raises:
         UserError: the file cannot be read, lacks a column, gives an image two labels, holds none, or one is no class.
     """
-    rows = _read(path)
+    rows = read_rows(path)
     reader = LabelReader(words.index())
     labels: dict[str, int] = {}
     for image_id, label in rows:
         if label is None or (isinstance(label, str) and not label.strip()):
             continue  # a review list need not be filled in to its end
+        if isinstance(label, str) and label.strip() in (NOT_SURE, NONE_OF_THESE) and reader.find(label) is None:
+            continue  # a person looked, and it is no class
         number = reader.written(label, image_id) if isinstance(label, str) else reader(label, image_id)
         assert number is not None
         if labels.setdefault(image_id, number) != number:
@@ -60,7 +65,8 @@ def check_manual(path: str, words: Vocabulary, pool: NDArray[np.int64]) -> int:
     return len(ids)
 
 
-def _read(path: str) -> list[tuple[str, Any]]:
+def read_rows(path: str) -> list[tuple[str, Any]]:
+    """The ids and labels in the file as they stand there, None for an empty cell. Raises UserError: it has no such."""
     try:
         folder, name = Folder.of_file(path)
         content = folder.read(name)

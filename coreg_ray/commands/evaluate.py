@@ -13,8 +13,6 @@ from pydantic import Field
 
 from coreg_ray.commands.base import Command, load, show
 from coreg_ray.errors import UserError
-from coreg_ray.run.folder import METRICS
-from coreg_ray.run.storage import Folder
 
 
 class EvaluateCommand(Command):
@@ -39,6 +37,8 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.waiting import watched
     from coreg_ray.deploy.model import read_card
     from coreg_ray.images import open_source
+    from coreg_ray.run.folder import METRICS
+    from coreg_ray.run.storage import Folder
 
     folder = Folder.at(config.model)
     card = read_card(folder)

@@ -11,7 +11,6 @@ from typing import ClassVar
 from pydantic import Field
 
 from coreg_ray.commands.base import Command, load, show
-from coreg_ray.run.storage import Folder
 
 
 class PredictCommand(Command):
@@ -44,6 +43,7 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.resources import refuse_unreachable
     from coreg_ray.cluster.waiting import watched
     from coreg_ray.images import open_source
+    from coreg_ray.run.storage import Folder
 
     model, output, source = Folder.at(config.model), Folder.at(config.output), open_source(config, "pool")
     connect()

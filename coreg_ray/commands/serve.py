@@ -13,7 +13,6 @@ import time
 from pydantic import Field
 
 from coreg_ray.commands.base import Command, load, show
-from coreg_ray.run.storage import Folder
 
 STOPPED = "stopped"  # what Ctrl-C is answered with
 
@@ -37,6 +36,7 @@ def main(arguments: list[str]) -> None:
 
     refuse_silent()
     from coreg_ray.cluster.serve import application, serving
+    from coreg_ray.run.storage import Folder
 
     app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus, config.pause_s)
     with serving(app, config.host, config.port) as addresses:

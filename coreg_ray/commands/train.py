@@ -12,9 +12,7 @@ from pydantic import Field
 from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, show
 from coreg_ray.errors import UserError
-from coreg_ray.run.folder import CONFIG
 from coreg_ray.run.records import Overlap
-from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended, shortened, without_credentials
 
 
@@ -56,6 +54,9 @@ def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:
     known = vars(parser.parse_known_args(arguments)[0])
     if not known["annotations"] or known["config"]:
         return []
+    from coreg_ray.run.folder import CONFIG  # late: --help needs no pyarrow
+    from coreg_ray.run.storage import Folder
+
     folder = shortened(known["annotations"], "/annotations")
     if Folder.at(folder).exists(CONFIG):
         return ["--config", extended(folder, f"/{CONFIG}")]

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from coreg_ray.run.cells import neutral, restored
+from coreg_ray.run.cells import neutral
 from coreg_ray.run.folder import REVIEW, REVIEW_BESIDE
+from coreg_ray.run.lock import alone
+from coreg_ray.run.review_table import IMAGE, ReviewTable
 from coreg_ray.run.storage import Folder
 
 log = logging.getLogger(__name__)
@@ -89,9 +91,11 @@ def write_review(output: Folder, fresh: str) -> None:
         fresh: what `review_csv` returned.
     """
     for name in (REVIEW, REVIEW_BESIDE):
-        content = with_labels_kept(output.read(name), fresh) if output.exists(name) else fresh.encode()
+        with alone(output):  # `coreg-ray review` may be writing labels into it
+            content = with_labels_kept(output.read(name), fresh) if output.exists(name) else fresh.encode()
+            if content is not None:
+                output.write(name, content)
         if content is not None:
-            output.write(name, content)
             log.info("images to look at: %s/%s", output.path, name)
             return
         log.warning(
@@ -108,24 +112,9 @@ def with_labels_kept(there: bytes, fresh: str) -> bytes | None:
     Returns:
         None where `there` is no table with the columns image_id and label: labels may be in it all the same.
     """
-    try:
-        text = io.StringIO(there.decode("utf-8-sig"), newline="")
-        lines = [line for line in csv.reader(text, strict=True) if line]
-    except (UnicodeDecodeError, csv.Error):
-        return None
-    if not lines:
-        return fresh.encode()
-    columns = lines[0]
-    sound = {"image_id", "label"} <= set(columns) and len(set(columns)) == len(columns)
-    if not sound or any(len(line) > len(columns) for line in lines):
-        return None
-    rows = [dict(zip(columns, line, strict=False)) for line in lines[1:]]  # a row may end early
-    if not any(row.get("label", "").strip() for row in rows):
-        return fresh.encode()
-    named, ending = {restored(row.get("image_id", "")) for row in rows}, "\r\n" if b"\r\n" in there else "\n"
-    new = [row for row in csv.DictReader(io.StringIO(fresh)) if restored(row["image_id"]) not in named]
-    added = io.StringIO()
-    if new and not there.endswith((b"\n", b"\r")):
-        added.write(ending)
-    csv.DictWriter(added, columns, extrasaction="ignore", lineterminator=ending).writerows(new)
-    return there + added.getvalue().encode()
+    table, asked = ReviewTable.parse(there), ReviewTable.parse(fresh.encode())
+    assert asked is not None
+    if table is None or not table.has_labels:
+        return None if table is None else fresh.encode()
+    named = table.labels()
+    return table.with_rows([row for row in asked.rows if row[IMAGE] not in named])

@@ -12,6 +12,7 @@ RUN/
     checkpoints/, history.csv, tensorboard/, ray/
     purified/, probabilities/             a label for every image of the pool; what both networks say of it
     model/, metrics.json, baselines.json, report.html, review.csv, failure.txt
+    review.jsonl                          every label given on the review page, as it was given
     borrowed.json                         which of these folders lie in another run
     .lock                                 which command works here at the moment (lock.py)
 """
@@ -22,8 +23,7 @@ import platform
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -36,15 +36,14 @@ from coreg_ray.errors import UserError
 from coreg_ray.run.claim import claim, usable
 from coreg_ray.run.features import FeaturesManifest
 from coreg_ray.run.history import Epochs, as_csv, from_csv
+from coreg_ray.run.origin import Split, origin, refuse_others
 from coreg_ray.run.records import Baseline, CandidateManifest, PurifiedManifest, RowsManifest, from_json
 from coreg_ray.run.storage import Folder
-from coreg_ray.run.uris import extended, without_credentials
-
-Split = Literal["pool", "test"]
 
 CONFIG, VERSIONS, LINKS = "config.yaml", "versions.json", "borrowed.json"
 METRICS, HISTORY, BASELINES, FAILURE = "metrics.json", "history.csv", "baselines.json", "failure.txt"
 REPORT, REVIEW, REVIEW_BESIDE = "report.html", "review.csv", "review-new.csv"
+JOURNAL, CONTINUED_LOG = "review.jsonl", "review-train.log"
 MANIFEST, USED, ZERO_SHOT, BEFORE = "manifest.json", "annotators.json", "test.json", "before.json"
 ORIGIN = "source.json"
 _DISTRIBUTIONS = ("torch", "ray", "open_clip_torch")
@@ -166,15 +165,7 @@ class RunFolder(Folder):
         else:  # an earlier version annotated it
             begun, where = self.read_config(), f"{self.path}/{CONFIG}"
             then = origin(begun, split) if begun else None
-        if then is None or then == now:
-            return
-        section = "source" if split == "pool" else "test"
-        differences = [f"{section}.{change}" for change in changed(then, now)]
-        raise UserError(
-            f"--output {config.output} holds annotations of other {split} images ({'; '.join(differences)}), which "
-            f"would be dropped; choose another --output. Where the same images have moved, say so in {where}; to give "
-            f"up what was answered, remove {table.path}"
-        )
+        refuse_others(then, now, split, f"--output {config.output}", where, table.path)
 
     def write_origin(self, config: Config, split: Split) -> None:
         """Keep which source's images `annotations/<split>/` is about."""
@@ -282,22 +273,6 @@ class RunFolder(Folder):
 
     def _read_json_or(self, name: str, otherwise: Any) -> Any:
         return self.read_json(name) if self.exists(name) else otherwise
-
-
-def origin(config: Config, split: Split) -> dict[str, Any] | None:
-    """Which images a split has: where its source lies, local paths in full, without credentials. None: it has none."""
-    section = config.source if split == "pool" else config.test
-    if section.kind is None:
-        return None
-    columns = ("image_column", "id_column") if section.kind in ("parquet", "huggingface") else ()
-    place = {name: getattr(section, name) for name in ("kind", "path", "name", "subset")}
-    path = section.path
-    if path and "://" not in path:
-        local = Path(path).expanduser()
-        place["path"] = str(local.absolute()) if local.exists() or section.kind != "huggingface" else path
-    elif path:
-        place["path"] = without_credentials(extended(path, ""))
-    return place | {name: getattr(config.source, name) for name in columns}
 
 
 def versions() -> dict[str, str]:

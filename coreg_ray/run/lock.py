@@ -72,6 +72,12 @@ def _renewed(folder: Folder, token: str) -> Iterator[None]:
         renewal.join(10.0)  # a store may not answer
 
 
+def worker(folder: Folder) -> str | None:
+    """Who works in a folder at the moment, in words; None: nobody."""
+    holder = _Holder.of(folder)
+    return holder.words if holder is not None and holder.works else None
+
+
 @dataclass(frozen=True)
 class _Holder:
     """Who holds a lock, or did when it was last renewed, `age` seconds ago.
@@ -112,24 +118,26 @@ class _Holder:
             remedy = (
                 f"wait until it ends (if it was killed, the folder is free in {left} s), or choose another --output"
             )
-        since = (
-            f", begun {datetime.fromtimestamp(self.process.started):%Y-%m-%d %H:%M:%S}" if self.process.started else ""
-        )
-        return UserError(
-            f"--output {given} is in use by process {self.process.pid} on {self.process.host}{since}, last heard of "
-            f"{max(0, round(self.age))} s ago; {remedy}"
-        )
+        return UserError(f"--output {given} is in use by {self.words}; {remedy}")
+
+    @property
+    def words(self) -> str:
+        """Which process, where, since when, and how long ago it was last heard of."""
+        begun = self.process.started
+        since = f", begun {datetime.fromtimestamp(begun):%Y-%m-%d %H:%M:%S}" if begun else ""
+        heard = f"last heard of {max(0, round(self.age))} s ago"
+        return f"process {self.process.pid} on {self.process.host}{since}, {heard}"
 
 
 def _take(folder: Folder, given: str, token: str) -> None:
     """Put a lock of one's own there. Raises UserError: another command works in the folder."""
-    with _alone_on_this_machine(folder) as alone:
+    with alone(folder) as sole:
         holder = _Holder.of(folder)
         if holder is not None and holder.works:
             raise holder.refusal(given)
         _write(folder, token)
     foreign = holder is not None and not holder.here
-    if not alone or foreign:
+    if not sole or foreign:
         time.sleep(SETTLED_AFTER_S)
         if _token(folder) != token:
             winner = _Holder.of(folder)
@@ -171,8 +179,11 @@ def _token(folder: Folder) -> Any:
 
 
 @contextlib.contextmanager
-def _alone_on_this_machine(folder: Folder) -> Iterator[bool]:
-    """Whether no other process takes the lock meanwhile; False where the file system cannot see to that."""
+def alone(folder: Folder) -> Iterator[bool]:
+    """Go on when no other process or thread of this machine is in such a block for this folder: for a moment's work.
+
+    Yields False where the file system cannot see to that.
+    """
     if not folder.local:
         yield False
         return

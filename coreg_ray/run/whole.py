@@ -82,7 +82,7 @@ def _write(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             target.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _make_folder(folder: Path) -> None:
@@ -93,10 +93,10 @@ def _make_folder(folder: Path) -> None:
         folder = folder.parent
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """The names in a folder reach the disk, where its file system can do that."""
     try:
         handle = os.open(folder, os.O_RDONLY)
