@@ -42,7 +42,7 @@ def refuse_others(
     section = "source" if split == "pool" else "test"
     differences = [f"{section}.{change}" for change in changed(then, now)]
     raise UserError(
-        f"{output} holds annotations of other {split} images ({'; '.join(differences)}), which would be dropped; choose "
-        f"another --output. Where the same images have moved, say so in {record}; to give up what was answered, remove "
-        f"{table}"
+        f"{output} holds annotations of other {split} images ({'; '.join(differences)}), which would be dropped; "
+        f"choose another --output. Where the same images have moved, say so in {record}; to give up what was answered, "
+        f"remove {table}"
     )
