@@ -230,7 +230,8 @@ def noise_tolerant_contrast(
 ):
     losses = []
     for i, query in enumerate(queries):
-        entries = [(key, classes[j], confident[j], j == i) for j, key in enumerate(keys)]
+        entries = [(other, classes[j], confident[j], False) for j, other in enumerate(queries) if j != i]
+        entries += [(key, classes[j], confident[j], j == i) for j, key in enumerate(keys)]
         for key, c, sure, valid in zip(queue, queue_classes, queue_confident, queue_valid, strict=True):
             if valid:
                 entries.append((key, c, sure, False))

@@ -71,13 +71,13 @@ def noise_tolerant_contrast(
     """Supervised contrast that trusts equal pseudo-classes only when both are confident (METHOD section 4).
 
     L_i = -1/|pos| sum_pos [s_ij - log sum_{pos and neg} exp s_ij], s = query . entry / temperature, over the entries
-    [keys, queue]. Positives: the anchor's own key, and entries of its class when both are confident. Entries of its
-    class otherwise are in neither sum. All other classes are negatives.
+    [queries, keys, queue]. Positives: the anchor's own key, and entries of its class when both are confident. Entries
+    of its class otherwise are in neither sum, and nor is the anchor's own query. All other classes are negatives.
 
     Args:
-        queries: (A, D) normalised features of the anchors' first strong views.
+        queries: (A, D) normalised features of the anchors' first strong views; as entries they have a gradient too.
         keys: (A, D) the same rows' second views through the key encoder; key i is anchor i's own.
-        classes: (A,) int pseudo-classes.
+        classes: (A,) int pseudo-classes, of queries and keys alike.
         confident: (A,) bool, from the labelled side.
         queue: (Q, D) older keys; Q may be 0.
         queue_classes: (Q,) int.
@@ -86,7 +86,7 @@ def noise_tolerant_contrast(
         denominator: number of anchors in the whole team.
 
     Returns:
-        Scalar, mean over anchors. Nothing larger than (A, A + Q) is built.
+        Scalar, mean over anchors. Nothing larger than (A, 2A + Q) is built.
 
     Raises:
         ValueError: temperature not above 0.
@@ -96,14 +96,16 @@ def noise_tolerant_contrast(
     if not len(queries):  # no anchor, no sum to take the logarithm of
         return _mean(_wide(queries).sum(dim=1), denominator)
     with torch.autocast(queries.device.type, enabled=False):  # similarities up to 14 need more than 8 bits
-        similarity = _wide(queries) @ _wide(torch.cat([keys, queue.to(keys.dtype)])).T / temperature  # (A, A + Q)
+        entries = torch.cat([_wide(queries), _wide(keys), _wide(queue)])  # (2A + Q, D)
+        similarity = _wide(queries) @ entries.T / temperature  # (A, 2A + Q)
 
-    own = torch.eye(*similarity.shape, dtype=torch.bool, device=queries.device)
-    same_class = classes[:, None] == torch.cat([classes, queue_classes])
-    both_confident = confident[:, None] & torch.cat([confident, queue_confident])
-    valid = torch.cat([torch.ones_like(confident), queue_valid])
-    positive = own | (same_class & both_confident & valid)
-    counted = positive | (~same_class & valid)
+    own_query = torch.eye(*similarity.shape, dtype=torch.bool, device=queries.device)
+    own_key = own_query.roll(len(queries), dims=1)
+    same_class = classes[:, None] == torch.cat([classes, classes, queue_classes])
+    both_confident = confident[:, None] & torch.cat([confident, confident, queue_confident])
+    takes_part = torch.cat([torch.ones_like(confident).repeat(2), queue_valid]) & ~own_query
+    positive = own_key | (same_class & both_confident & takes_part)
+    counted = positive | (~same_class & takes_part)
 
     normaliser = similarity.masked_fill(~counted, -math.inf).logsumexp(dim=1)  # (A,)
     attraction = similarity.masked_fill(~positive, 0.0).sum(dim=1) / positive.sum(dim=1)

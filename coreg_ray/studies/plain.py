@@ -133,12 +133,13 @@ class PlainLearner:
         _, queries = self.student(torch.cat([views.strong_x[0], views.strong_u[0]]))
         with torch.no_grad():
             _, keys = self.keys(torch.cat([views.strong_x[1], views.strong_u[1]]))
-        entries = torch.cat([keys, self.queue])
+        entries = torch.cat([queries, keys, self.queue])
         similarity = queries @ entries.T / temperature
-        same = classes[:, None] == torch.cat([classes, self.queue_classes])[None]
-        sure = confident[:, None] & torch.cat([confident, self.queue_confident])[None]
+        same = classes[:, None] == torch.cat([classes, classes, self.queue_classes])[None]
+        sure = confident[:, None] & torch.cat([confident, confident, self.queue_confident])[None]
         positive = (same & sure).float()
-        positive[:, : len(classes)].fill_diagonal_(1.0)
+        positive[:, : len(classes)].fill_diagonal_(0.0)  # the own query
+        positive[:, len(classes) : 2 * len(classes)].fill_diagonal_(1.0)  # the own key
         counted = torch.maximum(positive, (~same).float())
         highest = similarity.max(dim=1, keepdim=True).values.detach()
         total = (torch.exp(similarity - highest) * counted).sum(dim=1, keepdim=True).log() + highest

@@ -45,17 +45,18 @@ def contrast_inputs(anchors, slots, dims=6, classes=3, dtype=torch.float64, seed
 
 
 def counted_entries(inputs):
-    """Which entries stand in each anchor's sum, from the words of section 4: (A, A + Q) bool."""
+    """Which entries stand in each anchor's sum, from the words of section 4: (A, 2A + Q) bool."""
     anchors = len(inputs["classes"])
-    classes = torch.cat([inputs["classes"], inputs["queue_classes"]]).tolist()
-    sure = torch.cat([inputs["confident"], inputs["queue_confident"]]).tolist()
-    valid = [True] * anchors + inputs["queue_valid"].tolist()
-    return torch.tensor(
-        [
-            [i == j or (valid[j] and (classes[i] != classes[j] or (sure[i] and sure[j]))) for j in range(len(classes))]
-            for i in range(anchors)
-        ]
-    )
+    classes = torch.cat([inputs["classes"], inputs["classes"], inputs["queue_classes"]]).tolist()
+    sure = torch.cat([inputs["confident"], inputs["confident"], inputs["queue_confident"]]).tolist()
+    valid = [True] * 2 * anchors + inputs["queue_valid"].tolist()
+
+    def counts(i, j):
+        if j in (i, anchors + i):
+            return j != i  # the own key always, the own query never
+        return valid[j] and (classes[i] != classes[j] or (sure[i] and sure[j]))
+
+    return torch.tensor([[counts(i, j) for j in range(len(classes))] for i in range(anchors)])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -99,7 +100,7 @@ def test_does_not_feel_the_order_of_anchors_slots_or_class_numbers():
 def test_only_what_is_in_the_sum_matters(slot):
     inputs = contrast_inputs(1, 20, seed=2)
     before = noise_tolerant_contrast(**inputs)
-    counted = counted_entries(inputs)[0, 1:]
+    counted = counted_entries(inputs)[0, 2:]
     assert 5 < counted.sum() < 15
     inputs["queue"][slot] = torch.randn(6, generator=seeded(slot), dtype=torch.float64) * 5
     assert torch.equal(noise_tolerant_contrast(**inputs), before) == (not counted[slot])
@@ -109,7 +110,7 @@ def test_ignored_entries_get_no_gradient():
     inputs = contrast_inputs(10, 20)
     inputs["queue"].requires_grad_()
     noise_tolerant_contrast(**inputs).backward()
-    used = counted_entries(inputs)[:, 10:].any(0)
+    used = counted_entries(inputs)[:, 20:].any(0)
     assert torch.equal(inputs["queue"].grad.any(1), used)
     assert not used.all()
 
@@ -124,8 +125,9 @@ def test_an_unfilled_queue_is_no_queue():
 def test_without_confidence_only_the_own_key_attracts():
     inputs = contrast_inputs(8, 20)
     inputs["confident"][:] = False
-    similarity = inputs["queries"] @ torch.cat([inputs["keys"], inputs["queue"]]).T / 0.07
-    expected = (similarity.masked_fill(~counted_entries(inputs), -math.inf).logsumexp(1) - similarity.diagonal()).mean()
+    similarity = inputs["queries"] @ torch.cat([inputs["queries"], inputs["keys"], inputs["queue"]]).T / 0.07
+    own = similarity[:, 8:].diagonal()
+    expected = (similarity.masked_fill(~counted_entries(inputs), -math.inf).logsumexp(1) - own).mean()
     torch.testing.assert_close(noise_tolerant_contrast(**inputs), expected)
 
 
@@ -134,6 +136,26 @@ def test_the_own_key_is_positive_whatever_its_flags(sure):
     inputs = contrast_inputs(1, 0)
     inputs["confident"][:] = sure
     assert noise_tolerant_contrast(**inputs).item() == pytest.approx(0, abs=1e-12)  # alone in its own sum
+
+
+def test_other_queries_attract_and_repel_like_keys_of_their_rows():
+    """Two anchors without a queue, by hand: the other's query stands beside the other's key, with a gradient."""
+    inputs = contrast_inputs(2, 0)
+    queries, keys = inputs["queries"].requires_grad_(), inputs["keys"]
+    for same in (True, False):
+        inputs.update(classes=torch.tensor([1, 1 if same else 2]), confident=torch.tensor([True, True]))
+        s = {(i, name, j): entry[j] @ queries[i] / 0.07 for i in (0, 1) for j in (0, 1) for name, entry in
+             (("query", queries), ("key", keys))}  # fmt: skip
+        rows = []
+        for i, other in ((0, 1), (1, 0)):
+            all_counted = torch.stack([s[i, "key", i], s[i, "query", other], s[i, "key", other]])
+            attracted = all_counted.mean() if same else s[i, "key", i]
+            rows.append(all_counted.logsumexp(0) - attracted)
+        expected = torch.stack(rows).mean()
+        loss = noise_tolerant_contrast(**inputs)
+        torch.testing.assert_close(loss, expected)
+        gradients = [torch.autograd.grad(value, queries, retain_graph=True)[0] for value in (loss, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_of_two_replicas_adds_up():
@@ -172,7 +194,7 @@ def test_builds_nothing_larger_than_anchors_times_entries():
     inputs = contrast_inputs(16, 48)
     with Largest() as seen:
         noise_tolerant_contrast(**inputs)
-    assert seen.numel == 16 * (16 + 48)
+    assert seen.numel == 16 * (2 * 16 + 48)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.07])
