@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
+import ray
 
 from coreg_ray.cluster.pipeline import prepare, run_pipeline
 from coreg_ray.commands.base import Command, load
@@ -111,6 +116,41 @@ def test_annotations_that_a_run_has_borrowed_serve_a_third_one(
         first.read_rows_manifest(split) for split in SPLITS
     ]
     assert [third.annotations(split) for split in SPLITS] == [first.annotations(split) for split in SPLITS]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(600)
+def test_sigterm_ends_a_run_in_words_and_the_same_command_goes_on(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
+) -> None:
+    """On a Ray of its own first, which has to end with it; then on a cluster."""
+    run = tmp_path / "run"
+    arguments = ["--preset", "smoke", "--output", str(run), "--student.width", "4", "--export.onnx", "false"]
+    RunFolder.at(run).claim(load(arguments, Command))
+    for part in ("annotations", "labels", "rows", "candidates"):
+        copytree(finished[0] / part, run / part)
+    program = [sys.executable, str(JOBS / "pipeline.py"), *arguments]
+    alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with subprocess.Popen(program, env=alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+        deadline = time.monotonic() + 300
+        while not (run / "history.csv").exists():
+            assert job.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert (run / ".lock").exists()
+        job.send_signal(signal.SIGTERM)
+        _, shown = job.communicate(timeout=180)
+    assert job.returncode == 143
+    assert "SIGTERM" not in shown
+    assert "Traceback" not in shown
+    assert shown.endswith("\nstopped; the same command continues this run\n")
+    assert not (run / ".lock").exists()
+    assert not list(run.rglob("*.partial"))
+    there = alone | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    done = subprocess.run(program, env=there, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "metrics.json").read_text())["train/start_epoch"] >= 1
+    assert (run / "model/model.json").exists()
 
 
 def test_other_settings_on_the_same_folder_are_refused(tmp_path: Path) -> None:
