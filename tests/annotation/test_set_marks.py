@@ -76,7 +76,7 @@ SIDES = {"annotation": ANNOTATION, "candidates": CANDIDATES, "training": TRAININ
 LEAVE_THE_SETS = {  # of those that decide answers: they warn and score
     *("source.background", "test.kind", "test.path", "test.name", "test.subset"),
 }
-OF_EMBEDDINGS = {"candidates.align"}  # which the answers made here have not; test_alignment.py looks at it
+OF_EMBEDDINGS = {"candidates.align"}  # which the answers made here have not; test_label_model_sets.py looks at it
 OTHER_IMAGES = {"source.name", "source.subset"}  # of sets that are no files; like another path, they list other ids
 
 
