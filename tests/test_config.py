@@ -12,12 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from coreg_ray.commands.base import Command, load
 from coreg_ray.config import AnnotatorConfig, Config, SourceConfig, StudentConfig
-from coreg_ray.config.older import ADDED, completed
+from coreg_ray.config.older import ADDED, alike, completed
 from coreg_ray.config.paths import path_settings, with_absolute_paths
 from coreg_ray.config.sections import decides
 from coreg_ray.config.texts import flattened
 from coreg_ray.config.tree import as_older_versions, digest
 from coreg_ray.images.paper_sets import explicit_student
+from coreg_ray.pure.label_model import MASS
 
 CHAT = {"kind": "chat", "endpoint": "http://localhost:8000/v1"}
 
@@ -107,6 +108,7 @@ def test_unknown_keys_are_refused(dotted: str) -> None:
         ({"cluster": {"num_workers": 3}}, "num_workers=3 cannot hold two equal teams; use 1 or an even number"),
         ({"annotator": {"min_actors": 4, "max_actors": 2}}, "max_actors=2 is below min_actors=4; raise max_actors"),
         ({"annotator": {"kind": "chat"}}, "annotator.kind=chat needs annotator.endpoint"),
+        ({"annotator": {"kind": "votes"}}, "annotator.kind=votes needs annotator.votes"),
         ({"further_annotators": [{"kind": "chat"}]}, "annotator.kind=chat needs annotator.endpoint"),
         (
             {"method": {"order": "sequential"}, "cluster": {"num_workers": 2}},
@@ -204,7 +206,11 @@ DECISIVE = {
     "annotator.model": "embedded",
     "annotator.pretrained": "laion2b",
     "annotator.image_side": 224,
+    "annotator.votes": "votes.csv",
+    "annotator.voters": ["ann", "bob"],
+    "annotator.scores": "logits",
     "candidates.mode": "single",
+    "candidates.align": "uniform",
     "method.epochs": 200,
     "method.exchanges": 2,
     "method.order": "sequential",
@@ -260,7 +266,9 @@ def test_every_setting_is_either_decisive_or_about_running() -> None:
     assert set(decisive) == {
         *("seed", "start_from", "source", "test", "annotator", "further_annotators", "candidates", "method", "student"),
     }
-    assert set(decisive["annotator"]) == {"kind", "model", "pretrained", "questions", "image_side"}
+    assert set(decisive["annotator"]) == {
+        *("kind", "model", "pretrained", "questions", "image_side", "votes", "voters", "scores"),
+    }
     assert built("student.compile", True).fingerprint() == Config().fingerprint()
     assert built("method.weak_views", 2).fingerprint() != Config().fingerprint()
 
@@ -270,6 +278,22 @@ def test_further_annotators_are_fingerprinted_like_the_first() -> None:
     elsewhere = built("further_annotators", [CHAT | {"endpoint": "http://other/v1", "concurrency": 1}])
     other = built("further_annotators", [CHAT | {"model": "another"}])
     assert one.fingerprint() == elsewhere.fingerprint() != other.fingerprint()
+
+
+def test_runs_with_further_annotators_are_those_of_older_versions_too() -> None:
+    one = built("further_annotators", [CHAT])
+    forms = as_older_versions(one.decisive())
+    assert [name for form in forms[-1:] for name in form["further_annotators"][0] if name in ("votes", "scores")] == []
+    scored = built("further_annotators", [{**CHAT, "scores": "logits"}])
+    assert len(as_older_versions(scored.decisive())) < len(forms)
+    (entry,) = completed(forms[-1])["further_annotators"]
+    assert (entry["votes"], entry["voters"], entry["scores"]) == (None, None, "votes")
+
+
+def test_a_label_model_has_a_mass_of_its_own_unless_one_is_named() -> None:
+    masses = [{"mode": "label_model"}, {"mode": "label_model", "mass": 0.9}, {"mode": "cumulative"}]
+    assert [built("candidates", one).candidates.mass for one in masses] == [0.95, 0.9, 0.9]
+    assert built("candidates", {"mode": "label_model"}).candidates.mass == MASS
 
 
 def test_a_fingerprint_does_not_depend_on_how_a_value_was_written() -> None:
@@ -300,10 +324,12 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
         "max_actors": 3, "num_gpus": 0.5, "num_cpus": 2, "endpoint": "http://localhost:8000/v1", "allow_upload": True,
         "questions": ["Is it {}?"], "key_variable": "KEY", "concurrency": 2, "timeout_s": 5, "retries": 1,
         "max_requests": 9, "retry_rejects": True, "image_side": 224, "price_input": 1, "price_output": 2,
+        "votes": "votes.csv", "voters": ["ann"], "scores": "logits",
     },
     "further_annotators": [{"model": "embedded", "batch_size": 4}],
     "candidates": {
         "mode": "ratio", "partial_rate": 0.2, "noise_rate": 0.3, "k": 3, "threshold": 0.2, "ratio": 0.4, "mass": 0.8,
+        "align": "uniform",
     },
     "method": {
         "epochs": 30, "warmup_epochs": 9, "contrast_delay": 3, "batch_size": 32, "warmup_batch_size": 64,
@@ -377,7 +403,8 @@ def without(tree: dict[str, Any], *dotted: str) -> dict[str, Any]:
         branch = less
         for section in sections:
             branch = branch[section]
-        del branch[name]
+        for one in [branch, *alike(less, sections)]:
+            del one[name]
     return less
 
 
@@ -449,6 +476,8 @@ def test_settings_that_hold_paths_are_known() -> None:
     assert dict(path_settings()) == {
         "output": (),
         "start_from": (),
+        "annotator.votes": (),
+        "candidates.align": ("none", "uniform"),
         "method.prior": ("uniform", "annotator"),
         "student.pretrained": ("hub",),
     }

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coreg_ray.annotation.alignment import Alignment, aligned_answers
 from coreg_ray.annotation.arrow import lists, matrix, read_table, write_table
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.clip import TextTable, probabilities
@@ -19,10 +20,12 @@ from coreg_ray.annotation.labels import Labels
 from coreg_ray.annotation.parts import Part
 from coreg_ray.annotation.quality import Score
 from coreg_ray.annotation.rejects import NOT_FINITE, Rejected, record_rejects
+from coreg_ray.annotation.rule import Rule
 from coreg_ray.annotation.set_marks import mark_of_sets, mark_of_votes
 from coreg_ray.config import CandidatesConfig
 from coreg_ray.ids import keys, row_number, row_numbers
 from coreg_ray.pure import candidates as sets
+from coreg_ray.pure.label_model import sets_by_mass
 from coreg_ray.run.storage import Folder
 
 
@@ -61,6 +64,8 @@ class Making:
         seed: of synthetic sets.
         rejected: images whose answers do not count, because their files hold something else now.
         rejects: where images are recorded whose stored answers are not finite, None: nowhere.
+        ratios: by an annotator's folder, how its probabilities are aligned.
+        rule: what modes that look at the whole pool first have found there.
     """
 
     settings: CandidatesConfig
@@ -70,6 +75,8 @@ class Making:
     seed: int
     rejected: Rejected = field(default_factory=Rejected)
     rejects: Folder | None = None
+    ratios: dict[str, Alignment] = field(default_factory=dict)
+    rule: Rule = field(default_factory=Rule)
 
 
 def score_part(
@@ -88,7 +95,8 @@ def read_evidence(
         card, text: of the prompts that count.
         prompts: their places among those that were asked; None where all count.
     """
-    columns = ["image_id", "content", "votes", *(["embedding"] if card.dim else [])]
+    scored = card.details.get("scores", "votes") != "votes"
+    columns = ["image_id", "content", "votes", *(["embedding"] if card.dim else ["mean"] if scored else [])]
     table = read_table(folder, part.name, columns)
     if len(making.rejected.rows):
         table = _counting(table, making.rejected)
@@ -98,9 +106,17 @@ def read_evidence(
     ids, votes = table["image_id"].to_pylist(), torch.from_numpy(matrix(table["votes"], np.int32))
     votes = votes if prompts is None else votes[:, list(prompts)]
     if text is None:
-        return Evidence(ids, votes, _shares(votes, len(card.names)), torch.full((len(ids),), torch.nan), _no(len(ids)))
+        mean = _shares(votes, len(card.names))
+        if scored:
+            given = torch.from_numpy(matrix(table["mean"], np.float32))
+            mean = torch.where(given.isnan().any(dim=1, keepdim=True), mean, given)
+        return Evidence(ids, votes, mean, torch.full((len(ids),), torch.nan), _no(len(ids)))
     embedding = torch.from_numpy(matrix(table["embedding"], np.float16))
-    mean = torch.cat([block.mean(dim=1) for block in probabilities(embedding, text)])
+    ratio = making.ratios.get(card.folder)
+    if ratio is None:
+        mean = torch.cat([block.mean(dim=1) for block in probabilities(embedding, text)])
+    else:
+        votes, mean = aligned_answers(embedding, text, ratio)
     finite = mean.isfinite().all(dim=1)  # which it is not where an embedding is not, or the logits are not
     if not finite.all():
         _record_not_finite(table.filter(pa.array(~finite.numpy())), making.rejects, part.run)
@@ -154,19 +170,21 @@ def score(evidence: Evidence, making: Making, name: str) -> Score:
     if not len(rows):
         return Score.none(evidence.votes.shape[1], num_classes)
     truth, trusted = making.labels.of(rows), making.manual.of(rows)
-    member = _sets(evidence, making, truth)
+    belief = making.rule.belief(evidence.votes)
+    member = _sets(evidence, making, truth, belief)
     if (trusted >= 0).any():
         member = torch.where((trusted >= 0)[:, None], F.one_hot(trusted.clamp(min=0), num_classes).bool(), member)
-    total = Score.of(evidence.votes, evidence.mean, member, evidence.similarity, evidence.background, truth)
+    total = Score.of(evidence.votes, evidence.mean, member, evidence.similarity, evidence.background, truth, belief)
     indices, sizes = sets.to_ragged(member)
     if making.output is not None:
-        _write(making.output, name, evidence, rows, member, trusted >= 0)
+        shown = evidence if belief is None else replace(evidence, mean=belief.float())
+        _write(making.output, name, shown, rows, member, trusted >= 0)
     voted = mark_of_votes(evidence.image_ids, evidence.votes.numpy())
     chosen = mark_of_sets(rows, sizes.numpy(), indices.numpy(), (trusted >= 0).numpy())
     return replace(total, voted=voted, chosen=chosen)
 
 
-def _sets(evidence: Evidence, making: Making, truth: Tensor) -> Tensor:
+def _sets(evidence: Evidence, making: Making, truth: Tensor, belief: Tensor | None) -> Tensor:
     """The candidate sets (n, K) bool that the mode asks for."""
     settings, num_classes = making.settings, evidence.mean.shape[1]
     if settings.mode == "union":
@@ -175,6 +193,10 @@ def _sets(evidence: Evidence, making: Making, truth: Tensor) -> Tensor:
         return torch.cat(
             [_synthetic(i, t, making, num_classes) for i, t in zip(evidence.image_ids, truth, strict=True)]
         )
+    if belief is not None:
+        return sets_by_mass(belief, evidence.votes, settings.mass)
+    if settings.mode == "cpl":
+        return making.rule.cpl_sets(evidence.mean)
     numbers = settings.model_dump(include={"k", "threshold", "ratio", "mass"})
     return sets.candidate_sets(evidence.mean[:, None], settings.mode, **numbers)
 

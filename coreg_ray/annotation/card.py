@@ -16,10 +16,11 @@ class Card:
     """What an annotator is and was asked; its manifest.
 
     Attributes:
-        kind: clip or chat.
-        model: name and weights as the user gave them.
-        encoder: fingerprint of all that an embedding depends on (chat: of model and question settings).
-        prompts, names: the vocabulary.
+        kind: clip, chat or votes.
+        model: name and weights as the user gave them (votes: where they lie).
+        encoder: fingerprint of all that an embedding depends on (chat: of model and question settings; votes: of what
+            the files say and how it is read).
+        prompts, names: the vocabulary; prompts of votes are the voters' names.
         preprocess: how images are resized for it (fields of `images.decode.Fit`).
         dim: D, or 0 where nothing is embedded.
         details: scale, bias and the like.

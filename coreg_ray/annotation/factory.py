@@ -22,12 +22,15 @@ _GREY = 127
 
 
 def vocabulary_for(config: AnnotatorConfig, words: Vocabulary) -> Vocabulary:
-    """What this annotator is asked: prompts for CLIP, questions for a chat model."""
-    return words if config.kind == "clip" else questions(words, config.questions)
+    """What this annotator is asked: prompts for CLIP, questions for a chat model, nothing where votes are there."""
+    return questions(words, config.questions) if config.kind == "chat" else words
 
 
 def identity(config: AnnotatorConfig) -> str:
-    """What names the annotator without loading it; a checkpoint given as a file is known by its content."""
+    """What names the annotator without loading it; a checkpoint given as a file is known by its content.
+
+    Votes in files are known by theirs (`votes.describe`), which have to be read.
+    """
     if config.kind == "chat":
         return f"chat {config.model} {config.image_side}"
     named = [config.model, config.pretrained or ""]
@@ -52,8 +55,12 @@ def describe(config: AnnotatorConfig, words: Vocabulary, background: list[str]) 
     """The annotator's card and, for CLIP, the text embeddings; loads the model. `words` as `vocabulary_for` gives them.
 
     Raises:
-        UserError: the model cannot be found or loaded.
+        UserError: the model cannot be found or loaded, or the votes are none.
     """
+    if config.kind == "votes":
+        from coreg_ray.annotation import votes
+
+        return votes.describe(config.votes or "", config.voters, config.scores, words), None
     given = identity(config)
     if config.kind == "chat":
         fit = Fit(config.image_side, config.image_side, "longest", fill=_GREY)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from coreg_ray.annotation.csv_lines import csv_blocks
 from coreg_ray.annotation.labels import Labels
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.errors import UserError
 from coreg_ray.ids import contains, row_numbers
 from coreg_ray.images.labels import LabelReader
 from coreg_ray.images.tables import parquet_file
-from coreg_ray.run.cells import restored
 from coreg_ray.run.review_table import NONE_OF_THESE, NOT_SURE
 from coreg_ray.run.storage import Folder
 
@@ -72,9 +73,10 @@ def read_rows(path: str) -> list[tuple[str, Any]]:
         content = folder.read(name)
         if name.lower().endswith(".parquet"):
             table = parquet_file(pa.BufferReader(content), path).read()
-            columns = {column: table[column].to_pylist() for column in table.column_names}
+            columns: dict[str, Any] = {column: table[column].to_pylist() for column in table.column_names}
         else:
-            columns = _columns(path, csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
+            text = io.StringIO(content.decode("utf-8-sig"))
+            (columns,) = csv_blocks(text, path, rows=sys.maxsize)
     except UserError:
         raise
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
@@ -82,23 +84,3 @@ def read_rows(path: str) -> list[tuple[str, Any]]:
     if not {"image_id", "label"} <= set(columns):
         raise UserError(f"{path} has the columns {', '.join(map(str, columns))}; it needs image_id and label")
     return list(zip(map(str, columns["image_id"]), columns["label"], strict=True))
-
-
-def _columns(path: str, lines: csv.DictReader[str]) -> dict[str, list[str | None]]:
-    """The cells of a CSV by column, without the apostrophes of `cells.neutral`, None where a line ends early.
-
-    Raises:
-        UserError: a line has cells too many.
-    """
-    columns: dict[str, list[str | None]] = {name: [] for name in lines.fieldnames or ()}
-    for line in lines:
-        beyond = line.pop(None, [])  # where DictReader puts what has no column
-        if any(cell.strip() for cell in beyond):
-            raise UserError(
-                f"{path}, line {lines.line_num}, has {len(columns) + len(beyond)} cells for {len(columns)} columns; "
-                'put what holds a comma in quotes ("a,b.png",cat)'
-            )
-        for name, cells in columns.items():
-            cell = line[name]
-            cells.append(cell if cell is None else restored(cell))
-    return columns

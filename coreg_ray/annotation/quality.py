@@ -38,6 +38,8 @@ class Score:
         background: [rows closer to a background text, rows].
         right: (K,) rows of each true class that the mean gets right; `covered` (K,): whose set holds the truth;
             `labelled` (K,): all of them; `guessed` (K,): labelled rows that the mean takes for each class.
+        opinions: (4,) labelled rows with a vote, those where the most votes are right, and the same of the label model.
+        judged: (P,) votes on labelled rows.
         voted, chosen: marks of the votes and of the candidate sets (`set_marks`).
     """
 
@@ -53,14 +55,27 @@ class Score:
     covered: Tensor
     labelled: Tensor
     guessed: Tensor
+    opinions: Tensor
+    judged: Tensor
     voted: int = 0
     chosen: int = 0
 
     @classmethod
     def of(
-        cls, votes: Tensor, mean: Tensor, member: Tensor, similarity: Tensor, background: Tensor, truth: Tensor
+        cls,
+        votes: Tensor,
+        mean: Tensor,
+        member: Tensor,
+        similarity: Tensor,
+        background: Tensor,
+        truth: Tensor,
+        belief: Tensor | None = None,
     ) -> Score:
-        """Count n images: votes (n, P), mean and member (n, K), similarity and background (n,), truth (n,) or -1."""
+        """Count n images: votes (n, P), mean and member (n, K), similarity and background (n,), truth (n,) or -1.
+
+        Args:
+            belief: (n, K) the label model's, where there is one; the class prior is its mean then.
+        """
         n, num_classes = mean.shape
         quality = Quality(num_classes, votes.shape[1])
         quality.update(votes, truth if (truth >= 0).any() else None)
@@ -70,10 +85,13 @@ class Score:
         size, known = member.sum(dim=1), truth >= 0
         telling = (votes != NO_VOTE).any(dim=1) & (size <= _MOST_CANDIDATES)
         true, guess = truth[known], mean[known].argmax(dim=1)
+        judged = known & (votes != NO_VOTE).any(dim=1)
+        rows, most = int(judged.sum()), (counts.argmax(dim=1) == truth) & judged
+        modelled = (rows, int(((belief.argmax(dim=1) == truth) & judged).sum())) if belief is not None else (0, 0)
         bins = ((similarity[~similarity.isnan()] + 1) / 2 * _BINS).long().clamp(0, _BINS - 1)
         return cls(
             quality=quality,
-            mass=mean.sum(dim=0, dtype=torch.float64),
+            mass=(mean if belief is None else belief).sum(dim=0, dtype=torch.float64),
             sizes=torch.stack([torch.tensor(n), size.sum(), (size == 1).sum()]),
             pairs=_pairs(member[telling]),
             dissent=against.sum(dim=0),
@@ -84,6 +102,8 @@ class Score:
             covered=torch.bincount(true[member[known].gather(1, true[:, None])[:, 0]], minlength=num_classes),
             labelled=torch.bincount(true, minlength=num_classes),
             guessed=torch.bincount(guess, minlength=num_classes),
+            opinions=torch.tensor([rows, int(most.sum()), *modelled]),
+            judged=(votes[known] != NO_VOTE).sum(dim=0),
         )
 
     @classmethod
@@ -102,9 +122,11 @@ class Score:
     def figures(self, names: list[str]) -> CandidateFigures:
         """The sums as figures; with labels also accuracy and coverage, per class and per prompt."""
         rows, candidates, singletons = self.sizes.tolist()
+        union = self.quality.summary()
         counted = CandidateFigures(
             **{
-                **self.quality.summary(),
+                **union,
+                "union_mean_candidates": union["mean_candidates"],
                 "mean_candidates": candidates / max(1, rows),
                 "singletons": singletons / max(1, rows),
                 "vote_entropy": float(self.entropy[0] / self.entropy[1].clamp(min=1)),
@@ -117,6 +139,7 @@ class Score:
         total = int(self.labelled.sum())
         if not total:
             return counted
+        voted, most, believed, right = self.opinions.tolist()
         each, coverage = self.labelled.clamp(min=1), int(self.covered.sum()) / total
         return replace(
             counted,
@@ -127,7 +150,15 @@ class Score:
             coverage=coverage,
             class_coverage=(self.covered / each).tolist(),
             eta=1 - coverage,
+            union_coverage=union["coverage"],
+            majority_accuracy=most / voted if voted else None,
+            label_model_accuracy=right / believed if believed else None,
         )
+
+    def voter_accuracy(self) -> list[float | None]:
+        """(P,) how often each voter's votes are right where the label is known; None where none is."""
+        pairs = zip(self.quality.prompt_hits.tolist(), self.judged.tolist(), strict=True)
+        return [hits / votes if votes else None for hits, votes in pairs]
 
     def _macro_f1(self) -> float:
         """The mean F1 of the mean's guesses, over the classes that a labelled row is of or is taken for."""
@@ -186,13 +217,13 @@ def _pairs_of_block(member: Tensor) -> Tensor:
 
 
 def warnings(
-    figures: CandidateFigures, names: list[str], prompts: list[str], alike: list[tuple[str, str]]
+    figures: CandidateFigures, names: list[str], prompts: list[str], alike: list[tuple[str, str]], noun: str = "prompt"
 ) -> list[str]:
     """What a person should know before training on these candidate sets, in plain words.
 
     Args:
         figures: of `Score.figures`.
-        alike: pairs of class names that the annotator can hardly tell apart.
+        alike: pairs of class names that the annotator can hardly tell apart. noun: what a prompt is called.
     """
     if not figures.rows:
         return ["no image has an answer; those that cannot be decoded are in rejects/"]
@@ -212,14 +243,15 @@ def warnings(
         told.append(f"{pair['class']!r} is swallowed by {pair['by']!r}, which {how}; better names may part them")
     told += [f"{one!r} and {other!r} look like two names of one class" for one, other in alike[:5]]
     if figures.agreement is not None and len(prompts) > 1 and figures.agreement < 0.3:
-        told.append(f"prompts agree in {figures.agreement:.0%} of the cases; the model may not know these classes")
+        who = "the model" if noun == "prompt" else "they"
+        told.append(f"{noun}s agree in {figures.agreement:.0%} of the cases; {who} may not know these classes")
     if (figures.mean_candidates or 0) > len(names) / 2 and len(names) > 2:
         left = f"{figures.mean_candidates:.1f} of {len(names)} classes"
         told.append(f"{left} stay possible on average; there is little to learn from such sets")
     worst = max(range(len(prompts)), key=dissent.__getitem__) if prompts else 0
     usual = sorted(dissent)[len(prompts) // 2] if prompts else 0
     if prompts and dissent[worst] > max(0.2, 3 * usual):
-        told.append(f"prompt {prompts[worst]!r} contradicts the others on {dissent[worst]:.0%} of the images")
+        told.append(f"{noun} {prompts[worst]!r} contradicts the others on {dissent[worst]:.0%} of the images")
     for share, meaning in (
         (figures.outlier_share, "resemble no class"),
         (figures.background_share, "are closer to a background text"),

@@ -2,12 +2,13 @@
 
 A reject is known by its image and the content that it had, and is tried again when that changes. What could not be read
 has no content that anybody knows: it is tried again by every run, and all rejects are with `annotator.retry_rejects`.
-No reject takes an answer away that an earlier run was given.
+No reject takes an answer away that an earlier run was given. An image that votes from files are not about is a reject
+only where no other annotator answers for it, and is looked up again by every run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,8 @@ from coreg_ray.run.storage import Folder
 REJECTS = pa.schema({"image_id": pa.string(), "content": pa.string(), "reason": pa.string()})
 UNREAD = "unread"  # stands for the content of what could not be read
 NOT_FINITE = "the answer is not finite (embedding, logits or probabilities)"
+_NO_VOTE = "no vote in "
+_SHOWN = 5  # ids that messages name
 _FEW, _SHARE = 10, 0.01  # so many, or so many of all, may not be finite before that is an error
 
 
@@ -54,9 +57,15 @@ class Rejected:
         return contains(self.rows, rows) & ~contains(self.keys, marks)
 
 
+def no_vote(annotator: str) -> str:
+    """The reason of an image that the votes of an annotator, given by its folder, are not about."""
+    return f"{_NO_VOTE}{annotator}"
+
+
 def read_rejected(folder: Folder) -> Rejected:
-    """What a folder of rejects holds, those apart whose answers were not finite: these say nothing of the file."""
+    """What a folder of rejects holds, but for those that say nothing of the file: no finite answer, or none at all."""
     tables = [table.filter(pc.not_equal(table["reason"], NOT_FINITE)) for table in _tables(folder)]
+    tables = [table.filter(pc.invert(_lacks_votes(table))) for table in tables]
     ids = [image_id for table in tables for image_id in table["image_id"].to_pylist()]
     contents = [content for table in tables for content in table["content"].to_pylist()]
     return Rejected(np.sort(row_numbers(ids)), np.sort(keys(ids, contents)))
@@ -70,7 +79,8 @@ def settled_keys(folder: Folder, rejects: Folder) -> NDArray[np.uint64]:
     entries, rejected = Entries.of(folder), read_rejected(rejects)
     marks = entries.keys()
     answered = marks[~rejected.sets_aside(entries.rows, marks)]
-    return np.unique(np.concatenate([answered, known_keys(rejects)]))
+    refused = [_keys(table.filter(pc.invert(_lacks_votes(table)))) for table in _tables(rejects)]
+    return np.unique(np.concatenate([answered, *refused]))
 
 
 def record_rejects(rejects: Folder, failed: list[tuple[str, str, str]], run: int) -> None:
@@ -81,11 +91,30 @@ def record_rejects(rejects: Folder, failed: list[tuple[str, str, str]], run: int
 
 
 def try_again(rejects: Folder, all_of_them: bool) -> None:
-    """Forget the rejects that the next run is to try again: those that could not be read, or all."""
+    """Forget the rejects that the next run is to try again: those that could not be read or had no vote, or all."""
     if all_of_them:
         rejects.delete()
-    else:
-        _forget(rejects, "content", UNREAD)
+        return
+    _forget(rejects, "content", UNREAD)
+    for part in parts(rejects):
+        thin(rejects, part, ~_mask(_lacks_votes(read_table(rejects, part.name, ["reason"]))))
+
+
+def without_vote(rejects: Folder, annotator: str) -> tuple[int, list[str]]:
+    """How many images the votes of an annotator are not about, and the first few of their ids."""
+    tables = [table.filter(pc.equal(table["reason"], no_vote(annotator))) for table in _tables(rejects)]
+    ids = sorted({image_id for table in tables for image_id in table["image_id"].to_pylist()})
+    return len(ids), ids[:_SHOWN]
+
+
+def drop_answered(rejects: Folder, answered: Sequence[Folder]) -> None:
+    """Forget the rejects for want of a vote whose images another annotator has answered for; keep one of each other."""
+    known, seen = known_keys(*answered), np.zeros(0, np.uint64)
+    for part in parts(rejects):
+        table = read_table(rejects, part.name)
+        lacking, marks = _mask(_lacks_votes(table)), _keys(table)
+        thin(rejects, part, ~(lacking & (contains(known, marks) | contains(seen, marks))))
+        seen = np.union1d(seen, marks)
 
 
 def forget_not_finite(rejects: Folder) -> None:
@@ -138,6 +167,18 @@ def refuse_not_finite(count: int, images: int, split: str) -> None:
             f"{_SHARE:.0%} of them; use another --annotator.precision (float32, where it is half now) or other "
             "weights, with --annotator.retry_rejects true"
         )
+
+
+def _lacks_votes(table: pa.Table) -> pa.ChunkedArray:
+    return pc.starts_with(table["reason"], _NO_VOTE)
+
+
+def _mask(column: pa.ChunkedArray) -> NDArray[np.bool_]:
+    return np.asarray(column).astype(bool)
+
+
+def _keys(table: pa.Table) -> NDArray[np.uint64]:
+    return keys(table["image_id"].to_pylist(), table["content"].to_pylist())
 
 
 def _tables(folder: Folder) -> list[pa.Table]:

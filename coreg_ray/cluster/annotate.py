@@ -21,12 +21,18 @@ from coreg_ray.annotation import ledger, writer
 from coreg_ray.annotation.card import TEXT, Card
 from coreg_ray.annotation.manual import check_manual
 from coreg_ray.annotation.parts import drop_outdated, parts
-from coreg_ray.annotation.rejects import count_not_finite, refuse_not_finite, try_again
+from coreg_ray.annotation.rejects import (
+    count_not_finite,
+    drop_answered,
+    refuse_not_finite,
+    try_again,
+    without_vote,
+)
 from coreg_ray.cluster.annotator_pool import run_annotator
 from coreg_ray.cluster.features import refuse_small_pool
 from coreg_ray.cluster.listing import Listing
 from coreg_ray.cluster.pools import Pool, announce, describe, keep, open_pool, settle
-from coreg_ray.cluster.rows import settle_rows
+from coreg_ray.cluster.rows import settle_rows, write_rows
 from coreg_ray.cluster.tasks import ask, each, task
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.errors import UserError
@@ -84,18 +90,26 @@ def annotate_splits(
     for pool in pools:
         run.write_origin(config, pool.split)
         _try_again(pool, folders, any(annotator.retry_rejects for annotator in annotators))
-    for number, (annotator, one) in enumerate(zip(annotators, settled, strict=True)):
-        side = config.student.resolution if rows and not number else None
-        for pool in pools:
+    side, with_rows = config.student.resolution if rows else None, set[Split]()
+    for annotator, one in sorted(zip(annotators, settled, strict=True), key=lambda pair: pair[0].kind == "votes"):
+        asked = [pool for pool in pools if annotator.kind != "votes" or pool.split == "pool"]
+        if not asked:
+            continue
+        for pool in asked:
             keep(one, pool.table / one.card.folder)
-        counted = run_annotator(annotator, one.card, pools, side)
-        for pool in pools:
-            account = _account(annotator, one.card, pool, counted[pool.split])
-            accounts[pool.split].append(account)
-            if side:
-                settle_rows(pool, side, pool.rejects, [pool.table / name for name in folders])
+        counted = run_annotator(annotator, one.card, asked, None if with_rows else side)
+        with_rows |= {pool.split for pool in asked}
+        for pool in asked:
+            accounts[pool.split].append(_account(annotator, one.card, pool, counted[pool.split]))
     for pool in pools:
-        run.write_used(pool.split, folders)
+        own = [one.card.folder for one in settled if pool.split == "pool" or one.card.kind != "votes"]
+        answered = [pool.table / name for name in own]
+        ask(task(drop_answered).remote(pool.rejects, answered))
+        run.write_used(pool.split, own)
+        if side and pool.split in with_rows:
+            settle_rows(pool, side, pool.rejects, answered)
+        elif side:  # nobody but votes, which are about the pool
+            write_rows(config, pool.split, run)
     seconds = time.monotonic() - started
     return {pool.split: _summary(pool, accounts[pool.split], seconds) for pool in pools}
 
@@ -142,6 +156,13 @@ def _account(annotator: AnnotatorConfig, card: Card, pool: Pool, counted: Counte
     missing = pool.listing.images - ask(task(drop_outdated).remote(pool.listing.rows, folder, pool.rejects))
     bad = ask(task(count_not_finite).remote(pool.rejects))
     refuse_not_finite(bad, pool.listing.images, pool.split)
+    if annotator.kind == "votes":
+        without, first = ask(task(without_vote).remote(pool.rejects, card.folder))
+        if without:
+            log.warning(
+                "%d of %d images have no vote in %s (%s); they are left out, unless another annotator answers for them",
+                *(without, pool.listing.images, card.model, ", ".join(map(repr, first))),
+            )
     if annotator.kind != "chat":
         if missing:
             raise RuntimeError(f"{missing} of {pool.listing.images} images are not annotated; run again to go on")

@@ -27,6 +27,7 @@ from coreg_ray.cluster.pools import Pool
 from coreg_ray.cluster.room import leave_room
 from coreg_ray.cluster.rows import row_settings
 from coreg_ray.cluster.tasks import ERROR, NOTE, ask, each, task, through, told, watch
+from coreg_ray.cluster.votes import gather_votes, write_votes
 from coreg_ray.config import AnnotatorConfig
 from coreg_ray.images.decode import Fit
 from coreg_ray.run.folder import Split
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 _EMBED_BATCH = 256  # images a CLIP annotator gets at a time; it may cut them smaller
 CHAT_BATCH = 32  # images between two writes of answers that cost money
 _PART_IMAGES = 512  # images in a part, the unit that a crash loses
+_PART_VOTES = 2048  # where only votes are lost, which are there
 
 
 def run_annotator(
@@ -47,8 +49,11 @@ def run_annotator(
     Args:
         side: of the rows to write on the way, in pixels; None: no rows.
 
+    Votes from files are about the pool alone.
+
     Returns:
-        `images` answered for, and for chat annotators `requests`, `input_tokens` and `output_tokens`.
+        `images` answered for, for votes `unanswered` ones, and for chat annotators `requests`, `input_tokens` and
+        `output_tokens`.
 
     Raises:
         UserError: a chat server refuses the key, the model or the address, a file cannot be read, or many answers are
@@ -59,7 +64,8 @@ def run_annotator(
         return {pool.split: Counter() for pool in pools}
     chat, prepared, places = annotator.kind == "chat", [], {}
     # Besides cutting parts this keeps Ray Data from fusing decoding into the annotators' processes.
-    part = max(CHAT_BATCH, 2 * annotator.concurrency) if chat else _PART_IMAGES
+    part = {"chat": max(CHAT_BATCH, 2 * annotator.concurrency), "votes": _PART_VOTES}.get(annotator.kind, _PART_IMAGES)
+    tables = gather_votes(annotator, card, pools[0]) if annotator.kind == "votes" else []
     for pool in pools:
         folder = pool.table / card.folder
         run = next_run(folder, pool.rejects, *([pool.rows] if side else []))
@@ -95,6 +101,9 @@ def run_annotator(
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=room.cpus,
         )
+    elif annotator.kind == "votes":
+        destinations = {"tables": tables, "places": places, "card": card}
+        written = through(together, write_votes, settings=destinations, batch_size=None)
     else:
         needs = {"CPU": annotator.num_cpus, "GPU": annotator.num_gpus}
         room = leave_room("annotators", annotator.min_actors, annotator.max_actors, needs)

@@ -54,6 +54,12 @@ class AskedAnnotator:
         return cls(folder, *candidate_builder.choose_prompts(card, text, places), places)
 
 
+def only_votes(annotated: RunFolder) -> bool:
+    """Whether the pool was annotated by votes from files alone."""
+    used = annotated.read_used("pool")
+    return bool(used) and all(writer.read_card(folder).kind == "votes" for folder in used)
+
+
 @dataclass(frozen=True)
 class CandidateInputs:
     """What the candidate sets of a split and their figures are made of.

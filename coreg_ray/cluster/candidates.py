@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
-from operator import add
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import ray
-import ray.data
 
 from coreg_ray import metrics
-from coreg_ray.annotation import candidate_builder, quality, writer
+from coreg_ray.annotation import quality
 from coreg_ray.annotation.arrow import read_table
 from coreg_ray.annotation.clip import look_alike
 from coreg_ray.annotation.manual import check_manual
-from coreg_ray.annotation.parts import Part, parts
-from coreg_ray.annotation.quality import Score
 from coreg_ray.annotation.rejects import count_not_finite, forget_not_finite, refuse_not_finite, rejected_rows
 from coreg_ray.annotation.set_marks import decided_by, digits, mark_of_file, remembered
 from coreg_ray.annotation.vocabulary import Vocabulary
-from coreg_ray.cluster.candidate_inputs import AskedAnnotator, CandidateInputs
+from coreg_ray.annotation.voters import about_voters, voter_lines
+from coreg_ray.cluster.candidate_inputs import CandidateInputs, only_votes
 from coreg_ray.cluster.copies import copies_warnings
-from coreg_ray.cluster.tasks import added_up, ask, each, task, through
+from coreg_ray.cluster.scoring import Scored, score
+from coreg_ray.cluster.tasks import ask, each, task
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.ids import fingerprint
 from coreg_ray.run.folder import BEFORE, MANIFEST, ZERO_SHOT, RunFolder, Split
 from coreg_ray.run.records import CandidateFigures, CandidateManifest, from_json
 from coreg_ray.run.storage import Folder
+from coreg_ray.run.voters import VoterLine
 
 log = logging.getLogger(__name__)
-
-_ROWS_PER_BUCKET = 20_000  # images whose evidence from several annotators is brought together at once
 
 
 def build_candidates(
@@ -97,14 +89,17 @@ class _ZeroShot:
 def zero_shot(config: Config, run: RunFolder, annotated: RunFolder | None = None) -> dict[str, Any]:
     """How well the annotators alone do on the test images, as figures by name.
 
-    Empty where no image with a label could be read. Arguments and UserError as with `build_candidates`.
+    Empty where no image with a label could be read, or there are votes alone, which are about the pool. Arguments and
+    UserError as with `build_candidates`.
     """
     folder = run / "candidates"
+    if only_votes(annotated or run):
+        return {}
     inputs = CandidateInputs.of(config, annotated or run, "test")
     known = from_json(_ZeroShot, folder.read_json(ZERO_SHOT)) if folder.exists(ZERO_SHOT) else None
     if known is None or known.made_from != inputs.mark:
         rejects = _rejects(run, "test", annotated)
-        made = _figures(_score(inputs, config, None, rejects), inputs)
+        made = _figures(score(inputs, config, None, rejects), inputs)[0]
         _refuse_not_finite(rejects, made, "test")
         scores = (made.zero_shot_accuracy, made.zero_shot_macro_f1, made.zero_shot_recall)
         known = _ZeroShot(inputs.mark, *scores)
@@ -164,8 +159,8 @@ def _make(
 ) -> CandidateManifest:
     """Write all candidate sets, and count."""
     folder, rejects = run / "candidates", _rejects(run, "pool", annotated)
-    total = _score(inputs, config, folder, rejects, cpus)
-    figures = _figures(total, inputs)
+    scored = score(inputs, config, folder, rejects, cpus)
+    total, (figures, lines) = scored.total, _figures(scored, inputs)
     _refuse_not_finite(rejects, figures, "pool")
     tables = [(asked.folder, own, asked.places) for asked, own in zip(inputs.annotators, inputs.parts, strict=True)]
     figures = replace(figures, warnings=[*(figures.warnings or []), *copies_warnings(tables, cpus)])
@@ -173,6 +168,7 @@ def _make(
         raise UserError(f"{annotated.path} holds no answer about any image; annotate there first (coreg-ray annotate)")
     if annotated and config.source.manual_labels:  # else annotation has looked at them
         ask(task(_check_manual, cpus).remote(config.source.manual_labels, inputs.words, folder))
+    run.write_voters(lines)
     names = inputs.cards[0].names
     mark = decided_by(config, inputs.cards, inputs.manual, inputs.labels, total.voted)
     return CandidateManifest(
@@ -193,68 +189,14 @@ def _check_manual(path: str, words: Vocabulary, candidates: Folder) -> None:
     check_manual(path, words, np.sort(np.concatenate(rows)))
 
 
-def _score(
-    inputs: CandidateInputs, config: Config, candidates: Folder | None, rejects: Folder, cpus: float = 1
-) -> Score:
-    """The sums over all parts of a split's annotations, whose candidate sets are written on the way."""
-    annotators, cards = inputs.annotators, inputs.cards
-    making = ray.put(
-        candidate_builder.Making(
-            config.candidates, inputs.labels, inputs.manual, candidates, config.seed, inputs.rejected, rejects
-        )
-    )
-    if not any(inputs.parts):  # a server that never answered, or nothing that could be decoded
-        return Score.none(sum(len(card.prompts) for card in cards), len(inputs.words.names))
-    if len(cards) > 1:
-        return reduce(add, _scores_together(annotators, making))
-    one, shared = annotators[0], ray.put(annotators[0].text)
-    return added_up(
-        candidate_builder.score_part, inputs.parts[0], one.folder, one.card, shared, making, one.places, cpus=cpus
-    )
-
-
-def _figures(total: Score, inputs: CandidateInputs) -> CandidateFigures:
-    """The sums as figures, with warnings."""
+def _figures(scored: Scored, inputs: CandidateInputs) -> tuple[CandidateFigures, list[VoterLine]]:
+    """The sums as figures, with warnings, and the lines of `voters.csv` where there is a label model."""
     names, prompts = inputs.words.shown, [prompt for card in inputs.cards for prompt in card.prompts]
-    figures, text = total.figures(names), inputs.annotators[0].text
+    figures, text = scored.total.figures(names), inputs.annotators[0].text
     alike = look_alike(text, names) if text is not None else []
-    return replace(figures, warnings=quality.warnings(figures, names, prompts, alike))
-
-
-def _scores_together(annotators: list[AskedAnnotator], making: ray.ObjectRef) -> Iterator[Score]:
-    """Bring the evidence about each image together by its row number, then score it as one."""
-    listed = [(number, part) for number, source in enumerate(annotators) for part in parts(source.folder)]
-    shared = [ray.put(source) for source in annotators]
-    rows = sum(each(writer.count_rows, parts(annotators[0].folder), annotators[0].folder))
-    named = ray.data.from_items([{"source": s, "part": p.name} for s, p in listed], override_num_blocks=len(listed))
-    evidence = through(named, _evidence, settings={"annotators": shared, "making": [making]}, batch_size=1)
-    together = evidence.repartition(max(1, rows // _ROWS_PER_BUCKET), keys=["row"])
-    prompts = [len(source.card.prompts) for source in annotators]
-    scored = through(
-        together,
-        _score_bucket,
-        settings={"making": [making], "prompts": prompts},
-        batch_size=None,
-        batch_format="pyarrow",
-    )
-    for line in scored.iter_rows():
-        yield line["score"]
-
-
-def _evidence(batch: dict[str, Any], annotators: list[ray.ObjectRef], making: list[ray.ObjectRef]) -> pa.Table:
-    number, part = int(batch["source"][0]), Part.parse(str(batch["part"][0]))
-    source: AskedAnnotator = ray.get(annotators[number])
-    evidence = candidate_builder.read_evidence(
-        part, source.folder, source.card, source.text, ray.get(making[0]), source.places
-    )
-    return candidate_builder.to_table(evidence, number)
-
-
-def _score_bucket(table: pa.Table, making: list[ray.ObjectRef], prompts: list[int]) -> dict[str, Any]:
-    if not len(table):
-        return {"score": np.empty(0, dtype=object)}
-    evidence = candidate_builder.join(table, prompts)
-    name = fingerprint(evidence.image_ids)
-    line = np.empty(1, dtype=object)
-    line[0] = candidate_builder.score(evidence, ray.get(making[0]), name)
-    return {"score": line}
+    noun = "voter" if any(card.kind == "votes" for card in inputs.cards) else "prompt"
+    told = quality.warnings(figures, names, prompts, alike, noun)
+    lines = voter_lines(scored.survey, scored.model, inputs.cards, names, scored.total.voter_accuracy())
+    if scored.model is not None:
+        told += about_voters(scored.model, lines)
+    return replace(figures, warnings=told), lines

@@ -86,6 +86,8 @@ def estimate(config: Config, run: RunFolder) -> Estimate:
             what was answered until then is written.
     """
     annotator = config.annotator
+    if annotator.kind == "votes":
+        raise UserError("annotator.kind=votes has all answers already: there is nothing to estimate; annotate at once")
     run.refuse_other_images(config, "pool")
     announce(annotator)
     words, source = open_pool(config, "pool")

@@ -86,8 +86,13 @@ def find_card(annotator: AnnotatorConfig, config: Config, words: Vocabulary, run
 def describe(
     annotator: AnnotatorConfig, config: Config, words: Vocabulary, run: RunFolder
 ) -> Described | ray.ObjectRef:
-    """What an earlier run knows of an annotator, else a reference: the model is loaded in a task of its own."""
+    """What an earlier run knows of an annotator, else a reference: the model is loaded in a task of its own.
+
+    Votes in files are always read, since they may have changed.
+    """
     asked, background = factory.vocabulary_for(annotator, words), config.source.background
+    if annotator.kind == "votes":
+        return task(factory.describe).remote(annotator, asked, background)
     earlier = writer.known_card(run / "annotations", factory.identity(annotator), asked, background)
     return Described(*earlier) if earlier else task(factory.describe).remote(annotator, asked, background)
 

@@ -36,14 +36,16 @@ def write_rows(config: Config, split: Split, run: RunFolder, annotated: RunFolde
     """
     source = open_pool(config, split)[1]
     pool = Pool(split, source, Listing(source, None), run)
+    rejects = [pool.rejects] if annotated is None else []  # else the other run has them
     written = through(
         pool.listing.dataset(),
         only_rows,
         settings={
             "source": source,
             "fit": None,
-            "run": next_run(pool.rows),
-            **row_settings(pool, config.student.resolution),
+            "run": next_run(pool.rows, *rejects),
+            "rejects": rejects[0] if rejects else None,
+            **row_settings(pool, config.student.resolution, *rejects),
         },
         batch_size=None,
         batch_format="pyarrow",

@@ -15,6 +15,10 @@ ADDED: dict[str, Any] = {
     "student.frozen_views": 8,
     "student.dropout": 0.2,
     "student.backbone_learning_rate": None,
+    "annotator.votes": None,  # there were no answers but a model's
+    "annotator.voters": None,
+    "annotator.scores": "votes",
+    "candidates.align": "none",
 }
 
 
@@ -26,5 +30,11 @@ def completed(tree: dict[str, Any]) -> dict[str, Any]:
         branch = whole
         for section in sections:
             branch = branch.setdefault(section, {})
-        branch.setdefault(name, value)
+        for one in [branch, *alike(whole, sections)]:
+            one.setdefault(name, value)
     return whole
+
+
+def alike(tree: dict[str, Any], sections: list[str]) -> list[dict[str, Any]]:
+    """The further annotators of a tree where the sections are the annotator's: they have its settings."""
+    return list(tree.get("further_annotators", [])) if sections == ["annotator"] else []

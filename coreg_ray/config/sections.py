@@ -67,6 +67,7 @@ def file_or_list(value: Any) -> Any:
 
 FileOrList = Annotated[str | list[str] | None, BeforeValidator(file_or_list)]
 SourceKind = Literal["digits", "folder", "parquet", "webdataset", "huggingface", "torchvision"]
+LABEL_MODEL_MASS = 0.95  # as pure.label_model measures it, which loads torch
 KNOWS_CLASSES = ("digits", "huggingface", "torchvision")  # sources that bring their class names along
 
 
@@ -103,7 +104,9 @@ class TestConfig(Section):
 class AnnotatorConfig(Section):
     """The vision-language model that answers several prompts about every image."""
 
-    kind: Literal["clip", "chat"] = Field("clip", description="clip: embeds images; chat: answers questions")
+    kind: Literal["clip", "chat", "votes"] = Field(
+        "clip", description="clip: embeds images; chat: answers questions; votes: answers that are in files"
+    )
     model: str = Field("ViT-B-32", description="open_clip name, hf-hub id, `embedded`, or the chat model's name")
     pretrained: str | None = Field(None, description="clip: open_clip's pretrained tag or the path of a checkpoint")
     batch_size: int | None = running(None, ge=1, description="clip: images per batch; empty: found automatically")
@@ -130,6 +133,13 @@ class AnnotatorConfig(Section):
     )
     retry_rejects: bool = running(False, description="try all rejects again, also those whose files are as they were")
     image_side: int = Field(336, ge=32, le=2048, description="chat: side of the images sent, in pixels")
+    votes: str | None = file(None, description="votes: Parquet, CSV or JSON Lines: a file, folder, glob or URI")
+    voters: list[str] | None = Field(
+        None, description="votes: whose count: columns, or names for the entries of lists; empty: all"
+    )
+    scores: Literal["votes", "probabilities", "logits"] = Field(
+        "votes", description="votes: column of the voters' P x K numbers that is read too; votes: none"
+    )
     price_input: float = running(0, ge=0, description="chat: price of a million input tokens, for the report")
     price_output: float = running(0, ge=0, description="chat: price of a million output tokens, for the report")
 
@@ -142,21 +152,38 @@ class AnnotatorConfig(Section):
             )
         if self.kind == "chat" and not self.endpoint:
             raise ValueError("annotator.kind=chat needs annotator.endpoint, for example http://localhost:8000/v1")
+        if self.kind == "votes" and not self.votes:
+            raise ValueError("annotator.kind=votes needs annotator.votes, the file or folder of the votes")
         return self
 
 
 class CandidatesConfig(Section):
     """How the annotator's answers become candidate sets."""
 
-    mode: Literal["union", "single", "top_k", "threshold", "ratio", "cumulative", "synthetic"] = Field(
-        "union", description="rule that turns prompt probabilities into a set; synthetic: from labels, for benchmarks"
+    mode: Literal["union", "label_model", "cpl", "single", "top_k", "threshold", "ratio", "cumulative", "synthetic"] = (
+        Field("union", description="rule that turns answers into a set (docs/annotation.md); synthetic: from labels")
     )
     partial_rate: float = Field(0.1, ge=0, le=1, description="synthetic: chance of a wrong class to enter a set")
     noise_rate: float = Field(0.1, ge=0, le=1, description="synthetic: chance of the truth to leave its set")
     k: int = Field(5, ge=1, description="top_k: set size; ratio: largest set")
     threshold: float = Field(0.1, gt=0, le=1, description="threshold: least probability")
     ratio: float = Field(0.5, gt=0, le=1, description="ratio: least share of the highest probability")
-    mass: float = Field(0.9, gt=0, le=1, description="cumulative: probability mass to reach")
+    mass: float = Field(
+        0.9, gt=0, le=1, description="cumulative, label_model: probability to reach; label_model's own default is 0.95"
+    )
+    align: str = file(
+        "none",
+        words=("none", "uniform"),
+        description="clip: class shares that the prompts' probabilities are brought to: none, uniform, or a JSON file",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mass(cls, given: Any) -> Any:
+        """A label model's sets reach more, unless somebody says how much."""
+        if isinstance(given, dict) and given.get("mode") == "label_model":
+            return {"mass": LABEL_MODEL_MASS, **given}
+        return given
 
 
 class MethodConfig(Section):

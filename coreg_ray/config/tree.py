@@ -14,7 +14,7 @@ from typing import Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, Field, model_validator
 
-from coreg_ray.config.older import ADDED
+from coreg_ray.config.older import ADDED, alike
 from coreg_ray.config.sections import (
     KNOWS_CLASSES,
     AnnotatorConfig,
@@ -123,7 +123,8 @@ def as_older_versions(decisive: dict[str, Any]) -> list[dict[str, Any]]:
         branch = tree
         for section in sections:
             branch = branch.get(section, {})
-        if name in branch and branch.pop(name) != value:
+        others = [one.pop(name) for one in [branch, *alike(tree, sections)] if name in one]
+        if any(other != value for other in others):
             break
         forms.append(tree)
     return forms

@@ -33,8 +33,7 @@ def model_card(model: Model, extra_files: list[str]) -> str:
         f"{len(model.classes)} classes: {', '.join(shown)}{more}.",
         "",
         f"A {_architecture(model)}{width} for {model.resolution} px images ({networks}), trained with Co-Reg "
-        "(arXiv 2406.18550) on candidate labels that a vision-language model gave "
-        f"({_plain(annotator.get('model', 'unknown'))}, {_plain(annotator.get('pretrained') or 'its own weights')}) "
+        f"(arXiv 2406.18550) on candidate labels that {_who(annotator)} gave "
         f"to images of kind `{_plain(source.get('kind', 'unknown'))}`.",
         "",
         "## Use",
@@ -95,3 +94,11 @@ def _figures(metrics: dict[str, Any]) -> list[str]:
 def _plain(text: Any) -> str:
     """Text that cannot end a code span, start HTML or break a line."""
     return " ".join(str(text).replace("`", "'").replace("<", "&lt;").split())
+
+
+def _who(annotator: dict[str, Any]) -> str:
+    """Who answered, by the settings of the first annotator."""
+    if annotator.get("kind") == "votes":
+        return "the voters of a file"
+    weights = _plain(annotator.get("pretrained") or "its own weights")
+    return f"a vision-language model ({_plain(annotator.get('model', 'unknown'))}, {weights})"

@@ -102,11 +102,14 @@ class Voter:
     note: str = ""
 
 
-def voters(survey: Survey, model: LabelModel, names: list[str]) -> list[Voter]:
+def voters(survey: Survey, model: LabelModel, names: list[str], class_names: list[str] | None = None) -> list[Voter]:
     """One line for each voter, for `voters.csv` and the warnings.
 
     The weight is what a vote tells about the class (mutual information by the fitted model), times the voter's share;
     where the votes stay as they are, the share alone. Raises ValueError for another number of names.
+
+    Args:
+        class_names: K, for the notes; None: classes are numbers there.
     """
     if len(names) != len(model.shares):
         raise ValueError(f"{len(names)} names for {len(model.shares)} voters; give one each")
@@ -118,13 +121,15 @@ def voters(survey: Survey, model: LabelModel, names: list[str]) -> list[Voter]:
     lines = []
     for voter in range(len(names)):
         votes = int(cast[voter])
-        note = "; ".join(_notes(voter, survey, model, float(accuracy[voter]), names)) if votes else "has not voted"
+        notes = _notes(voter, survey, model, float(accuracy[voter]), names, class_names) if votes else ["has not voted"]
         estimate = float(accuracy[voter]) if votes else None
-        lines.append(Voter(votes, estimate, float(weight[voter]), note))
+        lines.append(Voter(votes, estimate, float(weight[voter]), "; ".join(notes)))
     return lines
 
 
-def _notes(voter: int, survey: Survey, model: LabelModel, accuracy: float, names: list[str]) -> list[str]:
+def _notes(
+    voter: int, survey: Survey, model: LabelModel, accuracy: float, names: list[str], class_names: list[str] | None
+) -> list[str]:
     notes = []
     habits = survey.votes[voter].to(torch.float64) / survey.votes[voter].sum()
     chance = float(habits @ model.prior)
@@ -134,7 +139,8 @@ def _notes(voter: int, survey: Survey, model: LabelModel, accuracy: float, names
     elif accuracy - chance <= CHANCE * (1 - chance):
         notes.append("no better than chance")
     if float(habits[favourite]) >= max(ONE_CLASS, TWICE * float(model.prior[favourite])):
-        notes.append(f"sure of one class: {float(habits[favourite]):.0%} of its votes are for class {favourite}")
+        shown = repr(class_names[favourite]) if class_names else f"class {favourite}"
+        notes.append(f"sure of one class: {float(habits[favourite]):.0%} of its votes are for {shown}")
     agreement = survey.agreement()[voter]
     for other in survey.repeats(ALIKE)[voter].nonzero().flatten().tolist():
         if other != voter and float(agreement[other]) >= COPY:

@@ -5,6 +5,9 @@ Both learn from the same images, candidate sets and probabilities as the network
 - probe: a linear classifier on the annotator's stored embeddings, partial cross-entropy on the candidate sets;
 - distilled: the same architecture as the networks, cross-entropy with the mean of the prompts' probabilities on weak
   views (METHOD: section 8, "KD from the mean"); on the features of the images themselves where networks are heads.
+
+Where votes from files are all there is, one such student of the most votes takes their place and, in mode label_model,
+one of the label model's posterior (`vote_targets`).
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.pure.losses import partial_cross_entropy, soft_cross_entropy
 from coreg_ray.pure.rng import generator, stream, uniform
 from coreg_ray.pure.views.augment import WEAK_DRAWS, weak
+from coreg_ray.report.vote_targets import only_votes, vote_targets
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.records import Baseline
 from coreg_ray.run.storage import Folder
@@ -117,9 +121,16 @@ def _make(run: RunFolder, config: Config, limit_s: float, samples: Samples | Non
     pool = pool.where(pool.candidates.any(dim=1).numpy() & ~pool.held_out(config.source.holdout))
     test = test.where((test.labels >= 0).numpy())
     known, asked = read_answers(run, "pool", pool), read_answers(run, "test", test)
-    if known is None or asked is None or not len(pool) or not len(test):
+    if not len(pool) or not len(test):
         return []
-    made = [_probe(known, asked, pool, test), _distilled(known, pool, test, config, limit_s)]
+    if only_votes(run):
+        taught = vote_targets(run, pool, config.candidates.mode)
+        share_s = limit_s / len(taught)
+        made = [_distilled(targets, pool, test, config, share_s, name) for name, targets in taught.items()]
+    elif known is None or asked is None:
+        return []
+    else:
+        made = [_probe(known, asked, pool, test), _distilled(known.mean, pool, test, config, limit_s)]
     scored = "" if whole else f"; scored on a sample of {len(test):,} test images"
     return [entry if entry.accuracy is None else replace(entry, note=entry.note + scored) for entry in made]
 
@@ -192,13 +203,15 @@ def _with_one(embedding: Tensor) -> Tensor:
     return torch.cat([embedding, torch.ones(len(embedding), 1)], dim=1)
 
 
-def _distilled(known: Answers, pool: Sample, test: Sample, config: Config, limit_s: float) -> Baseline:
+def _distilled(
+    targets: Tensor, pool: Sample, test: Sample, config: Config, limit_s: float, name: str = DISTILLED
+) -> Baseline:
     started = time.perf_counter()
     with _half_of_the_threads():
-        distilled = distil(pool, known.mean, config, limit_s)
+        distilled = distil(pool, targets, config, limit_s)
     if distilled is None:
         limit = f"left out: {LEAST_EPOCHS} epochs would take more than {limit_s:.0f} s on this machine"
-        return Baseline(DISTILLED, None, None, limit)
+        return Baseline(name, None, None, limit)
     student, epochs = distilled
     device = student.device
     with torch.inference_mode():
@@ -208,7 +221,7 @@ def _distilled(known: Answers, pool: Sample, test: Sample, config: Config, limit
     seconds = time.perf_counter() - started
     cut = "" if epochs == distil_epochs(config) else f" of {distil_epochs(config)}, all that {limit_s:.0f} s allow"
     note = f"{len(pool):,} images, {epochs} epochs{cut}, the same architecture"
-    return Baseline(DISTILLED, accuracy, seconds, note, len(test))
+    return Baseline(name, accuracy, seconds, note, len(test))
 
 
 @contextmanager

@@ -84,14 +84,12 @@ def comparison(run: Run) -> list[dict[str, Any]]:
     if run.metrics.get(metrics.ACCURACY) is None:
         return []
     images = run.test.sample.total if run.test else None
+    zero_shot, note = run.metrics.get(metrics.ZERO_SHOT), "mean of the prompts; all others need its annotation too"
+    right = run.metrics.get(metrics.ANNOTATION + "majority_accuracy")
+    if zero_shot is None and right is not None:  # votes from files are about the pool alone
+        note = f"no answers about the test images; on the pool the most votes are right for {right:.3f}"
     ways: list[tuple[str, float | None, float | None, str, int | None]] = [
-        (
-            "Annotator alone, zero-shot",
-            run.metrics.get(metrics.ZERO_SHOT),
-            run.metrics.get(metrics.ANNOTATE_S),
-            "mean of the prompts; all others need its annotation too",
-            images,
-        )
+        ("Annotator alone, zero-shot", zero_shot, run.metrics.get(metrics.ANNOTATE_S), note, images)
     ]
     ways += [(made.name, made.accuracy, made.seconds, made.note, made.images or images) for made in run.baselines]
     names = run.card.get("networks", [])
@@ -132,8 +130,9 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     if ours is None or not cheaper:
         return ""
     annotator, best = cheaper[0], max(cheaper, key=lambda row: row["accuracy"])
+    zero_shot = annotator["name"].startswith("Annotator")
     gone = (ours["accuracy"] - annotator["accuracy"]) / max(1 - annotator["accuracy"], 1e-9)
-    opening = f"Of the annotator's errors on the test images, {gone:.0%} are gone. " if gone > 0 else ""
+    opening = f"Of the annotator's errors on the test images, {gone:.0%} are gone. " if zero_shot and gone > 0 else ""
     gain, sure = ours["accuracy"] - best["accuracy"], math.hypot(ours["margin"] or 0, best["margin"] or 0)
     if abs(gain) <= sure:
         return f"{opening}{gain:+.3f} against the best cheaper way ({best['name']}) may be chance: too few test images."

@@ -7,6 +7,7 @@ RUN/
     rejects/<split>/, labels/<split>/     what could not be decoded; true labels, which only score
     candidates/                           candidate sets of the pool, manifest.json, test.json; before.json while they
                                           are made again
+    voters.csv                            what the label model believes of each voter
     rows/<split>/                         images at the student's resolution
     features/<split>/                     what a frozen backbone saw of them; its weights and manifest.json beside
     checkpoints/, history.csv, tensorboard/, ray/
@@ -20,7 +21,7 @@ RUN/
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any, get_args
@@ -39,9 +40,12 @@ from coreg_ray.run.history import Epochs, as_csv, from_csv
 from coreg_ray.run.origin import Split, origin, refuse_others
 from coreg_ray.run.records import Baseline, CandidateManifest, PurifiedManifest, RowsManifest, from_json
 from coreg_ray.run.storage import Folder
+from coreg_ray.run.voters import VoterLine
+from coreg_ray.run.voters import as_csv as voters_csv
 
 CONFIG, VERSIONS, LINKS = "config.yaml", "versions.json", "borrowed.json"
 METRICS, HISTORY, BASELINES, FAILURE = "metrics.json", "history.csv", "baselines.json", "failure.txt"
+VOTERS = "voters.csv"
 REPORT, REVIEW, REVIEW_BESIDE = "report.html", "review.csv", "review-new.csv"
 JOURNAL, CONTINUED_LOG = "review.jsonl", "review-train.log"
 MANIFEST, USED, ZERO_SHOT, BEFORE = "manifest.json", "annotators.json", "test.json", "before.json"
@@ -228,6 +232,13 @@ class RunFolder(Folder):
     def write_used(self, split: Split, names: Iterable[str]) -> None:
         """Say whose votes count: names of folders below `annotations/<split>/`."""
         self.own("annotations", split).write_json(USED, list(names))
+
+    def write_voters(self, voters: Sequence[VoterLine]) -> None:
+        """Write `voters.csv`, or remove it where there is nothing to say."""
+        if voters:
+            self.write(VOTERS, voters_csv(voters))
+        else:
+            self.delete(VOTERS)
 
     def read_rows_manifest(self, split: Split) -> RowsManifest | None:
         """Which images `rows/<split>/` holds; None where that is not settled."""

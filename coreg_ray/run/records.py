@@ -111,6 +111,9 @@ class CandidateFigures:
             words.
         prompt_accuracy (P,), coverage, eta, zero_shot_accuracy, zero_shot_macro_f1, zero_shot_recall (K,; None where a
             class has no row), class_accuracy (K,), class_coverage (K,): on rows whose true label is known.
+        majority_accuracy, label_model_accuracy: of the most votes (ties: the lowest class) and of the label model,
+            where there is one, on such rows with a vote. union_coverage, union_mean_candidates: of the union of the
+            votes, whatever the mode is, on rows with a vote.
     """
 
     rows: int
@@ -134,10 +137,15 @@ class CandidateFigures:
     class_accuracy: list[float] | None = None
     class_coverage: list[float] | None = None
     warnings: list[str] | None = None
+    majority_accuracy: float | None = None
+    label_model_accuracy: float | None = None
+    union_coverage: float | None = None
+    union_mean_candidates: float | None = None
 
     _KNOWN_BY_LABELS = (
         *("prompt_accuracy", "coverage", "eta"),
         *("zero_shot_accuracy", "zero_shot_macro_f1", "zero_shot_recall", "class_accuracy", "class_coverage"),
+        *("majority_accuracy", "label_model_accuracy", "union_coverage"),
     )
 
     def as_json(self) -> dict[str, Any]:

@@ -41,12 +41,13 @@ ANNOTATION = {
     *("source.kind", "source.path", "source.name", "source.subset", "source.image_column", "source.id_column"),
     *("source.background", "test.kind", "test.path", "test.name", "test.subset"),
     *("annotator.kind", "annotator.model", "annotator.pretrained", "annotator.questions", "annotator.image_side"),
+    *("annotator.votes", "annotator.voters", "annotator.scores"),
     "further_annotators",
 }
 CANDIDATES = {
     *("source.classes", "source.prompts", "source.manual_labels", "source.folder_labels", "source.label_column"),
     *("candidates.mode", "candidates.partial_rate", "candidates.noise_rate", "candidates.k", "candidates.threshold"),
-    *("candidates.ratio", "candidates.mass"),
+    *("candidates.ratio", "candidates.mass", "candidates.align"),
 }
 TRAINING = {
     *("seed", "start_from", "source.holdout"),
@@ -75,6 +76,7 @@ SIDES = {"annotation": ANNOTATION, "candidates": CANDIDATES, "training": TRAININ
 LEAVE_THE_SETS = {  # of those that decide answers: they warn and score
     *("source.background", "test.kind", "test.path", "test.name", "test.subset"),
 }
+OF_EMBEDDINGS = {"candidates.align"}  # which the answers made here have not; test_label_model_sets.py looks at it
 OTHER_IMAGES = {"source.name", "source.subset"}  # of sets that are no files; like another path, they list other ids
 
 
@@ -89,7 +91,7 @@ def test_every_setting_is_classified() -> None:
 
 
 def test_every_setting_that_decides_sets_is_tried() -> None:
-    deciding = (ANNOTATION | CANDIDATES) - LEAVE_THE_SETS - OTHER_IMAGES
+    deciding = (ANNOTATION | CANDIDATES) - LEAVE_THE_SETS - OTHER_IMAGES - OF_EMBEDDINGS
     assert set(CHANGES) == deciding | {"seed"}  # synthetic sets are drawn by it
 
 
@@ -104,6 +106,8 @@ def _fields(section: type[BaseModel] = Config, above: str = "", inherited: str |
 
 
 CHAT = {"kind": "chat", "model": "eye", "endpoint": "http://localhost:1/v1", "allow_upload": True}
+FILE = {"kind": "votes", "votes": "votes.csv"}
+SCORED = {"kind": "votes", "votes": "scored.jsonl"}
 DRAWN = {"candidates": {"mode": "synthetic", "partial_rate": 0.3, "noise_rate": 0.3}}
 TABLE = {"source": {"kind": "parquet"}}
 CHANGES: dict[str, tuple[dict[str, Any], Any]] = {  # what else is set, and the value that changes the sets
@@ -122,6 +126,9 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {  # what else is set, and the 
     "annotator.pretrained": ({}, "tag"),
     "annotator.questions": ({"annotator": CHAT}, ["Is it {}?", "{}?"]),
     "annotator.image_side": ({"annotator": CHAT}, 64),
+    "annotator.votes": ({"annotator": FILE}, "other.csv"),
+    "annotator.voters": ({"annotator": FILE}, ["bob"]),
+    "annotator.scores": ({"annotator": SCORED}, "probabilities"),
     "further_annotators": ({}, [CHAT]),
     "candidates.mode": ({}, "single"),
     "candidates.k": ({"candidates": {"mode": "top_k", "k": 2}}, 3),
@@ -157,6 +164,9 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }  # fmt: skip
         pq.write_table(pa.table(columns), root / place / "table.parquet")
     (root / "labels.csv").write_text("image_id,label\ncat/0.png,dog\n")
+    (root / "votes.csv").write_text("image_id,ann,bob\ncat/0.png,dog,cat\n")
+    (root / "other.csv").write_text("image_id,ann,bob\ncat/0.png,dog,bird\n")
+    (root / "scored.jsonl").write_text('{"image_id": "cat/0.png", "votes": [0], "probabilities": [0.4, 0.6, 0, 0]}\n')
     return root
 
 
@@ -168,7 +178,10 @@ def configured(pools: Path, tree: dict[str, Any]) -> Config:
     source["path"] = str(pools / source["path"])
     if source.get("manual_labels"):
         source["manual_labels"] = str(pools / source["manual_labels"])
-    return Config.model_validate({**tree, "source": source, "annotator": tree.get("annotator", {"model": "clip"})})
+    annotator = dict(tree.get("annotator", {"model": "clip"}))
+    if annotator.get("votes"):
+        annotator["votes"] = str(pools / annotator["votes"])
+    return Config.model_validate({**tree, "source": source, "annotator": annotator})
 
 
 def with_value(tree: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
@@ -181,7 +194,7 @@ def with_value(tree: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
 
 def card_of(annotator: AnnotatorConfig, config: Config) -> Card:
     words = vocabulary_for(annotator, vocabulary(config.source.kind, config.source.classes, config.source.prompts))
-    if annotator.kind == "chat":
+    if annotator.kind in ("chat", "votes"):
         return describe(annotator, words, [])[0]
     return Card("clip", annotator.model, fingerprint(identity(annotator)), words.prompts, words.names, {})
 
@@ -211,6 +224,8 @@ def made(config: Config, output: Folder) -> tuple[str, str]:
         split = np.full(len(whole["image_id"]), "pool", dtype=object)
         votes = answers(card, whole["content"].tolist())
         place = {"pool": Place(folder, 0, output / "rejects")}
+        if card.details.get("scores", "votes") != "votes":
+            card = replace(card, details={"scores": "votes"})  # their mean is another way to the same sets
         write_annotations({**whole, "split": split, "votes": votes}, places=place, card=card)
         (part,) = parts(folder)
         evidence.append(read_evidence(part, folder, card, None, making))
