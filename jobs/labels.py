@@ -6,4 +6,4 @@ from coreg_ray.commands import labels
 from coreg_ray.commands.base import run
 
 if __name__ == "__main__":
-    run(labels.main, sys.argv[1:])
+    run(labels.main, sys.argv[1:], labels.STOPPED)

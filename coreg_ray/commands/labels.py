@@ -16,8 +16,6 @@ from pydantic import Field, field_validator
 
 from coreg_ray.commands.base import Command, load, run_word, show
 from coreg_ray.errors import UserError
-from coreg_ray.run.folder import CONFIG
-from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended, without_credentials
 
 if TYPE_CHECKING:
@@ -77,6 +75,9 @@ def settings_of(place: str, words: list[str]) -> list[str]:
     """
     if not place or {word.split("=")[0] for word in words} & {"--config", "--help", "-h"}:
         return []
+    from coreg_ray.run.folder import CONFIG  # late: --help needs no pyarrow
+    from coreg_ray.run.storage import Folder
+
     if not Folder.at(place).exists(CONFIG):
         raise UserError(f"{place} holds no {CONFIG}, so it is no run; give the folder that --output named")
     return ["--config", extended(place, f"/{CONFIG}")]

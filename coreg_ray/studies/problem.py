@@ -39,7 +39,8 @@ METHOD: dict[str, Any] = {
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
     "name": "preact_resnet18", "pretrained": None, "resolution": 32, "width": 64, "projection": 128, "views": "auto",
-    "flip": None, "precision": "auto", "compile": False,
+    "flip": None, "precision": "auto", "compile": False, "frozen": False, "frozen_views": 8, "dropout": 0.2,
+    "backbone_learning_rate": None,
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ def method_settings(**changes: Any) -> MethodConfig:
 
 def student_settings(**changes: Any) -> StudentConfig:
     """The student's defaults."""
-    return cast("StudentConfig", SimpleNamespace(**{**STUDENT, **changes}))
+    return cast("StudentConfig", SimpleNamespace(**{**STUDENT, **changes}, on_features=False))
 
 
 def synthetic_rows(count: int, side: int = 32, seed: int = 0) -> Rows:

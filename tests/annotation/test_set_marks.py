@@ -58,7 +58,8 @@ TRAINING = {
     *("method.prototype_temperature", "method.contrast_weight", "method.contrast_temperature", "method.key_momentum"),
     *("method.queue_size", "method.prior", "method.order", "method.exchanges", "method.trusted_share"),
     *("student.name", "student.pretrained", "student.resolution", "student.width", "student.projection"),
-    *("student.views", "student.flip", "student.precision"),
+    *("student.views", "student.flip", "student.precision", "student.dropout", "student.backbone_learning_rate"),
+    *("student.frozen", "student.frozen_views"),
 }
 NOTHING = {
     *("output", "source.unreadable", "student.compile"),

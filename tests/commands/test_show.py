@@ -105,7 +105,10 @@ def test_the_time_that_is_left(run: RunFolder, epochs: int, left: str | None) ->
     assert told == left if left is None else (told or "").startswith(left)
 
 
-def test_a_run_is_told_in_a_table(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_told_in_a_table(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     parts(finished(run), 20)
     run.write("notes.txt", "mine")
     run.link(rows=RunFolder.at(f"{run.path}-other") / "rows")

@@ -148,7 +148,7 @@ def test_folders_that_hold_no_model_are_refused(run: RunFolder, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda card, weights: (card | {"format": 2}, weights), "upgrade"),
+        (lambda card, weights: (card | {"format": 3}, weights), "upgrade"),
         (lambda card, weights: ({"classes": []}, weights), "format"),
         (lambda card, weights: (card | {"classes": ["a", "b"]}, weights), "damaged"),
         (lambda card, weights: (card | {"networks": ["c"]}, weights), "damaged"),

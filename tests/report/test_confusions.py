@@ -112,7 +112,7 @@ def test_evaluation_needs_none_either(monkeypatch: pytest.MonkeyPatch, tmp_path:
     listing = block([*ids, "unreadable"], labels=[*labels, 5])
     source: Any = SimpleNamespace(listing=lambda: iter([listing]))
     class_names = [f"class {number}" for number in range(MANY)]
-    card = {"classes": class_names, "student": {"resolution": 8}}
+    card = {"classes": class_names, "resolution": 8}
     monkeypatch.setattr(predict, "_read", lambda model: (card, b""))
     monkeypatch.setattr(predict, "Listing", lambda *_: None)
     monkeypatch.setattr(predict, "_answered", lambda *_: Answered(ids, predicted))
