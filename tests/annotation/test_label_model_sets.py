@@ -117,9 +117,6 @@ def test_several_annotators_have_their_voters_side_by_side_and_a_lone_voter_is_l
     assert voter_lines(None, None, cards, NAMES, []) == []
     silent = VoterLine("a", "b", 0, None, 0.0, "has not voted", None)
     assert as_csv([silent]).splitlines()[1] == "a,b,0,,0.0,has not voted,"
-        as_csv([VoterLine("a", "b", 0, None, 0.0, "has not voted", None)]).splitlines()[1]
-        == "a,b,0,,0.0,has not voted,"
-    )
 
 
 def test_cpl_keeps_what_rows_and_classes_need(tmp_path: Path) -> None:
