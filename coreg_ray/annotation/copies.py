@@ -75,7 +75,8 @@ def different_copies(parts: Sequence[Part], folder: Folder, marked: NDArray[np.u
 
 def _ids(parts: Sequence[Part], folder: Folder, places: Sequence[int]) -> dict[int, str]:
     """The ids of the images at these places of a table."""
-    ids, start = {}, 0
+    ids: dict[int, str] = {}
+    start = 0
     for part in parts if places else ():
         table = read_table(folder, part.name, ["image_id"])
         ids |= {

@@ -163,17 +163,17 @@ def _describe_annotator(config: Config, annotator: AnnotatorConfig, encoder: str
     run.unlink("features")
     there = run.read_features_manifest()
     if there is None or there.given != encoder:
-        made = task(_annotators_manifest).options(num_cpus=annotator.num_cpus)
-        manifest = ask(made.remote(config, annotator, encoder, run / "features"))
-        _settle(manifest, run)
-        run.write_features_manifest(manifest)
+        made = task(_keep_annotators_encoder).options(num_cpus=annotator.num_cpus)
+        ask(made.remote(config, annotator, encoder, run))
 
 
-def _annotators_manifest(config: Config, annotator: AnnotatorConfig, encoder: str, folder: Folder) -> FeaturesManifest:
-    """Write the weights of an annotator's image encoder; returns the manifest of its features."""
+def _keep_annotators_encoder(config: Config, annotator: AnnotatorConfig, encoder: str, run: RunFolder) -> None:
+    """Write the weights of an annotator's image encoder, and the manifest of its features."""
     backbone = annotator_backbone(annotator)
-    write_backbone(folder, backbone)
-    return manifest_for(config, backbone.card, encoder)
+    manifest = manifest_for(config, backbone.card, encoder)
+    _settle(manifest, run)
+    write_backbone(run.features, backbone)
+    run.write_features_manifest(manifest)
 
 
 def _counts(folder: Folder) -> dict[str, int]:

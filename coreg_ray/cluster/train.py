@@ -70,7 +70,8 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), kind: str = "cor
             ),
         ),
     )
-    with waiting_for(scaling.resources_per_worker or {}):
+    each: dict[str, float] = dict(scaling.resources_per_worker or {})  # type: ignore[arg-type]
+    with waiting_for(each):
         outcome: dict[str, Any] = _followed(trainer, run, config.method.epochs).return_value
     if "non_finite" in outcome:
         raise NonFiniteLossError(outcome["non_finite"])

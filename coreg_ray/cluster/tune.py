@@ -77,8 +77,8 @@ def _searched(search: Search, config: Config, space: Space, output: SearchFolder
     need, at_once = _fit_into_cluster(config, search.max_concurrent)
     _refuse_unlabelled(search.objective, config, output)
     _prepare(config, space, output)
-    workers = scaling_config(config.cluster).resources_per_worker if config.cluster.num_workers > 1 else None
-    with waiting_for(need, workers or need):
+    each: dict[str, float] = dict(scaling_config(config.cluster).resources_per_worker or {})  # type: ignore[arg-type]
+    with waiting_for(need, each if config.cluster.num_workers > 1 else need):
         results = _run(search, config, space, output, need, at_once)
     trials = [_as_trial(results[number], config, space, output) for number in range(len(results))]
     _forget_unknown({trial.name for trial in trials}, output.trials)

@@ -57,8 +57,8 @@ DOUBT = 0.1  # where no network was ever asked about a candidate set
 _FORM = 1  # of what is written; another one makes the labels anew
 LEAST_DOUBT, MOST_DOUBT = 1e-3, 0.3  # networks that have learned little doubt everything
 _ASKED_CELLS = 2**22  # of them times classes
-_MOST_CONFUSED = 256  # classes
-_ASKED, _ASK_S = 2048, 20.0  # images that settle the temperature, and the time to ask about them
+_MOST_CONFUSED = 100  # classes
+_ASKED, _ASK_S = 1024, 20.0  # images that settle the temperature, and the time to ask about them
 _BY_SCORES = ("label_model", "cpl")  # values of `candidates.mode` whose scores are a posterior
 
 

@@ -2,9 +2,9 @@
 
 The set's own description (UCI, "optical recognition of handwritten digits") says how a page became numbers: the
 size-normalised digit is a 32x32 black-and-white bitmap, which is cut into 4x4 blocks, and the ink of each block is
-counted: 8x8 numbers of 0..16. The same is done here to pen strokes (`strokes.yaml`), so that a model trained on these
-drawings knows how such scans come about and has seen none of them. The hands are few on purpose: people write digits
-in more ways than `strokes.yaml` lists, and that gap is what makes the model an imperfect annotator.
+counted: 8x8 numbers of 0..16. The same is done here to printed, typed, draughtsmen's and calculators' digits
+(`strokes.yaml`), so that a model trained on these drawings knows how such scans come about and has seen none of them,
+nor any handwriting: that gap is what makes the model an imperfect annotator.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 import yaml
@@ -21,15 +21,16 @@ from torch.nn import functional as F
 
 from coreg_ray.embedded.digits import CLASS_NAMES
 
-MEDIA = ("handwritten", "printed", "calculator")
+MEDIA = ("printed", "typewriter", "technical", "calculator")
 STYLES = ("thin", "bold", "slanted", "narrow", "wide", "small", "blurry", "faint", *MEDIA)
 
-_MEDIA_SHARES = (0.3, 0.35, 0.35)
-_MEDIA_SHAKE = (0.05, 0.02, 0.02)  # how far points stray, standard deviation in box sides
+_MEDIA_SHARES = (0.25, 0.25, 0.25, 0.25)
+_SHAKE = 0.02  # how far points stray, standard deviation in box sides: no print is perfect
 _ODD = 0.2  # share of drawings that are small, of those that are blurry, and of those that are faint
 _BITMAP = 32  # side of the black-and-white bitmap, pixels
 _BLOCK = 4  # side of the blocks whose ink is counted, pixels
-_CURVE_POINTS = 64  # points on a digit's whole line: closer together than the thinnest pen is wide
+_LINES_AT_ONCE = 8  # their distances to all pixels stay in a cache
+_CURVE_POINTS = 64  # points on a digit's whole line: about as close together as the thinnest pen is wide
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,7 @@ def _lines(medium: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor
     kind = medium * len(CLASS_NAMES) + labels
     choice = ways.first[kind] + (torch.rand(len(labels), generator=generator) * ways.count[kind]).long()
     points = ways.points[choice]
-    shake = torch.tensor(_MEDIA_SHAKE)[medium][:, None, None]
-    return ways.smooth[choice] @ (points + shake * torch.randn(points.shape, generator=generator))
+    return ways.smooth[choice] @ (points + _SHAKE * torch.randn(points.shape, generator=generator))
 
 
 def _shape(line: Tensor, aspect: Tensor, slant: Tensor, turn: Tensor) -> Tensor:
@@ -98,8 +98,11 @@ def _place(line: Tensor, pen: Tensor, height: Tensor, centre: Tensor) -> tuple[T
 def _scan(line: Tensor, pen: Tensor, blur: Tensor) -> Tensor:
     """Ink (B, 8, 8), in sixteenths, of lines (B, L, 2) drawn by a round pen; `pen` and `blur` (B,) in pixels."""
     axis = torch.arange(_BITMAP) + 0.5
-    pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=2).view(1, -1, 2)
-    distance = torch.cdist(pixels.expand(len(line), -1, -1), line).amin(dim=2)
+    nearest = []
+    for part in line.split(_LINES_AT_ONCE):
+        across, down = ((axis - part[..., i, None]).square() for i in (0, 1))  # (n, L, 32) each
+        nearest.append((down[..., :, None] + across[..., None, :]).amin(dim=1))
+    distance = torch.cat(nearest).sqrt().flatten(1)
     bitmap = torch.sigmoid((pen[:, None] / 2 - distance) / (blur[:, None] / 2))
     share = F.avg_pool2d(bitmap.view(-1, 1, _BITMAP, _BITMAP), _BLOCK)[:, 0]
     return torch.round(share * _BLOCK**2) / _BLOCK**2
@@ -140,7 +143,7 @@ def _parse(way: str) -> tuple[Tensor, Tensor]:
             knots += [len(points)] * (2 if token.endswith("!") else 1)
             points.append([float(value) / 100 for value in token.rstrip("!").split(",")])
         strokes.append(knots)
-    spans = [len(knots) - 1 for knots in strokes]
+    spans = [len(_spans(knots)) for knots in strokes]
     lengths = [_CURVE_POINTS * span // sum(spans) for span in spans]
     lengths[0] += _CURVE_POINTS - sum(lengths)
     rows = [_curve(knots, len(points), length) for knots, length in zip(strokes, lengths, strict=True)]
@@ -149,12 +152,17 @@ def _parse(way: str) -> tuple[Tensor, Tensor]:
 
 def _curve(knots: list[int], points: int, length: int) -> Tensor:
     """The matrix (length, points) of a uniform Catmull-Rom spline through `knots`, which number some of the points."""
-    last = len(knots) - 1
-    at = torch.linspace(0, last, length)
-    piece = at.long().clamp(max=last - 1)
-    t = at - piece
+    spans = torch.tensor(_spans(knots))
+    at = torch.linspace(0, len(spans), length)
+    span = at.long().clamp(max=len(spans) - 1)
+    t = at - span
     weights = torch.stack(
         [-(t**3) + 2 * t**2 - t, 3 * t**3 - 5 * t**2 + 2, -3 * t**3 + 4 * t**2 + t, t**3 - t**2], dim=1
     )
-    around = (piece[:, None] + torch.arange(-1, 3)).clamp(0, last)  # (length, 4): the knots that pull on each place
+    around = (spans[span][:, None] + torch.arange(-1, 3)).clamp(0, len(knots) - 1)  # (length, 4): knots that pull
     return torch.zeros(length, points).scatter_add_(1, torch.tensor(knots)[around], weights / 2)
+
+
+def _spans(knots: list[int]) -> list[int]:
+    """The pieces of a stroke that have a length; piece i leads from knot i to the next, at a corner nowhere."""
+    return [i for i, (here, there) in enumerate(pairwise(knots)) if here != there]

@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 
 from coreg_ray.cluster import features
 from coreg_ray.cluster.pipeline import run_pipeline
+from coreg_ray.cluster.pools import open_pool
+from coreg_ray.cluster.predict import evaluate
 from coreg_ray.commands.base import Command, load
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
@@ -22,7 +24,7 @@ def command(output: Path, *more: str) -> Command:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_whole_way_its_restart_and_what_is_refused(tmp_path: Path, ray_cluster: None) -> None:
     output = tmp_path / "run"
     figures = run_pipeline(command(output, "--export.onnx", "false"))
@@ -39,6 +41,16 @@ def test_the_whole_way_its_restart_and_what_is_refused(tmp_path: Path, ray_clust
     assert again["annotation/encoded_images"] == 0
     assert {name: run.features.read(name) for name in _names(run)} == parts
     assert run.read_history() == history
+
+    embeddings = tmp_path / "embeddings"  # heads on what the annotator has stored in the first run
+    settings = {"student.name": "annotator", "student.frozen": "false", "method.epochs": "4", "export.onnx": "false"}
+    given = command(embeddings, *(word for name, value in settings.items() for word in (f"--{name}", value)))
+    taken = run_pipeline(given, annotated=str(output))
+    assert 0 <= taken["test/accuracy"] <= 1
+    card = RunFolder.at(embeddings).model.read_json("model.json")
+    assert (card["student"]["name"], card["backbone"]["name"]) == ("annotator", "annotator")
+    scored = evaluate(RunFolder.at(embeddings).model, open_pool(given, "test")[1])  # which sees the images themselves
+    assert scored.accuracy == pytest.approx(taken[f"test/accuracy_{card['networks'][0]}"], abs=0.01)
 
     manifest = run.features.read_json("manifest.json")
     run.features.write_json("manifest.json", manifest | {"views": 6})

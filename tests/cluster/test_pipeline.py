@@ -6,12 +6,12 @@ import csv
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from shutil import copytree, rmtree
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,7 @@ def test_purified_labels_go_on_where_they_were_interrupted_and_follow_the_checkp
     finished: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
 ) -> None:
     output = tmp_path / "smoke"
-    shutil.copytree(finished[0], output)
+    copytree(finished[0], output)
     run, config = RunFolder.at(output), command(output)
     whole = run.read_purified_manifest()
     first, *others = sorted((output / "purified").glob("*.parquet"))
@@ -137,7 +137,7 @@ def test_purified_labels_go_on_where_they_were_interrupted_and_follow_the_checkp
     assert pq.read_table(first).select(["image_id", "label"]) == content.select(["image_id", "label"])
     assert {path: path.stat().st_mtime_ns for path in others} == kept
     (newest,) = [path for path in (output / "checkpoints").iterdir() if path.name == "epoch-000003"]
-    shutil.rmtree(newest)
+    rmtree(newest)
     labels.main([str(output), "--format", "csv", "--output", str(tmp_path / "labels.csv")])  # makes them anew
     earlier = run.read_purified_manifest()
     assert whole is not None
@@ -199,7 +199,7 @@ def test_sigterm_ends_a_run_in_words_and_the_same_command_goes_on(
     arguments = ["--preset", "smoke", "--output", str(run), "--student.width", "4", "--export.onnx", "false"]
     RunFolder.at(run).claim(load(arguments, Command))
     for part in ("annotations", "labels", "rows", "candidates"):
-        shutil.copytree(finished[0] / part, run / part)
+        copytree(finished[0] / part, run / part)
     program = [sys.executable, str(JOBS / "pipeline.py"), *arguments]
     alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen(program, env=alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
+from importlib import resources
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+from torch.nn import functional as F
 
 from coreg_ray.embedded import MODEL_NAME, make_tiny_clip, model_config_path, weights_path
 from coreg_ray.embedded.digits import CLASS_NAMES, PROMPTS, SPLITS, _table, digits
@@ -30,9 +36,36 @@ def threads():
     torch.set_num_threads(before)
 
 
+@dataclass
+class Annotated:
+    """What the shipped model says of one split: unit vectors (N, D), probabilities (N, P, K), and the labels (N,)."""
+
+    embedding: Tensor
+    probs: Tensor
+    labels: Tensor
+
+    @property
+    def votes(self) -> Tensor:
+        return self.probs.argmax(dim=2)
+
+    @property
+    def candidates(self) -> Tensor:
+        return F.one_hot(self.votes, len(CLASS_NAMES)).any(dim=1)
+
+    @property
+    def right(self) -> Tensor:
+        """(N,) 1 where the mean of the prompts names the truth, else 0."""
+        return (self.probs.mean(dim=1).argmax(dim=1) == self.labels).double()
+
+    @property
+    def covered(self) -> Tensor:
+        """(N,) 1 where a prompt votes for the truth, else 0."""
+        return (self.votes == self.labels[:, None]).any(dim=1).double()
+
+
 @pytest.fixture(scope="module")
-def annotated():
-    """Per split: probabilities (N, P, K) of the shipped model, through open_clip's own factory and preprocessing."""
+def annotated() -> dict[str, Annotated]:
+    """Both splits through the shipped model, open_clip's own factory and preprocessing."""
     open_clip.add_model_config(model_config_path())
     model, _, preprocess = open_clip.create_model_and_transforms(MODEL_NAME, pretrained=str(weights_path()))
     tokenise = open_clip.get_tokenizer(MODEL_NAME)
@@ -48,7 +81,7 @@ def annotated():
             pixels = torch.stack([preprocess(Image.fromarray(image)) for image in images])
             vision = model.encode_image(pixels, normalize=True)
             probs = [(model.logit_scale.exp() * vision @ text.T).softmax(dim=1) for text in texts]
-            result[split] = torch.stack(probs, dim=1), torch.from_numpy(labels)
+            result[split] = Annotated(vision, torch.stack(probs, dim=1), torch.from_numpy(labels))
     return result
 
 
@@ -130,38 +163,50 @@ def test_the_weights_are_small_and_half_precision():
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_annotator_is_useful_and_imperfect(annotated, split):
-    probs, labels = annotated[split]
-    votes = probs.argmax(dim=2)
-    candidates = torch.nn.functional.one_hot(votes, 10).any(dim=1)
-    right = (probs.mean(dim=1).argmax(dim=1) == labels).double()
-    covered = candidates[torch.arange(len(labels)), labels].double()
-    assert 0.55 <= right.mean() <= 0.85
-    assert covered.mean() >= 0.80
-    assert 1.3 <= candidates.sum(dim=1).double().mean() <= 2.2
+    said = annotated[split]
+    assert 0.55 <= said.right.mean() <= 0.85
+    assert said.covered.mean() >= 0.80
+    assert 1.5 <= said.candidates.sum(dim=1).double().mean() <= 2.5
     for k in range(10):  # no class is lost: there is something to repair it from
-        assert right[labels == k].mean() >= 0.3
-        assert covered[labels == k].mean() >= 0.6
+        assert said.right[said.labels == k].mean() >= 0.3
+        assert said.covered[said.labels == k].mean() >= 0.6
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_prompts_disagree(annotated, split):
-    votes = annotated[split][0].argmax(dim=2)
+    votes = annotated[split].votes
     disagreement = (votes[:, :, None] != votes[:, None]).double().mean(dim=0)
     assert disagreement.sum() / (len(PROMPTS) * (len(PROMPTS) - 1)) > 0.10
     assert (disagreement + torch.eye(len(PROMPTS))).min() > 0.02  # and no two prompts say the same
 
 
+def test_what_the_annotator_gets_wrong_is_not_lost_in_its_embedding(annotated):
+    """It is imperfect because it has seen no handwriting, not because its space is too narrow to hold the digits."""
+    train, test = annotated["train"], annotated["test"]
+    assert train.embedding.shape[1] >= 64
+    probe = LogisticRegression(C=100, max_iter=1000).fit(train.embedding.numpy(), train.labels.numpy())
+    assert probe.score(test.embedding.numpy(), test.labels.numpy()) >= 0.93
+
+
+def test_nothing_handwritten_is_drawn():
+    text = resources.files("coreg_ray.embedded").joinpath("strokes.yaml").read_text(encoding="utf-8")
+    assert set(yaml.safe_load(text)) == set(MEDIA)
+    assert not any("hand" in word for word in (*MEDIA, *STYLES))
+
+
+def test_prompts_use_words_that_the_captions_taught():
+    frames = {word for frame in make_tiny_clip.FRAMES for word in frame.split()}
+    assert {word for prompt in PROMPTS for word in prompt.split()} <= frames | set(STYLES)
+
+
 def test_the_program_measures_what_open_clip_gives(annotated):
     model = open_clip.create_model(MODEL_NAME, pretrained=str(weights_path())).eval()
-    figures = make_tiny_clip.measure(model, "test")
-    probs, labels = annotated["test"]
-    votes = probs.argmax(dim=2)
-    right = (probs.mean(dim=1).argmax(dim=1) == labels).double()
-    covered = (votes == labels[:, None]).any(dim=1).double()
-    assert figures["zero-shot accuracy"] == pytest.approx(right.mean().item(), abs=0.006)
-    assert figures["coverage"] == pytest.approx(covered.mean().item(), abs=0.006)
-    assert figures["mean candidates"] == pytest.approx(np.mean([len(set(row)) for row in votes.tolist()]), abs=0.01)
-    assert figures["recall per class"][1] == pytest.approx(right[labels == 1].mean().item(), abs=0.05)
+    figures, said = make_tiny_clip.measure(model, "test"), annotated["test"]
+    assert figures["zero-shot accuracy"] == pytest.approx(said.right.mean().item(), abs=0.006)
+    assert figures["coverage"] == pytest.approx(said.covered.mean().item(), abs=0.006)
+    sizes = [len(set(row)) for row in said.votes.tolist()]
+    assert figures["mean candidates"] == pytest.approx(np.mean(sizes), abs=0.01)
+    assert figures["recall per class"][1] == pytest.approx(said.right[said.labels == 1].mean().item(), abs=0.05)
 
 
 @pytest.mark.usefixtures("threads")
@@ -210,7 +255,7 @@ def test_captions_say_only_what_is_true():
     many = drawings(500)
     texts, mentioned = make_tiny_clip.captions(many, torch.Generator().manual_seed(0))
     assert not (mentioned & ~many.styles).any()
-    assert set(mentioned.sum(dim=1).tolist()) == {0, 1, 2, 3}
+    assert mentioned.sum(dim=1).unique().tolist() == list(range(7))  # from nothing to all that can be said
     for text, label, words in zip(texts, many.labels.tolist(), mentioned.tolist(), strict=True):
         tokens = text.split()
         assert tokens[-1] in (CLASS_NAMES[label], str(label))

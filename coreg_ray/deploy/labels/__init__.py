@@ -31,7 +31,7 @@ def write_labels(labels: PoolLabels, form: str, output: str, pictures: Pictures)
     """
     from coreg_ray.deploy.labels.output import begun
 
-    chosen: Form = import_module(f"{__name__}.{FORMATS[form]}")  # type: ignore[assignment]
+    chosen: Form = import_module(f"{__name__}.{FORMATS[form]}")
     labels.refuse_none()
     if chosen.HAS_PICTURES:
         pictures.check(output)
