@@ -26,7 +26,7 @@ def csv_blocks(text: TextIO, path: str, rows: int) -> Iterator[dict[str, list[st
     columns: dict[str, list[str | None]] = {name: [] for name in names}
     some = 0
     for line in lines:
-        beyond = line.pop(None, [])  # type: ignore[call-overload]  # where DictReader puts what has no column
+        beyond = line.pop(None, [])  # where DictReader puts what has no column
         if any(cell.strip() for cell in beyond):
             raise UserError(
                 f"{path}, line {lines.line_num}, has {len(columns) + len(beyond)} cells for {len(columns)} columns; "
