@@ -59,6 +59,7 @@ TRAINING = {
     *("method.queue_size", "method.prior", "method.order", "method.exchanges", "method.trusted_share"),
     *("student.name", "student.pretrained", "student.resolution", "student.width", "student.projection"),
     *("student.views", "student.flip", "student.precision"),
+    *("student.frozen", "student.frozen_views", "student.dropout", "student.backbone_learning_rate"),
 }
 NOTHING = {
     *("output", "source.unreadable", "student.compile"),
