@@ -94,7 +94,8 @@ def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
     started = time.monotonic()
     export(run, samples, KINDS["coreg"].DEPLOYED)
     exported = time.monotonic()
-    purified = purify(config, run, samples)
+    with watched():
+        purified = purify(config, run, samples)
     run.update_metrics(
         {**purified.figures, metrics.EXPORT_S: exported - started, metrics.PURIFY_S: time.monotonic() - exported}
     )

@@ -26,6 +26,7 @@ from coreg_ray.annotation.labels import Labels, read_labels
 from coreg_ray.cluster.purifier import Chunk, Purifier, Stored, build_index, read_facts
 from coreg_ray.cluster.resources import scaling_config
 from coreg_ray.cluster.tasks import added_up, ask, task, through
+from coreg_ray.cluster.waiting import moved
 from coreg_ray.config import Config
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.deploy.purified import MOST_DOUBT, Making, calibrated, mark_of, part_names
@@ -137,6 +138,7 @@ def _pass(config: Config, run: RunFolder, making: Making, sound: ray.ObjectRef, 
     started = last_logged = time.monotonic()
     images, strange, answers = 0, 0, []
     for line in written.iter_rows():
+        moved()
         images, strange = images + line["images"], strange + line["strange"]
         answers += [line["tested"]] if line["tested"] else []
         if time.monotonic() - last_logged >= _LINE_EVERY_S:

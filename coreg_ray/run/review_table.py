@@ -85,7 +85,7 @@ class ReviewTable:
         texts = []
         for row, text in zip(self.rows, self.texts, strict=True):
             name = row.get(IMAGE)
-            if name in labels:
+            if name is not None and name in labels:
                 left.pop(name, None)
                 if row.get(LABEL, "").strip() != labels[name]:
                     text = self._line(dict.fromkeys(self.columns, "") | row | {LABEL: labels[name]})
