@@ -35,7 +35,8 @@ ANIMALS = ["cat", "dog", "fox"]
 COLUMNS = ("image_id", "label", "suggestion", "confidence", "network_a", "confidence_a", "network_b", "confidence_b",
            "annotator")  # fmt: skip
 _PROGRAM = """
-import atexit, sys
+import atexit, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests that run in the background are without
 atexit.register(lambda: print("loaded", *({"torch", "ray"} & set(sys.modules)), flush=True))
 from coreg_ray.cli import main
 main()

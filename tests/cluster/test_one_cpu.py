@@ -20,6 +20,8 @@ import importlib, json, logging, os, signal, sys
 import ray
 from coreg_ray.cluster import waiting
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests that run in the background are without
+
 class Ending(logging.Handler):
     def emit(self, record):
         if "1 GPU" in record.getMessage():
