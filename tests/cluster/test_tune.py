@@ -37,7 +37,7 @@ from coreg_ray.search.space import read_space
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500), pytest.mark.usefixtures("ray_cluster")]
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = ["the digit {}", "a handwritten {}"]
+PROMPTS = ["the digit {}", "a printed {}"]
 DIVERGES = 1e30  # a learning rate
 
 

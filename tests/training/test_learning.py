@@ -1,8 +1,8 @@
 """That the method learns what its annotator does not know: real digits, the tiny CLIP's own candidate sets.
 
-Five digits of which the tiny CLIP confuses two pairs are enough to show it in seconds. What it gets wrong depends on
-the image, as a large model's errors do; uniformly random candidates would be no test, because partial cross-entropy
-alone solves them.
+Five digits are enough to show it in seconds: of these the tiny CLIP takes sevens for nines and nines for threes. What
+it gets wrong depends on the image, as a large model's errors do; uniformly random candidates would be no test, because
+partial cross-entropy alone solves them, and it nearly solves the five that are told apart best.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Images, make_rows
 from coreg_ray.training.state import build_state
 
-NAMES = ["zero", "one", "two", "seven", "nine"]
-SIDE, EPOCHS, WARMUP, SEEDS = 16, 12, 6, (0, 1, 2)
+NAMES = ["one", "three", "five", "seven", "nine"]
+SIDE, EPOCHS, WARMUP, SEEDS = 16, 16, 6, (0, 1, 2)
 MARGIN = 0.1  # of accuracy
 STUDENT = StudentConfig(resolution=SIDE, width=8, projection=32, precision="float32", flip=False)
 
