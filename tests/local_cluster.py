@@ -83,7 +83,7 @@ class LocalCluster:
         log = self.folder / f"session_latest/logs/job-driver-{name}.log"
         return log.read_text() if log.exists() else ""
 
-    def ray(self, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def ray(self, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         """Ray's own command line, in the repository; what it says on both streams is in `stdout`."""
         return subprocess.run(
             [RAY, *arguments], env=self.environment, cwd=ROOT, text=True, timeout=timeout, check=False,

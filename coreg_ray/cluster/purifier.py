@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from coreg_ray.annotation.arrow import read_table, write_table
 from coreg_ray.annotation.labels import Labels
+from coreg_ray.config import StudentConfig
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.deploy.purified import FACTS, Making, purified_labels
 from coreg_ray.errors import UserError
@@ -34,7 +35,7 @@ _BATCH = 256  # images a network gets at a time
 
 @dataclass(frozen=True)
 class Chunk:
-    """A few parts of `rows/<split>`, and the name of what is made of them."""
+    """A few parts of what networks see of a split (`seen`), and the name of what is made of them."""
 
     split: Split
     part: str
@@ -99,7 +100,7 @@ class Purifier:
         assert pair is not None
         self._run, self._making, self._stored, self._pair = run, making, stored, pair
         student = pair.student.model_copy(update={"precision": precision})
-        self._dtype = working_precision(student, pair.a.pixel_mean.device)
+        self._dtype = working_precision(student, pair.a.device)
         self._index: Index = ray.get(stored.index[0])
         self._sound: Soundness = ray.get(stored.sound[0])
         self._truth: Labels = ray.get(stored.truth[0])
@@ -109,8 +110,8 @@ class Purifier:
         chunk = Chunk.of(batch)
         images = strange = 0
         tables, tested = [], []
-        for numbers, pixels in self._pixels(chunk):
-            logits = self._logits(pixels)
+        for numbers, inputs in self._inputs(chunk):
+            logits = self._logits(inputs)
             images += len(numbers)
             if chunk.split == "test":
                 tested.append(self._tested(numbers, logits))
@@ -127,25 +128,27 @@ class Purifier:
         line[0] = [reduce(add, split) for split in zip(*tested, strict=True)]
         return {"images": np.array([images]), "strange": np.array([strange]), "tested": line}
 
-    def _pixels(self, chunk: Chunk) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Row numbers (B,) and pixels (B, 3, S, S) of each part; the next one is read while one is looked at."""
-        folder, side = self._run.rows(chunk.split), self._pair.student.resolution
+    def _inputs(self, chunk: Chunk) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Row numbers (B,) and what networks see of them, part by part; the next is read while one is looked at."""
+        student = self._pair.student
+        folder = seen(self._run, chunk.split, student)
+        read = read_features if student.on_features else partial(read_pixels, side=student.resolution)
         with ThreadPoolExecutor(1) as reader:
             ahead: list[Future[tuple[NDArray[np.int64], Tensor]]] = []
             for name in chunk.rows:
-                ahead.append(reader.submit(read_pixels, folder, name, side))
+                ahead.append(reader.submit(read, folder, name))
                 if len(ahead) == 2:
                     yield ahead.pop(0).result()
             yield from (part.result() for part in ahead)
 
     @torch.inference_mode()
-    def _logits(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (2, B, K) on the host, in the precision that the networks were trained in."""
-        device = self._pair.a.pixel_mean.device
+    def _logits(self, inputs: Tensor) -> Tensor:
+        """(B, 3, S, S) or (B, F) -> (2, B, K) on the host, in the precision that the networks were trained in."""
+        device, kept = self._pair.a.device, torch.channels_last if inputs.dim() == 4 else torch.preserve_format
         enabled = self._dtype == torch.bfloat16
         answers = []
-        for block in pixels.split(_BATCH):
-            block = block.to(device, memory_format=torch.channels_last)
+        for block in inputs.split(_BATCH):
+            block = block.to(device, memory_format=kept)
             with torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False):
                 answers.append(torch.stack([network.classify(block) for network in (self._pair.a, self._pair.b)]))
         return torch.cat(answers, dim=1).cpu()
@@ -168,6 +171,18 @@ class Purifier:
             parts.append(ray.get(self._stored.facts[table]).take(pa.array(places[mine])))
         back = np.argsort(np.concatenate([np.zeros(0, np.int64), *order]))
         return pa.concat_tables(parts, promote_options="default").take(pa.array(back))
+
+
+def seen(run: RunFolder, split: Split, student: StudentConfig) -> Folder:
+    """Where what networks see of a split's images lies: images, or what a frozen backbone saw of them."""
+    return run.features / split if student.on_features else run.rows(split)
+
+
+def read_features(folder: Folder, name: str) -> tuple[NDArray[np.int64], Tensor]:
+    """One part of `features/<split>`: row numbers (B,) and the features (B, F) float32 of the images themselves."""
+    table = read_table(folder, name, ["row", "plain"])
+    stored = np.frombuffer(b"".join(table["plain"].to_pylist()), np.float16).astype(np.float32)
+    return table["row"].to_numpy(), torch.from_numpy(stored.reshape(len(table), -1))
 
 
 def read_pixels(folder: Folder, name: str, side: int) -> tuple[NDArray[np.int64], Tensor]:

@@ -23,7 +23,7 @@ import ray.data
 from coreg_ray import metrics
 from coreg_ray.annotation.arrow import read_table
 from coreg_ray.annotation.labels import Labels, read_labels
-from coreg_ray.cluster.purifier import Chunk, Purifier, Stored, build_index, read_facts
+from coreg_ray.cluster.purifier import Chunk, Purifier, Stored, build_index, read_facts, seen
 from coreg_ray.cluster.resources import scaling_config
 from coreg_ray.cluster.tasks import added_up, ask, task, through
 from coreg_ray.cluster.waiting import moved
@@ -69,7 +69,7 @@ def purify(config: Config, run: RunFolder, samples: Samples | None = None) -> Pu
         for name in part_names(folder):
             if not name.endswith(f"-{mark[:8]}.parquet"):
                 folder.delete(name)
-    chunks = _chunks(run, "pool", mark)
+    chunks = _chunks(config, run, "pool", mark)
     if not chunks:
         raise UserError(f"{run.path} has no rows/; give the command that made the run again")
     newest = checkpoint.newest(run.checkpoints)
@@ -95,15 +95,15 @@ def purify(config: Config, run: RunFolder, samples: Samples | None = None) -> Pu
     return manifest
 
 
-def _chunks(run: RunFolder, split: Split, mark: str) -> list[Chunk]:
-    names = part_names(run.rows(split))
+def _chunks(config: Config, run: RunFolder, split: Split, mark: str) -> list[Chunk]:
+    names = part_names(seen(run, split, config.student))
     some = [names[start : start + _ROWS_PARTS] for start in range(0, len(names), _ROWS_PARTS)]
     return [Chunk(split, f"{fingerprint(rows)}-{mark[:8]}.parquet", rows) for rows in some]
 
 
 def _test_chunks(config: Config, run: RunFolder, mark: str) -> list[Chunk]:
     """Those of labelled test images."""
-    return _chunks(run, "test", mark) if config.test.kind and run.labels("test").exists() else []
+    return _chunks(config, run, "test", mark) if config.test.kind and run.labels("test").exists() else []
 
 
 def _pass(config: Config, run: RunFolder, making: Making, sound: ray.ObjectRef, chunks: list[Chunk]) -> dict[str, Any]:

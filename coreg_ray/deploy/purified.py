@@ -131,7 +131,7 @@ def calibrated(making: Making, run: RunFolder, pair: Pair, samples: Samples | No
     sample = samples.of("pool", min(_ASKED, max(1, _ASKED_CELLS // classes)))
     if sample is None:
         return making
-    logits = pair.look(sample.pixels, _ASK_S)[0]
+    logits = pair.look(sample.inputs, _ASK_S)[0]
     asked = pa.array(sample.numbers[: logits.shape[1]])
     tables = [read_table(run.candidates, name, FACTS) for name in part_names(run.candidates)]
     facts = pa.concat_tables([t.filter(pc.is_in(t["row"], asked)) for t in tables], promote_options="default")
