@@ -151,7 +151,7 @@ async def tab(devtools: str) -> AsyncIterator[Tab]:
         async with session.put(f"{devtools}/json/new?about:blank") as answer:
             made = await answer.json()
         async with session.ws_connect(made["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-            one = Tab(socket)
+            one = Tab(socket)  # type: ignore[arg-type]  # aiohttp tells sockets that decode text from others
             for domain in ("Page", "Runtime", "Log", "Network"):
                 await one.call(f"{domain}.enable")
             yield one

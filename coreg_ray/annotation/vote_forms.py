@@ -262,7 +262,7 @@ def read_scores(
             )
         flat[place] = [np.nan if number is None else number for number in entry]
     scores = flat.reshape(len(entries), voters, classes)
-    none = np.isnan(scores).all(axis=2)
+    none: NDArray[np.bool_] = np.asarray(np.isnan(scores).all(axis=2))
     if form.scores == "logits":
         wrong = ~none & ~(np.isfinite(scores).any(axis=2) & (scores < np.inf).all(axis=2))
         what = "are not finite"

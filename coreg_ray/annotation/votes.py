@@ -157,7 +157,7 @@ def bucket_of(rows: NDArray[np.int64], buckets: int) -> NDArray[np.int64]:
 def _scored(piece: Piece) -> NDArray[np.bool_]:
     if piece.mean is None:
         return np.zeros(len(piece.rows), dtype=bool)
-    return ~np.isnan(piece.mean).all(axis=1)
+    return np.asarray(~np.isnan(piece.mean).all(axis=1))
 
 
 def _piece(columns: Columns, form: Form, reader: VoteReader, classes: int, where: str) -> Piece:
@@ -223,7 +223,7 @@ def _list(entry: Any, voters: int, image_id: str, where: str) -> Sequence[Any]:
 
 def _mean(scores: NDArray[np.float32]) -> NDArray[np.float16]:
     """(n, P, K) -> (n, K) mean of the voters that gave probabilities, NaN where none did."""
-    given = ~np.isnan(scores).any(axis=2)
+    given: NDArray[np.bool_] = np.asarray(~np.isnan(scores).any(axis=2))
     total = np.where(given[:, :, None], scores, 0.0).sum(axis=1)
     count = given.sum(axis=1)[:, None]
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float16)

@@ -53,8 +53,8 @@ def write_rows(config: Config, split: Split, run: RunFolder, annotated: RunFolde
     watch(written, pool.listing.images, f"writing the {split} rows")
     if annotated is None:
         return settle_rows(pool, config.student.resolution)
-    rejects, answered = annotated.rejects(split), annotated.read_used(split)
-    return settle_rows(pool, config.student.resolution, rejects, answered, own=False)
+    theirs, answered = annotated.rejects(split), annotated.read_used(split)
+    return settle_rows(pool, config.student.resolution, theirs, answered, own=False)
 
 
 def row_settings(pool: Pool, side: int, *also: Folder) -> dict[str, Any]:

@@ -89,9 +89,10 @@ def score(
     shared_making = ray.put(replace(making, rule=rule))
     if together is not None:
         return Scored(_score_together(together, shared_making, _prompts(inputs)), survey, rule.model)
-    one, shared = inputs.annotators[0], ray.put(inputs.annotators[0].text)
+    one = inputs.annotators[0]
+    texts: Any = ray.put(one.text)
     total = added_up(
-        *(candidate_builder.score_part, inputs.parts[0], one.folder, one.card, shared, shared_making, one.places),
+        *(candidate_builder.score_part, inputs.parts[0], one.folder, one.card, texts, shared_making, one.places),
         cpus=cpus,
     )
     return Scored(total, survey, rule.model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentError, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def read_words(
     description: str,
     *,
     several: bool = False,
-    flags: dict[str, tuple[Callable[[str], Any], Any, str]] | None = None,
+    flags: Mapping[str, tuple[Callable[[str], Any], Any, str]] | None = None,
 ) -> Namespace:
     """The command line of such a command: `runs`, and every flag by its name.
 

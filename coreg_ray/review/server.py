@@ -186,7 +186,9 @@ class ReviewServer:
             raise web.HTTPBadRequest(text="side is 192 or 384.")
         loop = asyncio.get_running_loop()
         try:
-            picture = await loop.run_in_executor(self._readers, self._pictures.read, number, side and int(side))
+            picture = await loop.run_in_executor(
+                self._readers, self._pictures.read, number, int(side) if side else None
+            )
         except Gone as error:
             raise web.HTTPNotFound(text=str(error)) from error
         return web.Response(body=picture.content, content_type=picture.kind)

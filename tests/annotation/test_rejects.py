@@ -62,7 +62,7 @@ def png(level: int) -> bytes:
 class Shelf:
     """A source whose contents a test changes."""
 
-    known_classes = ()
+    known_classes: tuple[str, ...] = ()
 
     def __init__(self, **contents: Any) -> None:
         self.contents = contents
@@ -72,6 +72,9 @@ class Shelf:
 
     def fetch(self, block: pa.Table) -> Iterator[Any]:
         return (self.contents[name] for name in block["image_id"].to_pylist())
+
+    def holds(self, other: Any) -> bool:
+        return other is self
 
 
 class Run:

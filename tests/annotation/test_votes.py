@@ -60,7 +60,8 @@ def annotate(path: Path, *, buckets: int = 1, ids: list[str] = IDS, **settings: 
     batch = {"image_id": np.array(ids, object), "content": np.array([f"of {i}" for i in ids], object)}
     write_votes(batch, tables, place, card)
     making = Making(CandidatesConfig(), NONE, NONE, None, 0)
-    votes, mean = {}, {}
+    votes: dict[str, Any] = {}
+    mean: dict[str, Any] = {}
     for part in parts(place.folder):
         evidence = read_evidence(part, place.folder, card, None, making)
         votes |= dict(zip(evidence.image_ids, evidence.votes.tolist(), strict=True))

@@ -70,7 +70,7 @@ def annotated() -> dict[str, Annotated]:
     model, _, preprocess = open_clip.create_model_and_transforms(MODEL_NAME, pretrained=str(weights_path()))
     tokenise = open_clip.get_tokenizer(MODEL_NAME)
     model.eval()
-    result = {}
+    result: dict[str, Annotated] = {}
     with torch.inference_mode():
         texts = [
             model.encode_text(tokenise([prompt.format(name) for name in CLASS_NAMES]), normalize=True)

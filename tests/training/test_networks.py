@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -148,7 +149,8 @@ def test_local_weights(
 def test_pretrained_weights_bring_their_own_normalisation(resnet: tuple[Path, dict[str, Tensor]]) -> None:
     student = small(name="test_resnet", resolution=32, pretrained=str(resnet[0]))
     own = student.pixel_mean.clone()
-    torch.testing.assert_close(own, 255 * torch.tensor(timm.create_model("test_resnet").pretrained_cfg["mean"]))
+    published: Any = timm.create_model("test_resnet").pretrained_cfg
+    torch.testing.assert_close(own, 255 * torch.tensor(published["mean"]))
     student.normalise_by(torch.zeros(3), torch.ones(3))
     assert torch.equal(student.pixel_mean, own)
     fresh = small(name="test_resnet", resolution=32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ def test_an_encoder_may_have_a_learning_rate_of_its_own() -> None:
     own, other = (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)) for _ in range(2))
     other.load_state_dict(own.state_dict())
     mine = SGD(own.parameters(), 0.1, 0.9, 1e-3, list(own[0].parameters()), ratio=0.2)
-    groups = [{"params": other[0].parameters(), "lr": 0.02}, {"params": other[1].parameters()}]
+    groups: list[dict[str, Any]] = [{"params": other[0].parameters(), "lr": 0.02}, {"params": other[1].parameters()}]
     theirs = torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=1e-3)
     for step in range(3):
         mine.learning_rate = 0.1 / (1 + step)  # a schedule moves both
