@@ -15,10 +15,10 @@ REQUESTS = (b"GET ", b"HEAD ", b"PUT ", b"POST ")
 
 
 class FaultyStore:
-    """Attributes: trouble: share of requests that fail, 0 to 1. failed: how many have. port: of the door."""
+    """Attributes: to_fail: requests still to fail, every other one. failed: how many have. port: of the door."""
 
     def __init__(self, host: str, port: int, seed: int) -> None:
-        self.trouble, self.failed = 0.0, 0
+        self.to_fail, self.failed = 0, 0
         self._target = (host, port)
         self._random, self._lock = random.Random(seed), threading.Lock()
         store = self
@@ -57,9 +57,9 @@ class FaultyStore:
     def _draw(self) -> int | None:
         """None: no fault. 0: it is too busy. Else after how many bytes the answer is cut."""
         with self._lock:
-            if self._random.random() >= self.trouble:
+            if not self.to_fail or self._random.random() < 0.5:
                 return None
-            self.failed += 1
+            self.to_fail, self.failed = self.to_fail - 1, self.failed + 1
             return self._random.choice((0, self._random.randrange(1, 400)))
 
 
