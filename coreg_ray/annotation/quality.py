@@ -95,7 +95,7 @@ class Score:
             sizes=torch.stack([torch.tensor(n), size.sum(), (size == 1).sum()]),
             pairs=_pairs(member[telling]),
             dissent=against.sum(dim=0),
-            entropy=torch.stack([-torch.special.xlogy(share, share).sum(dtype=torch.float64), torch.tensor(n).double()]),
+            entropy=torch.stack([torch.special.entr(share).sum(dtype=torch.float64), torch.tensor(n).double()]),
             similarity=torch.bincount(bins, minlength=_BINS),
             background=torch.stack([background.sum(), torch.tensor(n)]),
             right=torch.bincount(true[true == guess], minlength=num_classes),
