@@ -291,7 +291,8 @@ def _flat(memory_mb: list[float]) -> None:
         assert last <= 1.1 * second
 
 
-@pytest.mark.soak
+@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_a_run_under_every_fault_ends_like_an_undisturbed_one(tmp_path: Path, disk: Path) -> None:
     soak(tmp_path, disk, images=300, epochs=6, minutes=0)
