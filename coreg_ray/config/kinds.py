@@ -1,0 +1,26 @@
+"""Settings of one kind of method each: sections below `method` that only that kind reads.
+
+Constants that several kinds share are flat settings of `method`. What each means: the head of `methods/<kind>.py`.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+class KindSection(BaseModel):
+    """A frozen section that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def is_of_a_kind(field: FieldInfo) -> bool:
+    """Whether a setting of `method` is the section of one kind."""
+    return isinstance(field.annotation, type) and issubclass(field.annotation, KindSection)
+
+
+class DivideMixConfig(KindSection):
+    """DivideMix (methods/dividemix.py)."""
+
+    penalty: float = Field(1.0, ge=0, description="dividemix: weight of the penalty that holds the prior")
