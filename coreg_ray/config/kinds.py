@@ -5,6 +5,8 @@ Constants that several kinds share are flat settings of `method`. What each mean
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
@@ -24,3 +26,11 @@ class DivideMixConfig(KindSection):
     """DivideMix (methods/dividemix.py)."""
 
     penalty: float = Field(1.0, ge=0, description="dividemix: weight of the penalty that holds the prior")
+
+
+class PartialConfig(KindSection):
+    """The partial-label family (methods/partial.py)."""
+
+    loss: Literal["cc", "proden", "crdpll"] = Field("crdpll", description="partial: which of the family")
+    robust: bool = Field(False, description="partial: weight what is not in S by the clean probability (crdpll)")
+    weight: float = Field(1.0, ge=0, description="partial: weight of consistency once it has ramped up (crdpll)")

@@ -26,6 +26,39 @@ def consistency(logits: Tensor, targets: Tensor, *, denominator: Tensor | float 
     return _mean(rows, denominator)
 
 
+def divergence(logits: Tensor, targets: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """KL = mean_B sum_j t_j log(t_j / p_j): logits (B, K), targets (B, K) distributions; zero where p is t."""
+    rows = (torch.special.xlogy(targets, targets) - targets * _log_probs(logits)).sum(dim=1)
+    return _mean(rows, denominator)
+
+
+def negative(
+    logits: Tensor,
+    excluded: Tensor,
+    *,
+    weights: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Negative learning, mean_B -sum_{j excluded} log(1 - p_j); a row that excludes every class costs nothing.
+
+    log(1 - p_j) is taken from the other classes' logits where p_j is the largest, so that it and its gradient are exact
+    however near to one p_j is.
+
+    Args:
+        logits: (B, K), K of at least 2. excluded: (B, K) bool. weights: (B,) of rows; None: all one.
+        denominator: number of rows in the whole team.
+    """
+    log_probs = _log_probs(logits)
+    peak = log_probs.argmax(dim=1, keepdim=True)
+    of_peak = torch.zeros_like(excluded).scatter_(1, peak, True)
+    others = log_probs.masked_fill(of_peak, -math.inf).logsumexp(dim=1, keepdim=True)  # log(1 - p) of the largest
+    rest = torch.log1p(-log_probs.masked_fill(of_peak, -1.0).exp())  # no other class has more than a half
+    log_not = torch.where(of_peak, others, rest)
+    counted = excluded & ~excluded.all(dim=1, keepdim=True)
+    rows = -log_not.masked_fill(~counted, 0.0).sum(dim=1)
+    return _mean(rows if weights is None else rows * weights, denominator)
+
+
 def partial_cross_entropy(logits: Tensor, candidates: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
     """mean over rows with |S| < K of -log sum_{j in S} p_j (METHOD section 2).
 
