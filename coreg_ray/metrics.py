@@ -12,6 +12,7 @@ EPOCH, PHASE = "epoch", "phase"
 WARMUP = "warmup"  # the phase in which each network is alone; the others are named by the kinds of methods
 LOSS, CLEAN, CHURN = "loss", "clean", "churn"  # of each network: `of(LOSS, "a")`
 AGREEMENT = "agreement"
+PASSES = "passes_per_row"  # forward passes of images through a network, one with gradient counting as three
 EPOCH_S, TRAIN_EPOCH_S, STEP_S = "time/epoch_s", "time/train_s", "time/step_s"
 ASSESS_S, EVALUATE_S, EXCHANGE_S = "time/assess_s", "time/evaluate_s", "time/exchange_s"
 
@@ -36,6 +37,7 @@ WORLD_SIZE, START_EPOCH = "train/world_size", "train/start_epoch"
 FEATURES_S = "time/features_s"  # of a frozen backbone, and part of the time to annotate
 ANNOTATE_S, TRAIN_S, EXPORT_S, COMPARE_S = "time/annotate_s", "time/train_s", "time/export_s", "time/compare_s"
 PURIFY_S = "time/purify_s"
+MEMORY = "memory_mb"  # most that a run's process has held, of the GPU's memory where there is one
 TIME = "time/"
 
 # The columns that every `history.csv` begins with; all others follow by name, times last.

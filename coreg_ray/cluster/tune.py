@@ -74,7 +74,7 @@ def search(search: Search, config: Config) -> SearchResult:
 def _searched(search: Search, config: Config, space: Space, output: SearchFolder) -> SearchResult:
     connect()
     refuse_unreachable(output)
-    need, at_once = _fit_into_cluster(config, search.max_concurrent)
+    need, at_once = fit_into_cluster(config, search.max_concurrent)
     _refuse_unlabelled(search.objective, config, output)
     _prepare(config, space, output)
     each: dict[str, float] = dict(scaling_config(config.cluster).resources_per_worker or {})  # type: ignore[arg-type]
@@ -85,7 +85,7 @@ def _searched(search: Search, config: Config, space: Space, output: SearchFolder
     return _conclude(trials, search, config, space, output)
 
 
-def _fit_into_cluster(config: Config, max_concurrent: int | None) -> tuple[dict[str, float], int]:
+def fit_into_cluster(config: Config, max_concurrent: int | None) -> tuple[dict[str, float], int]:
     """What one trial takes, and how many may run at once.
 
     Raises:

@@ -37,7 +37,7 @@ from coreg_ray.run.uris import extended
 from coreg_ray.search.objective import WORST
 from coreg_ray.search.space import Space, trial_settings
 from coreg_ray.training import checkpoint
-from coreg_ray.training.fit import NonFiniteLossError
+from coreg_ray.training.fit import Epoch, NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.worker import train
 
@@ -121,13 +121,10 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
         UserError: the values contradict each other or do not fit the data.
     """
     run, config, clone_from = _open(values, study, maker)
-    config = _beside_others(config, at_once_here(study.at_once))
-    at_once = 1 if config.method.order == "sequential" else 2
-    torch.set_num_threads(config.cluster.threads or max(1, int(study.cpus) // at_once))
-    device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
+    config = beside_others(config, at_once_here(study.at_once))
     epoch = None
     with _diverging(run, study.objective):
-        for epoch in train(config, Mesh(device), KINDS[config.method.kind], clone_from):
+        for epoch in in_this_process(config, study.cpus, clone_from):
             show_epoch(run.name, epoch.metrics)
             _report(epoch.metrics, run)
         newest = checkpoint.newest(run.checkpoints)
@@ -135,7 +132,15 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
             _report(checkpoint.describe(newest)["history"][-1], run)
 
 
-def _beside_others(config: Config, trials: int) -> Config:
+def in_this_process(config: Config, cpus: float, clone_from: Folder | None = None) -> Iterator[Epoch]:
+    """Both networks on what a trial has: `cpus`, and the GPU that it was given; arguments as `training.worker.train`."""
+    side_by_side = 1 if config.method.order == "sequential" else 2
+    torch.set_num_threads(config.cluster.threads or max(1, int(cpus) // side_by_side))
+    device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
+    return train(config, Mesh(device), KINDS[config.method.kind], clone_from)
+
+
+def beside_others(config: Config, trials: int) -> Config:
     """Every one of the trials that may run on a machine at the same time gets an equal share of its memory."""
     share = config.cluster.memory_share / trials
     return config.model_copy(update={"cluster": config.cluster.model_copy(update={"memory_share": share})})
@@ -146,7 +151,7 @@ def train_nested(values: dict[str, Any], study: Study, maker: Any) -> None:
     run, config, _ = _open(values, study, maker)
     each: dict[str, float] = dict(scaling_config(config.cluster).resources_per_worker or {})  # type: ignore[arg-type]
     nodes = nodes_with(config.cluster.label_selector or {})
-    config = _beside_others(config, teams_on_one_node(config.cluster.num_workers, each, study.at_once, nodes))
+    config = beside_others(config, teams_on_one_node(config.cluster.num_workers, each, study.at_once, nodes))
     with _diverging(run, study.objective):
         fit_in_workers(config, [_Forward(run.name)])
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 _STATE = "experiment_state-"  # files of Tune's own
 # What may change in the state of another trial that goes on: no shape, no length, no data.
 _SHAPES = ("method.kind", "method.epochs", "method.queue_size", "method.loss_history")
-_OF_FEATURES = tuple(f"student.{name}" for name in ("frozen", "frozen_views", "name", "pretrained", "flip", "views"))
+OF_FEATURES = tuple(f"student.{name}" for name in ("frozen", "frozen_views", "name", "pretrained", "flip", "views"))
 
 
 class Search(Section):
@@ -63,7 +63,7 @@ class Search(Section):
                 f"{', '.join(made)} cannot be searched over with further_annotators: trials would wait for CPUs that "
                 "they hold themselves; search with one annotator, or once for each setting"
             )
-        shared = [key for key in space.keys if key in _OF_FEATURES]
+        shared = [key for key in space.keys if key in OF_FEATURES]
         if shared and (config.student.on_features or "student.frozen" in shared):
             raise UserError(
                 f"{shared[0]} cannot be searched over: features of a frozen backbone depend on it, and all trials "

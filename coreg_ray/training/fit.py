@@ -51,11 +51,13 @@ def fit(state: State, rows: Rows, scored: Scored, mesh: Mesh, method: Method) ->
     for epoch in range(state.epoch, state.method.epochs):
         start = time.perf_counter()
         mesh.take_seconds()
+        passes = _passes(state)
         for learner in state.learners:
             _set_learning_rate(learner, state, epoch)
         turns = method.turns(state, rows, mesh, epoch)
         figures: dict[str, float | str] = {metrics.EPOCH: epoch, metrics.PHASE: turns.phase, **turns.figures}
         figures |= train_epoch(state, rows, mesh, epoch, turns, method)
+        figures[metrics.PASSES] = _passes_per_row(_passes(state) - passes, state, rows, mesh)
         _refuse_non_finite_state(state, mesh, epoch)
         trained = time.perf_counter()
         figures |= evaluate(state, scored, mesh)
@@ -179,6 +181,16 @@ def _numbers(learner: Learner) -> tuple[list[Tensor], ...]:
         list(learner.optimizer.momenta.values()),
         [part.content for part in parts(memory, "team")] + [part.content.keys for part in parts(memory, "ring")],
     )
+
+
+def _passes(state: State) -> int:
+    return sum(network.passes for one in state.learners for network in [one.peer, *_networks(one)])
+
+
+def _passes_per_row(passes: int, state: State, rows: Rows, mesh: Mesh) -> float:
+    """What an epoch cost each network, in forward passes a row; the same whatever the world is."""
+    both = mesh.world_sum(torch.tensor([passes, len(rows) * len(state.learners)], dtype=torch.float64))
+    return float(both[0] / both[1])
 
 
 def _networks(learner: Learner) -> list[Student]:

@@ -83,6 +83,7 @@ class Student(nn.Module):
             pretrained encoder was trained with.
         own_statistics: whether they are the encoder's own.
         projection: D, how many numbers z has.
+        passes: of images so far, forward, one with gradient counting as three: about what its way back costs.
     """
 
     pixel_mean: Tensor
@@ -95,6 +96,7 @@ class Student(nn.Module):
         self.projector = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
         self.own_statistics = False
         self.projection = projection
+        self.passes = 0
         self._register_statistics()
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +114,11 @@ class Student(nn.Module):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) in 0..255 -> what the classifier sees of them, (B, H)."""
+        self._count(inputs)
         return self.encoder((inputs.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1))
+
+    def _count(self, inputs: Tensor) -> None:
+        self.passes += len(inputs) * (3 if torch.is_grad_enabled() else 1)
 
     def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
         """Take the statistics of the training images, unless the encoder has its own."""
@@ -144,6 +150,7 @@ class HeadStudent(Student):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """(B, F) -> what the classifier sees of them, (B, H)."""
+        self._count(inputs)
         return self.encoder((inputs.float() - self.feature_mean) / self.feature_std)
 
     def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
@@ -232,6 +239,7 @@ def compiled(network: Student) -> Student:
 def frozen_copy(network: Student) -> Student:
     """A copy in evaluation mode whose weights take no gradient; compiled if the network is."""
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
+    frozen.passes = 0
     is_compiled = network.encoder._compiled_call_impl is not None  # which a copy leaves behind
     return compiled(frozen) if is_compiled else frozen
 
