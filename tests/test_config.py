@@ -211,6 +211,7 @@ DECISIVE = {
     "annotator.scores": "logits",
     "candidates.mode": "single",
     "candidates.align": "uniform",
+    "candidates.weighted": True,
     "method.epochs": 200,
     "method.exchanges": 2,
     "method.order": "sequential",
@@ -329,7 +330,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
     "further_annotators": [{"model": "embedded", "batch_size": 4}],
     "candidates": {
         "mode": "ratio", "partial_rate": 0.2, "noise_rate": 0.3, "k": 3, "threshold": 0.2, "ratio": 0.4, "mass": 0.8,
-        "align": "uniform",
+        "align": "uniform", "weighted": True,
     },
     "method": {
         "epochs": 30, "warmup_epochs": 9, "contrast_delay": 3, "batch_size": 32, "warmup_batch_size": 64,

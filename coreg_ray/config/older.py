@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "annotator.voters": None,
     "annotator.scores": "votes",
     "candidates.align": "none",
+    "candidates.weighted": False,  # every candidate of a set counted alike
 }
 
 

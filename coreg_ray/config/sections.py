@@ -171,6 +171,9 @@ class CandidatesConfig(Section):
     mass: float = Field(
         0.9, gt=0, le=1, description="cumulative, label_model: probability to reach; label_model's own default is 0.95"
     )
+    weighted: bool = Field(
+        False, description="candidates count by their share of the votes or the label model's posterior, not alike"
+    )
     align: str = file(
         "none",
         words=("none", "uniform"),

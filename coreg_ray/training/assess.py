@@ -80,8 +80,9 @@ def _assess_pass(
             continue
         candidates = rows.candidates(index, mesh.device)
         aligned = purify.align(probs, learner.mean, state.prior)
-        row_losses[index] = purify.candidate_loss(aligned, candidates).cpu()
-        position, values = rows.gather(index, purify.restrict(aligned, candidates))
+        weights = rows.weights_of(index, mesh.device)
+        row_losses[index] = purify.candidate_loss(aligned, candidates, weights=weights).cpu()
+        position, values = rows.gather(index, purify.restrict(aligned, candidates, weights=weights))
         soft_labels[position] = values.to(torch.float16)
     learner.student.train()
     sums = mesh.team_sum(torch.cat([total, total.new_tensor([len(rows)])]))

@@ -62,7 +62,8 @@ def warmup_step(state: State, learner: Learner, batch: Batch, mesh: Mesh) -> Ten
         with state.autocast():
             logits, _ = learner.student(views)
         candidates = batch.rows.candidates(index, mesh.device)
-        terms[0] = losses.partial_cross_entropy(logits, candidates, denominator=batch.team_labelled)
+        weights = batch.rows.weights_of(index, mesh.device)
+        terms[0] = losses.partial_cross_entropy(logits, candidates, weights=weights, denominator=batch.team_labelled)
         terms[1] = losses.negative_entropy(logits, denominator=batch.team_unlabelled)
     return _update(learner, terms, mesh)
 

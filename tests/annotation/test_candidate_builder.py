@@ -63,6 +63,26 @@ def test_candidate_sets_hold_votes_scores_and_trust(tmp_path: Path) -> None:
     assert [rows[i]["trusted"] for i in ("i0", "i2", "i3")] == [False] * 3
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_candidates_weigh_as_many_votes_as_they_have(tmp_path: Path, weighted: bool) -> None:
+    score(evidence(VOTES), making(Folder.at(tmp_path), weighted=weighted, manual=labels({"i3": 2})), "x")
+    rows = written(Folder.at(tmp_path))
+    assert [rows[f"i{number}"]["weights"] for number in range(4)] == [[1.0, 0.5], [1.0], [1.0, 1.0, 1.0], [1.0]]
+
+
+def test_candidates_of_the_mean_weigh_by_it(tmp_path: Path) -> None:
+    total = [
+        score(evidence(VOTES), making(Folder.at(tmp_path / str(weighted)), mode="top_k", k=3, weighted=weighted), "x")
+        for weighted in (False, True)
+    ]
+    rows = written(Folder.at(tmp_path / "True"))
+    assert rows["i0"]["weights"] == pytest.approx([1.0, 1.1 / 2.1, 0.1 / 2.1], abs=1e-3)
+    assert rows["i2"]["weights"] == [1.0, 1.0, 1.0]
+    plain = written(Folder.at(tmp_path / "False"))
+    assert [plain[name]["weights"] for name in rows] == [row["weights"] for row in rows.values()]
+    assert total[0].chosen != total[1].chosen  # training reads them, or it does not
+
+
 @pytest.mark.parametrize(
     ("mode", "candidates"), [("single", [0]), ("top_k", [0, 1]), ("threshold", [0, 1]), ("ratio", [0])]
 )

@@ -47,7 +47,7 @@ ANNOTATION = {
 CANDIDATES = {
     *("source.classes", "source.prompts", "source.manual_labels", "source.folder_labels", "source.label_column"),
     *("candidates.mode", "candidates.partial_rate", "candidates.noise_rate", "candidates.k", "candidates.threshold"),
-    *("candidates.ratio", "candidates.mass", "candidates.align"),
+    *("candidates.ratio", "candidates.mass", "candidates.align", "candidates.weighted"),
 }
 TRAINING = {
     *("seed", "start_from", "source.holdout"),
@@ -136,6 +136,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {  # what else is set, and the 
     "candidates.threshold": ({"candidates": {"mode": "threshold"}}, 0.6),
     "candidates.ratio": ({"candidates": {"mode": "ratio"}}, 0.9),
     "candidates.mass": ({"candidates": {"mode": "cumulative"}}, 0.3),
+    "candidates.weighted": ({"candidates": {"mode": "cumulative"}}, True),
     "candidates.partial_rate": (DRAWN, 0.9),
     "candidates.noise_rate": (DRAWN, 0.9),
 }
@@ -288,6 +289,7 @@ def test_the_mark_of_sets_is_that_of_their_files_in_whatever_parts(tmp_path: Pat
         mark_of_sets(rows, np.array([1, 2, 0]), indices, trusted),
         mark_of_sets(rows, sizes, indices[::-1].copy(), trusted),
         mark_of_sets(rows, sizes, indices, ~trusted),
+        mark_of_sets(rows, sizes, indices, trusted, np.ones(3, np.float16)),
     ):
         assert digits(other) != digits(whole)
 
