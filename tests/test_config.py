@@ -128,6 +128,10 @@ def test_unknown_keys_are_refused(dotted: str) -> None:
             "student.name=annotator with annotator.kind=chat: it stores no embeddings .*; name a timm model with",
         ),
         (
+            {"source": {"descriptions": "looks.yaml"}, "annotator": CHAT},
+            "source.descriptions=looks.yaml with annotator.kind=chat: only annotators of kind clip .*; leave it out",
+        ),
+        (
             {"student": {"name": "resnet18", "frozen": True, "backbone_learning_rate": 0.1}},
             "backbone_learning_rate=0.1 needs a timm model that learns; leave it out",
         ),
@@ -201,6 +205,8 @@ DECISIVE = {
     "source.classes": ["a", "b"],
     "source.prompts": ["a {}"],
     "source.holdout": 0.1,
+    "source.descriptions": "looks.yaml",
+    "source.description_votes": "mean",
     "source.manual_labels": "labels.csv",
     "test.kind": "digits",
     "annotator.model": "embedded",
@@ -318,6 +324,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
         "prompts": ["a {}", "the {}"], "folder_labels": True, "image_column": "pixels",
         "id_column": "key", "label_column": "class", "manual_labels": "labels.csv",
         "background": ["a blank page"], "holdout": 0.2, "unreadable": "reject",
+        "descriptions": "looks.yaml", "description_votes": "mean",
     },
     "test": {"kind": "parquet", "path": "test.parquet", "name": "validation", "subset": "de"},
     "annotator": {

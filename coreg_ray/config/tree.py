@@ -69,6 +69,11 @@ class Config(Section):
                 f"student.name=annotator with annotator.kind={self.annotator.kind}: it stores no embeddings to learn "
                 "from; name a timm model with student.frozen true, or use an annotator of kind clip"
             )
+        if self.source.descriptions and not any(annotator.kind == "clip" for annotator in annotators):
+            raise ValueError(
+                f"source.descriptions={self.source.descriptions} with annotator.kind={self.annotator.kind}: only "
+                "annotators of kind clip compare images with texts; leave it out"
+            )
         for name, section in (("source", self.source), ("test", self.test)):
             if section.kind not in (None, "digits") and not section.path:
                 raise ValueError(f"{name}.kind={section.kind} needs {name}.path, the folder or file of the images")
