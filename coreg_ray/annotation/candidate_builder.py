@@ -16,7 +16,7 @@ from coreg_ray.annotation.alignment import Alignment, aligned_answers
 from coreg_ray.annotation.arrow import lists, matrix, read_table, write_table
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.clip import TextTable, probabilities
-from coreg_ray.annotation.labels import Labels
+from coreg_ray.annotation.labels import NO_CLASS, Labels
 from coreg_ray.annotation.parts import Part
 from coreg_ray.annotation.quality import Score
 from coreg_ray.annotation.rejects import NOT_FINITE, Rejected, record_rejects
@@ -170,20 +170,22 @@ def score(evidence: Evidence, making: Making, name: str) -> Score:
     num_classes, rows = evidence.mean.shape[1], evidence.rows
     if not len(rows):
         return Score.none(evidence.votes.shape[1], num_classes)
-    truth, trusted = making.labels.of(rows), making.manual.of(rows)
+    truth, manual = making.labels.of(rows), making.manual.of(rows)
+    trusted, excluded = manual >= 0, manual == NO_CLASS
     belief = making.rule.belief(evidence.votes)
     member = _sets(evidence, making, truth, belief)
-    if (trusted >= 0).any():
-        member = torch.where((trusted >= 0)[:, None], F.one_hot(trusted.clamp(min=0), num_classes).bool(), member)
+    if trusted.any():
+        member = torch.where(trusted[:, None], F.one_hot(manual.clamp(min=0), num_classes).bool(), member)
     total = Score.of(evidence.votes, evidence.mean, member, evidence.similarity, evidence.background, truth, belief)
     indices, sizes = sets.to_ragged(member)
     weights = _weights(evidence, making.settings.mode, member, belief)[member].numpy()
     if making.output is not None:
-        shown = evidence if belief is None else replace(evidence, mean=belief.float())
-        _write(making.output, name, shown, rows, member, trusted >= 0, weights)
+        shown = replace(evidence, background=evidence.background | excluded)
+        shown = shown if belief is None else replace(shown, mean=belief.float())
+        _write(making.output, name, shown, rows, member, {"trusted": trusted, "excluded": excluded}, weights)
     voted = mark_of_votes(evidence.image_ids, evidence.votes.numpy())
     read = weights if making.settings.weighted else None
-    chosen = mark_of_sets(rows, sizes.numpy(), indices.numpy(), (trusted >= 0).numpy(), read)
+    chosen = mark_of_sets(rows, sizes.numpy(), indices.numpy(), (trusted + 2 * excluded).numpy(), read)
     return replace(total, voted=voted, chosen=chosen)
 
 
@@ -228,7 +230,7 @@ def _write(
     evidence: Evidence,
     rows: NDArray[np.int64],
     member: Tensor,
-    trusted: Tensor,
+    flags: dict[str, Tensor],
     weights: NDArray[np.float16],
 ) -> None:
     """One file of candidate sets, ragged; votes, scores and weights belong to the candidates, in their order."""
@@ -244,7 +246,7 @@ def _write(
             "weights": lists(sizes.numpy(), weights),
             "similarity": evidence.similarity.half().numpy(),
             "background": pa.array(evidence.background.numpy()),
-            "trusted": pa.array(trusted.numpy()),
+            **{flag: pa.array(given.numpy()) for flag, given in flags.items()},
         }
     )
     write_table(output, f"{name}.parquet", table)

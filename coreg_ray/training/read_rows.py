@@ -70,8 +70,12 @@ def load_rows(
     import pyarrow.compute as pc  # here, so that rows in memory need torch alone
 
     numbers, counts, indices, trusted, weights = [], [], [], [], []
-    columns = ["row", "candidates", "trusted", *(["weights"] if weighted else [])]
+    excluded = [np.empty(0, np.int64)]
+    columns = ["row", "candidates", "trusted", "excluded", *(["weights"] if weighted else [])]
     for batch in _batches(run.candidates, columns, selection):
+        if "excluded" in batch.schema.names:  # earlier versions excluded none
+            excluded.append(batch.filter(batch["excluded"])["row"].to_numpy())
+            batch = batch.filter(pc.invert(batch["excluded"]))
         numbers.append(batch["row"].to_numpy())
         counts.append(pc.list_value_length(batch["candidates"]).to_numpy())
         indices.append(pc.list_flatten(batch["candidates"]).to_numpy())
@@ -79,7 +83,7 @@ def load_rows(
         if weighted:
             weights.append(pc.list_flatten(batch["weights"]).to_numpy())
     number = np.concatenate([np.empty(0, np.int64), *numbers])
-    without = tuple(np.setdiff1d(_rejected(run), number).tolist())
+    without = tuple(np.setdiff1d(np.concatenate([_rejected(run), *excluded]), number).tolist())
     images = load_images(run, "pool", side, replace(selection, without=without), memory_limit, features)
     if not np.array_equal(np.sort(number), images.numbers.numpy()):
         raise UserError(

@@ -12,7 +12,7 @@ import torch
 
 from coreg_ray.annotation.arrow import read_table
 from coreg_ray.annotation.candidate_builder import Evidence, Making, join, score, to_table
-from coreg_ray.annotation.labels import Labels
+from coreg_ray.annotation.labels import NO_CLASS, Labels
 from coreg_ray.annotation.quality import Score, _pairs, warnings
 from coreg_ray.config import CandidatesConfig
 from coreg_ray.ids import row_numbers
@@ -68,6 +68,17 @@ def test_candidates_weigh_as_many_votes_as_they_have(tmp_path: Path, weighted: b
     score(evidence(VOTES), making(Folder.at(tmp_path), weighted=weighted, manual=labels({"i3": 2})), "x")
     rows = written(Folder.at(tmp_path))
     assert [rows[f"i{number}"]["weights"] for number in range(4)] == [[1.0, 0.5], [1.0], [1.0, 1.0, 1.0], [1.0]]
+
+
+def test_an_image_of_no_class_is_an_outlier_and_excluded(tmp_path: Path) -> None:
+    told = {"i0": NO_CLASS, "i1": 0}
+    totals = [score(evidence(VOTES), making(Folder.at(tmp_path), manual=labels(some)), "x") for some in ({}, told)]
+    rows = written(Folder.at(tmp_path))
+    assert [rows[f"i{number}"]["excluded"] for number in range(4)] == [True, False, False, False]
+    assert [rows[f"i{number}"]["background"] for number in range(4)] == [True, False, False, False]
+    assert (rows["i0"]["candidates"], rows["i0"]["trusted"]) == ([0, 1], False)
+    assert totals[0].chosen != totals[1].chosen
+    assert totals[0].chosen == score(evidence(VOTES), making(), "x").chosen
 
 
 def test_candidates_of_the_mean_weigh_by_it(tmp_path: Path) -> None:

@@ -208,6 +208,19 @@ def test_stored_weights_are_read_where_they_count(tmp_path: Path) -> None:
     assert torch.equal(rows.weights_of(everything, CPU), expected)  # type: ignore[arg-type]
 
 
+def test_images_that_are_of_no_class_are_not_trained_on(tmp_path: Path) -> None:
+    data = dense(50)
+    run = store(tmp_path, data)
+    for path in sorted((tmp_path / "candidates").iterdir())[:1]:  # in a file that knows of it, beside one that does not
+        table = pq.read_table(path)
+        marked = pa.array([number < 3 for number in range(len(table))])
+        pq.write_table(table.append_column("excluded", marked), path)
+        left_out = table["row"].to_pylist()[:3]
+    kept = ~torch.isin(data.numbers, torch.tensor(left_out))
+    rows = load_rows(run, CLASSES, SIDE, Selection(), LIMIT)
+    same(rows, by_number(Dense(data.numbers[kept], data.pixels[kept], data.candidates[kept], data.trusted[kept])))
+
+
 def test_the_order_of_files_does_not_matter(tmp_path: Path) -> None:
     data = dense(50)
     one, other = store(tmp_path / "1", data, parts=1), store(tmp_path / "2", data, parts=7)
