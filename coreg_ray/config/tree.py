@@ -63,7 +63,7 @@ class Config(Section):
                 f"method.order=sequential with cluster.num_workers={self.cluster.num_workers}: the sequential order "
                 "needs both networks in one worker; use cluster.num_workers 1 or method.order concurrent"
             )
-        annotators = [self.annotator, *self.further_annotators]
+        annotators = self.annotators
         if self.student.name == ANNOTATOR and not any(annotator.kind == "clip" for annotator in annotators):
             raise ValueError(
                 f"student.name=annotator with annotator.kind={self.annotator.kind}: it stores no embeddings to learn "
@@ -90,6 +90,11 @@ class Config(Section):
                 f"source.kind={self.source.kind} needs source.classes, a file with one class name a line or a list"
             )
         return self
+
+    @property
+    def annotators(self) -> list[AnnotatorConfig]:
+        """All who answer."""
+        return [self.annotator, *self.further_annotators]
 
     def settings(self) -> dict[str, Any]:
         """The tree as plain values that JSON, YAML and `model_validate` take; a job's own fields are left out."""
