@@ -128,6 +128,10 @@ def test_unknown_keys_are_refused(dotted: str) -> None:
             "student.name=annotator with annotator.kind=chat: it stores no embeddings .*; name a timm model with",
         ),
         (
+            {"source": {"descriptions": "looks.yaml"}, "annotator": CHAT},
+            "source.descriptions=looks.yaml with annotator.kind=chat: only annotators of kind clip .*; leave it out",
+        ),
+        (
             {"student": {"name": "resnet18", "frozen": True, "backbone_learning_rate": 0.1}},
             "backbone_learning_rate=0.1 needs a timm model that learns; leave it out",
         ),
@@ -201,6 +205,8 @@ DECISIVE = {
     "source.classes": ["a", "b"],
     "source.prompts": ["a {}"],
     "source.holdout": 0.1,
+    "source.descriptions": "looks.yaml",
+    "source.description_votes": "mean",
     "source.manual_labels": "labels.csv",
     "test.kind": "digits",
     "annotator.model": "embedded",
@@ -211,6 +217,7 @@ DECISIVE = {
     "annotator.scores": "logits",
     "candidates.mode": "single",
     "candidates.align": "uniform",
+    "candidates.weighted": True,
     "method.epochs": 200,
     "method.exchanges": 2,
     "method.order": "sequential",
@@ -317,6 +324,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
         "prompts": ["a {}", "the {}"], "folder_labels": True, "image_column": "pixels",
         "id_column": "key", "label_column": "class", "manual_labels": "labels.csv",
         "background": ["a blank page"], "holdout": 0.2, "unreadable": "reject",
+        "descriptions": "looks.yaml", "description_votes": "mean",
     },
     "test": {"kind": "parquet", "path": "test.parquet", "name": "validation", "subset": "de"},
     "annotator": {
@@ -329,7 +337,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
     "further_annotators": [{"model": "embedded", "batch_size": 4}],
     "candidates": {
         "mode": "ratio", "partial_rate": 0.2, "noise_rate": 0.3, "k": 3, "threshold": 0.2, "ratio": 0.4, "mass": 0.8,
-        "align": "uniform",
+        "align": "uniform", "weighted": True,
     },
     "method": {
         "epochs": 30, "warmup_epochs": 9, "contrast_delay": 3, "batch_size": 32, "warmup_batch_size": 64,

@@ -16,7 +16,7 @@ from coreg_ray.annotation.alignment import Alignment, aligned_answers
 from coreg_ray.annotation.arrow import lists, matrix, read_table, write_table
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.clip import TextTable, probabilities
-from coreg_ray.annotation.labels import Labels
+from coreg_ray.annotation.labels import NO_CLASS, Labels
 from coreg_ray.annotation.parts import Part
 from coreg_ray.annotation.quality import Score
 from coreg_ray.annotation.rejects import NOT_FINITE, Rejected, record_rejects
@@ -26,6 +26,7 @@ from coreg_ray.config import CandidatesConfig
 from coreg_ray.ids import keys, row_number, row_numbers
 from coreg_ray.pure import candidates as sets
 from coreg_ray.pure.label_model import sets_by_mass
+from coreg_ray.pure.weights import relative_weights
 from coreg_ray.run.storage import Folder
 
 
@@ -169,18 +170,22 @@ def score(evidence: Evidence, making: Making, name: str) -> Score:
     num_classes, rows = evidence.mean.shape[1], evidence.rows
     if not len(rows):
         return Score.none(evidence.votes.shape[1], num_classes)
-    truth, trusted = making.labels.of(rows), making.manual.of(rows)
+    truth, manual = making.labels.of(rows), making.manual.of(rows)
+    trusted, excluded = manual >= 0, manual == NO_CLASS
     belief = making.rule.belief(evidence.votes)
     member = _sets(evidence, making, truth, belief)
-    if (trusted >= 0).any():
-        member = torch.where((trusted >= 0)[:, None], F.one_hot(trusted.clamp(min=0), num_classes).bool(), member)
+    if trusted.any():
+        member = torch.where(trusted[:, None], F.one_hot(manual.clamp(min=0), num_classes).bool(), member)
     total = Score.of(evidence.votes, evidence.mean, member, evidence.similarity, evidence.background, truth, belief)
     indices, sizes = sets.to_ragged(member)
+    weights = _weights(evidence, making.settings.mode, member, belief)[member].numpy()
     if making.output is not None:
-        shown = evidence if belief is None else replace(evidence, mean=belief.float())
-        _write(making.output, name, shown, rows, member, trusted >= 0)
+        shown = replace(evidence, background=evidence.background | excluded)
+        shown = shown if belief is None else replace(shown, mean=belief.float())
+        _write(making.output, name, shown, rows, member, {"trusted": trusted, "excluded": excluded}, weights)
     voted = mark_of_votes(evidence.image_ids, evidence.votes.numpy())
-    chosen = mark_of_sets(rows, sizes.numpy(), indices.numpy(), (trusted >= 0).numpy())
+    read = weights if making.settings.weighted else None
+    chosen = mark_of_sets(rows, sizes.numpy(), indices.numpy(), (trusted + 2 * excluded).numpy(), read)
     return replace(total, voted=voted, chosen=chosen)
 
 
@@ -201,6 +206,15 @@ def _sets(evidence: Evidence, making: Making, truth: Tensor, belief: Tensor | No
     return sets.candidate_sets(evidence.mean[:, None], settings.mode, **numbers)
 
 
+def _weights(evidence: Evidence, mode: str, member: Tensor, belief: Tensor | None) -> Tensor:
+    """How much each candidate counts (n, K) float16: by what made the sets. Who excludes nothing weighs nothing."""
+    if mode == "synthetic":
+        return member.half()
+    counts = _counts(evidence.votes, member.shape[1])
+    values = counts.float() if mode == "union" else evidence.mean if belief is None else belief
+    return relative_weights(torch.where((counts > 0).any(dim=1, keepdim=True), values, 0.0), member)
+
+
 def _synthetic(image_id: str, truth: Tensor, making: Making, num_classes: int) -> Tensor:
     """One row's synthetic set, drawn from its id, so that it does not depend on the part it lies in."""
     generator = torch.Generator().manual_seed((row_number(image_id) + making.seed) % 2**63)
@@ -211,9 +225,15 @@ def _synthetic(image_id: str, truth: Tensor, making: Making, num_classes: int) -
 
 
 def _write(
-    output: Folder, name: str, evidence: Evidence, rows: NDArray[np.int64], member: Tensor, trusted: Tensor
+    output: Folder,
+    name: str,
+    evidence: Evidence,
+    rows: NDArray[np.int64],
+    member: Tensor,
+    flags: dict[str, Tensor],
+    weights: NDArray[np.float16],
 ) -> None:
-    """One file of candidate sets, ragged; votes and scores belong to the candidates, in their order."""
+    """One file of candidate sets, ragged; votes, scores and weights belong to the candidates, in their order."""
     indices, sizes = sets.to_ragged(member)
     votes = _counts(evidence.votes, member.shape[1])[member]
     table = pa.table(
@@ -223,9 +243,10 @@ def _write(
             "candidates": lists(sizes.numpy(), indices.numpy()),
             "votes": lists(sizes.numpy(), votes.numpy()),
             "scores": lists(sizes.numpy(), evidence.mean[member].half().numpy()),
+            "weights": lists(sizes.numpy(), weights),
             "similarity": evidence.similarity.half().numpy(),
             "background": pa.array(evidence.background.numpy()),
-            "trusted": pa.array(trusted.numpy()),
+            **{flag: pa.array(given.numpy()) for flag, given in flags.items()},
         }
     )
     write_table(output, f"{name}.parquet", table)

@@ -171,15 +171,16 @@ def _fingerprint(network: nn.Module, design: dict[str, Any]) -> str:
 
 
 def embed_text(model: Model, vocabulary: Vocabulary, background: Sequence[str] = ()) -> TextTable:
-    """Encode every prompt with every name; several names of a class are averaged after normalising."""
-    texts = [
-        prompt.replace("{}", name) for prompt in vocabulary.prompts for names in vocabulary.names for name in names
-    ]
+    """Encode every prompt with every name, and every description; several of a class are averaged after normalising."""
+    names, prompts = vocabulary.names, len(vocabulary.prompts)
+    asked = [tuple(tuple(prompt.replace("{}", name) for name in entry) for entry in names)
+             for prompt in vocabulary.templates] + [*vocabulary.descriptions]  # fmt: skip
+    cells = [texts for prompt in asked for texts in prompt]  # P times K
+    texts = [text for cell in cells for text in cell]
     features = _encode(model, [*texts, *background])
-    owner = torch.tensor([number for number, names in enumerate(vocabulary.names) for _ in names])
-    prompts, size = len(vocabulary.prompts), features.shape[1]
-    sums = features.new_zeros(prompts, len(vocabulary.names), size)
-    sums.index_add_(1, owner, features[: len(texts)].view(prompts, len(owner), size))
+    owner = torch.tensor([number for number, cell in enumerate(cells) for _ in cell])
+    sums = features.new_zeros(len(cells), features.shape[1]).index_add_(0, owner, features[: len(texts)])
+    sums = sums.view(prompts, len(names), -1)
     scale, bias = model.network.logit_scale.exp().item(), getattr(model.network, "logit_bias", None)
     return TextTable(F.normalize(sums, dim=-1), features[len(texts) :], scale, 0.0 if bias is None else bias.item())
 

@@ -17,13 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor  # loaded where it is needed: tasks that only read and decode start without it
 
 
+NO_CLASS = -2  # a manual label: a person has found that the image is none of the classes
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of some images by row number.
 
     Attributes:
         rows: (M,) int64 row numbers, ascending.
-        labels: (M,) int64 class numbers.
+        labels: (M,) int64 class numbers; manual ones may be NO_CLASS.
     """
 
     rows: NDArray[np.int64]

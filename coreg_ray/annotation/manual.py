@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coreg_ray.annotation.csv_lines import csv_blocks
-from coreg_ray.annotation.labels import Labels
+from coreg_ray.annotation.labels import NO_CLASS, Labels
 from coreg_ray.annotation.vocabulary import Vocabulary
 from coreg_ray.errors import UserError
 from coreg_ray.ids import contains, row_numbers
@@ -27,7 +27,7 @@ _SHOWN = 3
 def read_manual(path: str, words: Vocabulary) -> tuple[list[str], Labels]:
     """The ids in the file, and their labels by row number.
 
-    Rows whose label is empty, `?` (not sure) or `-` (none of these) are passed over.
+    Rows whose label is empty or `?` (not sure) are passed over; `-` (none of these) is NO_CLASS.
 
     Raises:
         UserError: the file cannot be read, lacks a column, gives an image two labels, holds none, or one is no class.
@@ -39,8 +39,11 @@ def read_manual(path: str, words: Vocabulary) -> tuple[list[str], Labels]:
         if label is None or (isinstance(label, str) and not label.strip()):
             continue  # a review list need not be filled in to its end
         if isinstance(label, str) and label.strip() in (NOT_SURE, NONE_OF_THESE) and reader.find(label) is None:
-            continue  # a person looked, and it is no class
-        number = reader.written(label, image_id) if isinstance(label, str) else reader(label, image_id)
+            if label.strip() == NOT_SURE:
+                continue  # a person looked, and could not tell
+            number: int | None = NO_CLASS
+        else:
+            number = reader.written(label, image_id) if isinstance(label, str) else reader(label, image_id)
         assert number is not None
         if labels.setdefault(image_id, number) != number:
             raise UserError(f"{path} gives {image_id} two labels; keep one")

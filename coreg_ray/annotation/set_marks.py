@@ -39,18 +39,26 @@ def mark_of_votes(image_ids: Sequence[str], votes: NDArray[np.int32]) -> int:
 
 
 def mark_of_sets(
-    rows: NDArray[np.int64], sizes: NDArray[np.int64], indices: NDArray[np.int32], trusted: NDArray[np.bool_]
+    rows: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    told: NDArray[np.bool_] | NDArray[np.int64],
+    weights: NDArray[np.float16] | None = None,
 ) -> int:
     """A number for n candidate sets, to be added to those of others: all that training reads of them.
 
     Args:
-        rows: (n,) row numbers. sizes: (n,) of the sets. indices: (sum,) classes, set by set. trusted: (n,).
+        rows: (n,) row numbers. sizes: (n,) of the sets. indices: (sum,) classes, set by set. told: (n,) what a person
+            said: 1 that the candidate is right, 2 that the image is of no class, else 0. weights: (sum,) of the
+            candidates; None where training reads none.
     """
     ends = np.cumsum(sizes).tolist()
     flat = np.ascontiguousarray(indices, dtype=np.int32)
     total = 0
-    for row, size, end, sure in zip(rows.tolist(), sizes.tolist(), ends, trusted.tolist(), strict=True):
+    for row, size, end, sure in zip(rows.tolist(), sizes.tolist(), ends, told.tolist(), strict=True):
         content = row.to_bytes(8, "big") + bytes([sure]) + flat[end - size : end].tobytes()
+        if weights is not None:
+            content += weights[end - size : end].tobytes()
         total += int.from_bytes(blake2b(content, digest_size=8).digest(), "big")
     return total
 

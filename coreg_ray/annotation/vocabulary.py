@@ -18,6 +18,13 @@ from typing import Any
 
 import yaml
 
+from coreg_ray.annotation.descriptions import (
+    DescriptionVotes,
+    Texts,
+    are_descriptions,
+    description_voters,
+    read_descriptions,
+)
 from coreg_ray.errors import UserError
 from coreg_ray.images.labels import code_points, plain_name
 from coreg_ray.run.storage import Folder
@@ -36,11 +43,18 @@ class Vocabulary:
 
     Attributes:
         names: K tuples of names.
-        prompts: P templates with `{}`.
+        prompts: P templates with `{}`, but for the last ones where there are descriptions: these are called by a hash.
+        descriptions: for each of those last prompts and each class the texts that it averages.
     """
 
     names: Names
     prompts: tuple[str, ...]
+    descriptions: tuple[Texts, ...] = ()
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The prompts that are templates with `{}`."""
+        return self.prompts[: len(self.prompts) - len(self.descriptions)]
 
     @property
     def shown(self) -> list[str]:
@@ -53,7 +67,12 @@ class Vocabulary:
 
 
 def vocabulary(
-    kind: str, classes: str | Sequence[str] | None, prompts: str | Sequence[str] | None, known: Sequence[str] = ()
+    kind: str,
+    classes: str | Sequence[str] | None,
+    prompts: str | Sequence[str] | None,
+    known: Sequence[str] = (),
+    descriptions: str | None = None,
+    votes: DescriptionVotes = "each",
 ) -> Vocabulary:
     """The vocabulary of a source.
 
@@ -62,16 +81,21 @@ def vocabulary(
         classes: `source.classes`: a file, a list, or None where the source knows its classes.
         prompts: `source.prompts`: a file, a list, or None for the packaged templates.
         known: class names that the source itself brings along.
+        descriptions, votes: `source.descriptions`, a file or None, and `source.description_votes`.
 
     Raises:
         UserError: no class, fewer than two, a name that is no text, empty or repeated, a prompt without or with a
-            broken placeholder.
+            broken placeholder, descriptions that are none or of other classes.
     """
     packaged = _packaged("embedded/digits.yaml" if kind == "digits" else PAPER)
     class_names: Any = _listed(classes, "classes") if classes is not None else list(known) or packaged.get("classes")
     if not class_names:
         raise UserError(f"source.kind={kind} does not name its classes; give source.classes, a file or a list")
-    return Vocabulary(_names(class_names), templates(prompts if prompts is not None else packaged["templates"]))
+    words = Vocabulary(_names(class_names), templates(prompts if prompts is not None else packaged["templates"]))
+    if descriptions is None:
+        return words
+    called, texts = description_voters(read_descriptions(descriptions, words.names), votes)
+    return Vocabulary(words.names, words.prompts + called, texts)
 
 
 def questions(words: Vocabulary, given: str | Sequence[str] | None) -> Vocabulary:
@@ -160,6 +184,31 @@ def _refuse_twins(names: Names) -> None:
 def templates(prompts: str | Sequence[str]) -> tuple[str, ...]:
     """The prompts of `source.prompts`, a file or a list. Raises UserError as `vocabulary` does."""
     return _templates(_listed(prompts, "templates"))
+
+
+def prompts_that_count(
+    asked: Sequence[str],
+    prompts: str | Sequence[str] | None,
+    descriptions: str | None,
+    votes: DescriptionVotes,
+) -> tuple[str, ...]:
+    """Of an annotator's prompts those that the settings of `source` want: all, the named ones, and its descriptions.
+
+    A named prompt that was not asked is among them, too.
+
+    Raises:
+        UserError: descriptions are wanted, and none were asked, or others; as `templates`.
+    """
+    if descriptions is None:
+        return tuple(asked) if prompts is None else templates(prompts)
+    described = are_descriptions(asked, votes)
+    if not described:
+        raise UserError(
+            f"source.descriptions={descriptions}: the annotator was not asked with source.description_votes={votes}; "
+            "annotate with them first (the images are not encoded again), or leave them out"
+        )
+    named = tuple(prompt for prompt in asked if "{}" in prompt) if prompts is None else templates(prompts)
+    return (*named, *described)
 
 
 def _templates(prompts: Sequence[Any]) -> tuple[str, ...]:

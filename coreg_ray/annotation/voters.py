@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from coreg_ray.annotation.card import Card
 from coreg_ray.pure.label_model import LabelModel
 from coreg_ray.pure.voters import Survey, voters
-from coreg_ray.run.voters import VoterLine
+from coreg_ray.run.voters import Mistake, VoterLine, Voters
 
-_SHOWN = 5
+_SHOWN, _MISTAKES = 5, 3
+_MOST_CLASSES, _MOST_CELLS = 20, 10_000  # of tables that are drawn
 _ABOUT_ALL = "the label model "  # begins a note that all voters have
 
 
@@ -35,6 +38,22 @@ def voter_lines(
         VoterLine(folder, prompt, one.votes, one.accuracy, one.weight, one.note, true)
         for (folder, prompt), one, true in zip(named, estimates, true_accuracy, strict=True)
     ]
+
+
+def voters_for_the_report(lines: Sequence[VoterLine], model: LabelModel, class_names: list[str]) -> Voters:
+    """What `candidates/voters.json` holds: the lines, and whom each voter takes for whom by the label model."""
+    table, classes = model.table, len(class_names)
+    if table.ndim == 2 or not lines:
+        return Voters(list(lines), model.reason)
+    wrong = table * (1 - torch.eye(classes, dtype=table.dtype))
+    often = (model.prior[:, None] * wrong).flatten(start_dim=1)  # (V, K K)
+    mistakes = []
+    for line, voter, worst in zip(lines, table, often.topk(min(_MISTAKES, classes**2)).indices, strict=True):
+        cells = [(voter[k // classes, k % classes].item(), k // classes, k % classes) for k in worst.tolist()]
+        known = [Mistake(class_names[c], class_names[v], round(share, 4)) for share, c, v in cells if c != v]
+        mistakes.append(known if line.votes else [])
+    small = classes <= _MOST_CLASSES and table.numel() <= _MOST_CELLS
+    return Voters(list(lines), model.reason, mistakes, (100 * table).round().int().tolist() if small else None)
 
 
 def about_voters(model: LabelModel, lines: Sequence[VoterLine]) -> list[str]:

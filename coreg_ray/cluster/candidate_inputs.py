@@ -14,7 +14,7 @@ from coreg_ray.annotation.labels import Labels, read_labels
 from coreg_ray.annotation.manual import read_manual
 from coreg_ray.annotation.parts import Part, parts
 from coreg_ray.annotation.rejects import Rejected, read_rejected
-from coreg_ray.annotation.vocabulary import Vocabulary, templates
+from coreg_ray.annotation.vocabulary import Vocabulary, prompts_that_count
 from coreg_ray.cluster.tasks import ask, task
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
@@ -38,10 +38,12 @@ class AskedAnnotator:
 
     @classmethod
     def of(cls, folder: Folder, config: Config) -> AskedAnnotator:
-        """Raises UserError where `source.prompts` names one that was not asked."""
+        """Raises UserError where `source.prompts` names one that was not asked, or no description was."""
         card = writer.read_card(folder)
         text = writer.read_text(folder, card) if card.dim else None
-        chosen = card.prompts if text is None or config.source.prompts is None else templates(config.source.prompts)
+        source = config.source
+        wanted = (source.prompts, source.descriptions, source.description_votes)
+        chosen = card.prompts if text is None else prompts_that_count(card.prompts, *wanted)
         if text is None or set(chosen) == set(card.prompts):
             return cls(folder, card, text)
         missing = [prompt for prompt in chosen if prompt not in card.prompts]

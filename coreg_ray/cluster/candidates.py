@@ -16,7 +16,7 @@ from coreg_ray.annotation.manual import check_manual
 from coreg_ray.annotation.rejects import count_not_finite, forget_not_finite, refuse_not_finite, rejected_rows
 from coreg_ray.annotation.set_marks import decided_by, digits, mark_of_file, remembered
 from coreg_ray.annotation.vocabulary import Vocabulary
-from coreg_ray.annotation.voters import about_voters, voter_lines
+from coreg_ray.annotation.voters import about_voters, voter_lines, voters_for_the_report
 from coreg_ray.cluster.candidate_inputs import CandidateInputs, only_votes
 from coreg_ray.cluster.copies import copies_warnings
 from coreg_ray.cluster.scoring import Scored, score
@@ -26,7 +26,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.run.folder import BEFORE, MANIFEST, ZERO_SHOT, RunFolder, Split
 from coreg_ray.run.records import CandidateFigures, CandidateManifest, from_json
 from coreg_ray.run.storage import Folder
-from coreg_ray.run.voters import VoterLine
+from coreg_ray.run.voters import VOTERS_JSON, VoterLine
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,8 @@ def _make(
     if annotated and config.source.manual_labels:  # else annotation has looked at them
         ask(task(_check_manual, cpus).remote(config.source.manual_labels, inputs.words, folder))
     run.write_voters(lines)
+    if scored.model is not None:
+        folder.write_json(VOTERS_JSON, voters_for_the_report(lines, scored.model, inputs.words.shown).as_json())
     names = inputs.cards[0].names
     mark = decided_by(config, inputs.cards, inputs.manual, inputs.labels, total.voted)
     return CandidateManifest(

@@ -61,7 +61,9 @@ def open_pool(config: Config, split: Split) -> tuple[Vocabulary, Source]:
     section = config.source
     own = section.kind in KNOWS_CLASSES and section.classes is None
     known = open_source(config, "pool").known_classes if own else ()
-    words = vocabulary(section.kind, section.classes, section.prompts, known)
+    words = vocabulary(
+        section.kind, section.classes, section.prompts, known, section.descriptions, section.description_votes
+    )
     return words, open_source(config, split, words.index())
 
 

@@ -16,6 +16,7 @@ from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, next_command, show
 from coreg_ray.run.records import Overlap
 from coreg_ray.run.uris import extended, without_credentials
+from coreg_ray.run.voters import votes_in_words
 
 
 class AnnotateCommand(Command):
@@ -62,6 +63,8 @@ def summary(figures: dict[str, Any], run: str) -> str:
         lines.append(f"Pairs of prompts agree in {figure['agreement']:.0%} of the cases.")
     if figure.get("coverage") is not None:
         lines.append(f"Of the labelled images {figure['coverage']:.1%} have the truth among their candidates.")
+    if right := votes_in_words(figures):
+        lines.append(f"By itself {right}.")
     if overlap := Overlap.of(figures).words():
         lines.append(overlap)
     if "cost" in figure:

@@ -13,6 +13,7 @@ from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, next_command, show
 from coreg_ray.run.records import Overlap
 from coreg_ray.run.uris import extended, without_credentials
+from coreg_ray.run.voters import votes_in_words
 
 
 def main(arguments: list[str]) -> None:
@@ -26,16 +27,22 @@ def main(arguments: list[str]) -> None:
     show(summary(run_pipeline(config), config.output))
 
 
+def _annotator_alone(figures: dict[str, Any]) -> str:
+    """What the accuracy is to be held against: zero-shot on the same images, or votes, which are about the pool."""
+    zero_shot = figures.get(metrics.ZERO_SHOT)
+    if zero_shot is None:
+        votes = votes_in_words(figures)
+        return f"votes are about the pool alone, where {votes}." if votes else "votes are about the pool alone."
+    left = (1 - figures[metrics.ACCURACY]) / max(1 - zero_shot, 1e-9)
+    return f"the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left."
+
+
 def summary(figures: dict[str, Any], output: str) -> str:
     """A few lines: what was made, how good it is against zero-shot, where it lies, what to do next."""
     minutes = (figures[metrics.ANNOTATE_S] + figures[metrics.TRAIN_S]) / 60
     lines = [f"Trained two networks without a manual label in {minutes:.1f} minutes."]
     if metrics.ACCURACY in figures:
-        zero_shot, accuracy = figures[metrics.ZERO_SHOT], figures[metrics.ACCURACY]
-        left = (1 - accuracy) / max(1 - zero_shot, 1e-9)
-        lines.append(
-            f"Test accuracy {accuracy:.3f}; the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left."
-        )
+        lines.append(f"Test accuracy {figures[metrics.ACCURACY]:.3f}; {_annotator_alone(figures)}")
         if overlap := Overlap.of(figures).words():
             lines.append(overlap)
     else:

@@ -82,6 +82,10 @@ class SourceConfig(Section):
     subset: str | None = Field(None, description="huggingface: the set's configuration, where it has several")
     classes: FileOrList = Field(None, description="class names: a text or YAML file, or a list")
     prompts: FileOrList = Field(None, description="prompt templates with {}: a file, or a list")
+    descriptions: str | None = Field(None, description="clip: YAML of several descriptions for each class")
+    description_votes: Literal["each", "mean"] = Field(
+        "each", description="clip: whether each description of a class is a vote, or their average is one"
+    )
     folder_labels: bool = Field(False, description="folder: sub-folders are labels, which only score")
     image_column: str = Field("image", description="parquet, huggingface: column of the images")
     id_column: str = Field("image_id", description="parquet, huggingface: column of the ids, if there is one")
@@ -172,6 +176,9 @@ class CandidatesConfig(Section):
     ratio: float = Field(0.5, gt=0, le=1, description="ratio: least share of the highest probability")
     mass: float = Field(
         0.9, gt=0, le=1, description="cumulative, label_model: probability to reach; label_model's own default is 0.95"
+    )
+    weighted: bool = Field(
+        False, description="candidates count by their share of the votes or the label model's posterior, not alike"
     )
     align: str = file(
         "none",

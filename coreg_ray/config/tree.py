@@ -63,11 +63,16 @@ class Config(Section):
                 f"method.order=sequential with cluster.num_workers={self.cluster.num_workers}: the sequential order "
                 "needs both networks in one worker; use cluster.num_workers 1 or method.order concurrent"
             )
-        annotators = [self.annotator, *self.further_annotators]
+        annotators = self.annotators
         if self.student.name == ANNOTATOR and not any(annotator.kind == "clip" for annotator in annotators):
             raise ValueError(
                 f"student.name=annotator with annotator.kind={self.annotator.kind}: it stores no embeddings to learn "
                 "from; name a timm model with student.frozen true, or use an annotator of kind clip"
+            )
+        if self.source.descriptions and not any(annotator.kind == "clip" for annotator in annotators):
+            raise ValueError(
+                f"source.descriptions={self.source.descriptions} with annotator.kind={self.annotator.kind}: only "
+                "annotators of kind clip compare images with texts; leave it out"
             )
         for name, section in (("source", self.source), ("test", self.test)):
             if section.kind not in (None, "digits") and not section.path:
@@ -85,6 +90,11 @@ class Config(Section):
                 f"source.kind={self.source.kind} needs source.classes, a file with one class name a line or a list"
             )
         return self
+
+    @property
+    def annotators(self) -> list[AnnotatorConfig]:
+        """All who answer."""
+        return [self.annotator, *self.further_annotators]
 
     def settings(self) -> dict[str, Any]:
         """The tree as plain values that JSON, YAML and `model_validate` take; a job's own fields are left out."""

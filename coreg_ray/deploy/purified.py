@@ -81,6 +81,11 @@ class Making:
     threshold: float = 0.5
     prior: Tensor | None = None
 
+    @staticmethod
+    def goes_by_scores(config: Config) -> bool:
+        """Whether the scores of candidate sets are a posterior."""
+        return config.candidates.mode in _BY_SCORES
+
     @classmethod
     def of(cls, run: RunFolder, config: Config, doubt: float | None = None) -> Making:
         """As a run folder asks for it; `doubt`: None where no network was ever asked, or there is none.
@@ -91,7 +96,7 @@ class Making:
         task = Task.read(config, run)
         return cls(
             task.class_names,
-            config.candidates.mode in _BY_SCORES,
+            cls.goes_by_scores(config),
             DOUBT if doubt is None else min(max(doubt, LEAST_DOUBT), MOST_DOUBT),
             threshold=config.method.clean_threshold,
             prior=task.prior,

@@ -64,10 +64,10 @@ class Memory(Assessed):
 
 
 def remember(method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Memory:
-    """Even confidences."""
+    """Even confidences, or those of the candidates' weights."""
     row_losses, choices = unassessed(method.loss_history, rows)
-    even = torch.repeat_interleave(1 / rows.sizes, rows.sizes).half()
-    return Memory(losses=row_losses, choices=choices, confidence=None if method.partial.loss == "cc" else even)
+    confidence = None if method.partial.loss == "cc" else rows.shares().half()
+    return Memory(losses=row_losses, choices=choices, confidence=confidence)
 
 
 def turns(state: State, rows: Rows, mesh: Mesh, epoch: int) -> Turns:
@@ -91,8 +91,8 @@ def cc_step(state: State, learner: Learner, batch: Batch, mesh: Mesh, clean: Ten
     terms, index = torch.zeros(len(TERMS), device=mesh.device), batch.labelled
     if len(index):
         logits = _logits(state, learner, weak(state, learner, batch, index, "weak 1", _images(batch, mesh)))
-        candidates = batch.rows.candidates(index, mesh.device)
-        terms[0] = losses.partial_cross_entropy(logits, candidates, denominator=batch.team_labelled)
+        candidates, weights = batch.rows.candidates(index, mesh.device), batch.rows.weights_of(index, mesh.device)
+        terms[0] = losses.partial_cross_entropy(logits, candidates, weights=weights, denominator=batch.team_labelled)
     return update(learner, terms, mesh)
 
 
@@ -109,7 +109,8 @@ def proden_step(state: State, learner: Learner, batch: Batch, mesh: Mesh, clean:
         with torch.no_grad():
             probs = _logits(state, learner, view).softmax(1)
         learner.student.train()
-        _believe(learner, batch, purify.restrict(probs, batch.rows.candidates(index, mesh.device)))
+        candidates, weights = batch.rows.candidates(index, mesh.device), batch.rows.weights_of(index, mesh.device)
+        _believe(learner, batch, purify.restrict(probs, candidates, weights=weights))
     return terms
 
 
@@ -126,9 +127,11 @@ def crdpll_step(state: State, learner: Learner, batch: Batch, mesh: Mesh, clean:
     confidence, team = _confidence(learner, batch), batch.team_unlabelled
     ramp = min(batch.position / (method.epochs / 2), 1.0) * method.partial.weight
     terms[0] = ramp * sum(losses.divergence(view, confidence, denominator=team) for view in logits)
-    weights = None if clean is None else clean[index].to(mesh.device)
-    terms[1] = losses.negative(logits[0], ~candidates, weights=weights, denominator=team)
-    _believe(learner, batch, purify.geometric(*(view.detach().softmax(1) for view in logits), candidates=candidates))
+    sound = None if clean is None else clean[index].to(mesh.device)
+    terms[1] = losses.negative(logits[0], ~candidates, weights=sound, denominator=team)
+    agreed = purify.geometric(*(view.detach().softmax(1) for view in logits), candidates=candidates)
+    weights = batch.rows.weights_of(index, mesh.device)
+    _believe(learner, batch, agreed if weights is None else purify.restrict(agreed, candidates, weights=weights))
     return update(learner, terms, mesh)
 
 

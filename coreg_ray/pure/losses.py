@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coreg_ray.pure.weights import usable_weights
+
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
     """CE = mean_B -sum_j t_j log p_j (METHOD section 3, step 4): logits (B, K), targets (B, K) distributions."""
@@ -59,27 +61,40 @@ def negative(
     return _mean(rows if weights is None else rows * weights, denominator)
 
 
-def partial_cross_entropy(logits: Tensor, candidates: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
-    """mean over rows with |S| < K of -log sum_{j in S} p_j (METHOD section 2).
+def partial_cross_entropy(
+    logits: Tensor, candidates: Tensor, *, weights: Tensor | None = None, denominator: Tensor | float | None = None
+) -> Tensor:
+    """mean over rows with |S| < K of -log sum_{j in S} p_j, or of -log sum_{j in S} w_j p_j (METHOD section 2).
 
     Args:
         logits: (B, K).
         candidates: (B, K) bool.
+        weights: (B, K) not negative, of each candidate relative to its row's largest; None: all are 1. Those outside S
+            are of no account, and a row whose candidates have none counts them all alike.
         denominator: number of `informative` rows in the whole team; None counts them here.
 
     Returns:
         Scalar; zero if no row is informative.
     """
-    counted = informative(candidates)
+    counted = informative(candidates, weights)
     # Other rows take all classes: that keeps their logarithm and its gradient finite, and they are then weighted zero.
     inside = candidates | ~counted[:, None]
-    rows = -_log_probs(logits).masked_fill(~inside, -math.inf).logsumexp(dim=1)
+    scores = _log_probs(logits)
+    if weights is not None:
+        scores = scores + _wide(usable_weights(inside, weights, counted)).log()
+    rows = -scores.masked_fill(~inside, -math.inf).logsumexp(dim=1)
     return _mean(rows * counted, counted.sum() if denominator is None else denominator)
 
 
-def informative(candidates: Tensor) -> Tensor:
-    """Which rows exclude a class and keep one, 0 < |S| < K: candidates (B, K) bool -> (B,) bool."""
-    return candidates.any(dim=1) & ~candidates.all(dim=1)
+def informative(candidates: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Which rows say something: they exclude a class and keep one, 0 < |S| < K, or weigh the classes differently.
+
+    candidates (B, K) bool, weights (B, K) or None -> (B,) bool.
+    """
+    some = candidates.any(dim=1)
+    if weights is None:
+        return some & ~candidates.all(dim=1)
+    return some & ~(candidates.all(dim=1) & (weights.amax(dim=1) == weights.amin(dim=1)))
 
 
 def negative_entropy(logits: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:

@@ -15,6 +15,8 @@ import math
 import torch
 from torch import Tensor
 
+from coreg_ray.pure.weights import usable_weights
+
 LOSS_FLOOR = 1e-8  # the smallest probability a loss is computed from; min-max normalisation feels the number
 _MAX_ITERATIONS, _TOLERANCE, _REG_COVAR = 10, 1e-2, 5e-4
 
@@ -44,17 +46,21 @@ def align(probs: Tensor, mean: Tensor, prior: Tensor) -> Tensor:
     return torch.where(dead, fallback.to(score.dtype), score).softmax(dim=-1).to(probs.dtype)
 
 
-def candidate_loss(probs: Tensor, candidates: Tensor) -> Tensor:
-    """l = -log max_{j in S} p_j, p floored at 1e-8 (METHOD section 3, step 1).
+def candidate_loss(probs: Tensor, candidates: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """l = -log max_{j in S} p_j, or -log max_{j in S} w_j p_j, floored at 1e-8 (METHOD section 3, step 1).
 
     Args:
         probs: (B, K) distributions.
         candidates: (B, K) bool; an empty set has the largest loss, 18.4.
+        weights: (B, K) as `losses.partial_cross_entropy` takes them; None: all are 1.
 
     Returns:
         (B,) nats, at least float32.
     """
-    best = _wide(probs).masked_fill(~candidates, 0.0).amax(dim=-1)
+    wide = _wide(probs)
+    if weights is not None:
+        wide = wide * usable_weights(candidates, weights).to(wide.dtype)
+    best = wide.masked_fill(~candidates, 0.0).amax(dim=-1)
     return -best.clamp_min(LOSS_FLOOR).log()
 
 
@@ -90,21 +96,28 @@ def clean_probability(losses: Tensor, seed: int = 0) -> Tensor:
     return torch.where(mean[0] <= mean[1], margin, -margin).sigmoid().to(_wide(losses).dtype)
 
 
-def restrict(probs: Tensor, candidates: Tensor) -> Tensor:
-    """An opinion: p restricted to S and renormalised (METHOD section 3, step 2).
+def restrict(probs: Tensor, candidates: Tensor, *, weights: Tensor | None = None) -> Tensor:
+    """An opinion: p, times the candidates' weights, restricted to S and renormalised (METHOD section 3, step 2).
 
-    A row without mass on S gets the uniform distribution over S; an empty S counts as all classes.
+    A row without mass on S gets the uniform distribution over S, or that of its weights; an empty S counts as all
+    classes.
 
     Args:
         probs: (B, K) distributions.
         candidates: (B, K) bool.
+        weights: (B, K) as `losses.partial_cross_entropy` takes them; None: all are 1.
 
     Returns:
         (B, K) distributions.
     """
-    allowed = candidates | ~candidates.any(dim=-1, keepdim=True)
-    inside = _wide(probs).masked_fill(~allowed, 0.0)
-    inside = torch.where(inside.sum(dim=-1, keepdim=True) > 0, inside, allowed.to(inside.dtype))
+    wide, some = _wide(probs), candidates.any(dim=-1, keepdim=True)
+    allowed = candidates | ~some
+    fallback = allowed.to(wide.dtype)
+    if weights is not None:
+        weigh = usable_weights(candidates, weights).to(wide.dtype)
+        wide, fallback = wide * weigh, fallback * weigh
+    inside = wide.masked_fill(~allowed, 0.0)
+    inside = torch.where(inside.sum(dim=-1, keepdim=True) > 0, inside, fallback)
     return (inside / inside.sum(dim=-1, keepdim=True)).to(probs.dtype)
 
 

@@ -18,9 +18,11 @@ from coreg_ray.deploy.own_files import CARD
 from coreg_ray.deploy.predictions import Judgement, Pair
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.report.baselines import read_baselines
+from coreg_ray.report.usable import Usable, count_usable
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.records import Baseline
 from coreg_ray.run.storage import Folder
+from coreg_ray.run.voters import VOTERS_JSON, Voters
 from coreg_ray.training.sample import Sample, Samples
 
 LOOK_S = 8.0  # time for looking at one split, so that a report never takes long where there is no GPU
@@ -56,6 +58,7 @@ class Run:
         config: `config.yaml`. metrics: `metrics.json`. history: one dictionary of numbers an epoch.
         class_names: K. sizes: how many candidate sets have 1, 2, ... classes.
         pool, test: images that were looked at. card: `model/model.json`. prompts: of all annotators, in order.
+        voters: what the label model believes of them, where there is one. usable: the pool's labels by probability.
     """
 
     config: Config | None = None
@@ -68,6 +71,18 @@ class Run:
     card: dict[str, Any] = field(default_factory=dict)
     baselines: list[Baseline] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
+    voters: Voters | None = None
+    usable: Usable | None = None
+
+    @property
+    def noun(self) -> str:
+        """What who answers is called."""
+        return "voter" if self.config and any(one.kind == "votes" for one in self.config.annotators) else "prompt"
+
+    @property
+    def only_votes(self) -> bool:
+        """Whether all answers were in files, so that there is none about the test images."""
+        return self.config is not None and all(one.kind == "votes" for one in self.config.annotators)
 
     @property
     def temperature(self) -> float:
@@ -94,6 +109,10 @@ def read_run(folder: RunFolder, samples: Samples | None = None) -> Run:
         card=card,
         baselines=(read_baselines(folder, config) if config else None) or [],
         prompts=[prompt for table in folder.read_used("pool") for prompt in read_card(table).prompts],
+        voters=Voters.from_json(folder.candidates.read_json(VOTERS_JSON))
+        if folder.candidates.exists(VOTERS_JSON)
+        else None,
+        usable=count_usable(folder, config),
     )
 
 

@@ -117,6 +117,34 @@ def confusion(counts: NDArray[np.int64], class_names: Sequence[str]) -> str:
         return _svg(figure, "confusion matrix")
 
 
+def heat_map(shares: Sequence[Sequence[float]], class_names: Sequence[str], xlabel: str, ylabel: str) -> str:
+    """A small heat map of shares (K, K), each row summing to 1 at most; for few classes."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(width=3.2, height=3.2)
+        axes.imshow(np.array(shares), cmap="Blues", vmin=0, vmax=1)
+        axes.grid(visible=False)
+        names = [_short(name, 12) for name in class_names]
+        axes.set_xticks(np.arange(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(np.arange(len(names)), names, fontsize=7)
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        return _svg(figure, "confusions")
+
+
+def over_probability(steps: Sequence[float], series: Mapping[str, tuple[Points, str]]) -> str:
+    """Lines over a least probability: label -> (one value a step, colour)."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(height=3.0)
+        for label, (values, colour) in series.items():
+            axes.plot(steps, _floats(values), color=colour, label=label)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.04)
+        axes.set_xlabel("least probability of a label")
+        axes.set_ylabel("share")
+        axes.legend(loc="lower left", fontsize=8)
+        return _svg(figure, "usable labels")
+
+
 def reliability(series: Mapping[str, tuple[Points, Points, Points, str]]) -> str:
     """Accuracy over stated confidence: label -> (confidences, accuracies, images, colour); the diagonal is honesty.
 

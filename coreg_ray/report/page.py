@@ -14,6 +14,8 @@ from coreg_ray.report import sections
 from coreg_ray.report.data import Looked, Run, read_run
 from coreg_ray.report.gallery import Gallery, label_gallery, pool_galleries, typical_gallery, without_empty
 from coreg_ray.report.review import review_csv, write_review
+from coreg_ray.report.usable import usable_section
+from coreg_ray.report.voters import voter_section
 from coreg_ray.run.folder import REPORT, RunFolder
 from coreg_ray.run.records import Overlap
 from coreg_ray.run.uris import without_credentials
@@ -62,10 +64,14 @@ def render(run: Run, name: str) -> str:
         version=coreg_ray.__version__,
         metrics=run.metrics,
         facts=sections.facts(run),
+        noun=run.noun,
+        only_votes=run.only_votes,
         comparison=(rows := sections.comparison(run)),
         verdict=sections.verdict(rows),
         overlap=Overlap.of(run.metrics).words(),
         annotation=sections.annotation_figures(run),
+        voters=voter_section(run.voters, run.class_names),
+        usable=usable_section(run.usable),
         training=sections.training_figures(run),
         test=sections.test_tables(run),
         calibration=sections.calibration(run),

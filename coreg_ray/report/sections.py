@@ -14,6 +14,7 @@ from coreg_ray.report import figures
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.report.data import Run, deployed_logits
 from coreg_ray.report.figures import BLUE, GREY, ORANGE
+from coreg_ray.run.voters import votes_in_words
 
 MOST_CLASSES_DRAWN = 100  # more would be a grey square; the table below it names the worst pairs
 MOST_BARS = 40
@@ -85,11 +86,12 @@ def comparison(run: Run) -> list[dict[str, Any]]:
         return []
     images = run.test.sample.total if run.test else None
     zero_shot, note = run.metrics.get(metrics.ZERO_SHOT), "mean of the prompts; all others need its annotation too"
-    right = run.metrics.get(metrics.ANNOTATION + "majority_accuracy")
-    if zero_shot is None and right is not None:  # votes from files are about the pool alone
-        note = f"no answers about the test images; on the pool the most votes are right for {right:.3f}"
+    alone = "Annotator alone, zero-shot"
+    if zero_shot is None and run.only_votes:
+        right = votes_in_words(run.metrics)
+        alone, note = "Votes alone", f"about the pool, not the test images{'; there ' if right else ''}{right}"
     ways: list[tuple[str, float | None, float | None, str, int | None]] = [
-        ("Annotator alone, zero-shot", zero_shot, run.metrics.get(metrics.ANNOTATE_S), note, images)
+        (alone, zero_shot, run.metrics.get(metrics.ANNOTATE_S), note, images)
     ]
     ways += [(made.name, made.accuracy, made.seconds, made.note, made.images or images) for made in run.baselines]
     names = run.card.get("networks", [])
@@ -141,8 +143,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
 
 
 _ABOUT_PROMPTS = (
-    ("prompt_dissent", "share of images", "How often each prompt votes against the class with the most votes."),
-    ("prompt_accuracy", "accuracy", "Accuracy of each prompt alone on those pool images whose label is known."),
+    ("prompt_dissent", "share of images", "How often each {} votes against the class with the most votes."),
+    ("prompt_accuracy", "accuracy", "Accuracy of each {} alone on those pool images whose label is known."),
 )
 
 
@@ -156,7 +158,7 @@ def annotation_figures(run: Run) -> list[Drawn]:
     if votes and len(votes) == len(run.class_names):
         order = sorted(range(len(votes)), key=lambda k: -votes[k])
         shown = order if len(order) <= MOST_BARS else order[: MOST_BARS // 2] + order[-MOST_BARS // 2 :]
-        caption = "Votes of all prompts for each class" + (
+        caption = f"Votes of all {run.noun}s for each class" + (
             "." if len(order) <= MOST_BARS else f"; the {MOST_BARS // 2} with the most and with the fewest."
         )
         drawn.append((figures.bars([run.class_names[k] for k in shown], [votes[k] for k in shown], "votes"), caption))
@@ -165,7 +167,8 @@ def annotation_figures(run: Run) -> list[Drawn]:
         if of_prompts:
             known = len(run.prompts) == len(of_prompts)
             prompts = run.prompts if known else [f"prompt {number + 1}" for number in range(len(of_prompts))]
-            drawn.append((figures.bars(prompts[:MOST_BARS], of_prompts[:MOST_BARS], xlabel), caption))
+            bars = figures.bars(prompts[:MOST_BARS], of_prompts[:MOST_BARS], xlabel)
+            drawn.append((bars, caption.format(run.noun)))
     coverage = run.metrics.get(metrics.ANNOTATION + "class_coverage")
     if coverage and len(coverage) == len(run.class_names):
         order = sorted(range(len(coverage)), key=coverage.__getitem__)[:MOST_BARS]

@@ -96,8 +96,9 @@ def assess(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, *
         total.add(probs)
         candidates = rows.candidates(index, mesh.device)
         judged = probs if memory.mean is None else purify.align(probs, memory.mean, state.prior)
-        row_losses[index] = purify.candidate_loss(judged, candidates).cpu()
-        position, values = rows.gather(index, purify.restrict(judged, candidates))
+        weights = rows.weights_of(index, mesh.device)
+        row_losses[index] = purify.candidate_loss(judged, candidates, weights=weights).cpu()
+        position, values = rows.gather(index, purify.restrict(judged, candidates, weights=weights))
         soft_labels[position] = values.to(torch.float16)
     if aligned:
         memory.mean = total.mean()

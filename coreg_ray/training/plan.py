@@ -57,8 +57,8 @@ def whole_plan(
     order = torch.randperm(len(rows), generator=_order(seed, purpose, network, epoch, mesh))
     (total,) = _team_totals([len(order)], mesh)
     batches = _dealt(order, batch_size, total)
-    sizes = rows.sizes
-    informative = [int((sizes[batch] < rows.num_classes).sum()) for batch in batches]
+    says_something = rows.informative
+    informative = [int(says_something[batch].sum()) for batch in batches]
     counts = _team_counts(informative, [len(batch) for batch in batches], mesh)
     return Plan(batches, [order[:0]] * len(batches), *counts)
 

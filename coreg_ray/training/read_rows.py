@@ -53,6 +53,7 @@ def load_rows(
     selection: Selection,
     memory_limit: float,
     features: FeaturesManifest | None = None,
+    weighted: bool = False,
 ) -> Rows:
     """A replica's training rows from `rows/pool`, or `features/pool`, and `candidates`.
 
@@ -60,6 +61,7 @@ def load_rows(
         num_classes: K. side: S.
         memory_limit: bytes of images above which they go to a memory-mapped file on local disk.
         features: which of them are read in place of pixels; None: pixels.
+        weighted: whether the candidates' weights are read, too.
 
     Raises:
         UserError: an image that is no reject has no candidate set, or a part to train on, which reaches to the end,
@@ -67,14 +69,21 @@ def load_rows(
     """
     import pyarrow.compute as pc  # here, so that rows in memory need torch alone
 
-    numbers, counts, indices, trusted = [], [], [], []
-    for batch in _batches(run.candidates, ["row", "candidates", "trusted"], selection):
+    numbers, counts, indices, trusted, weights = [], [], [], [], []
+    excluded = [np.empty(0, np.int64)]
+    columns = ["row", "candidates", "trusted", "excluded", *(["weights"] if weighted else [])]
+    for batch in _batches(run.candidates, columns, selection):
+        if "excluded" in batch.schema.names:  # earlier versions excluded none
+            excluded.append(batch.filter(batch["excluded"])["row"].to_numpy())
+            batch = batch.filter(pc.invert(batch["excluded"]))
         numbers.append(batch["row"].to_numpy())
         counts.append(pc.list_value_length(batch["candidates"]).to_numpy())
         indices.append(pc.list_flatten(batch["candidates"]).to_numpy())
         trusted.append(batch["trusted"].to_numpy(zero_copy_only=False))
+        if weighted:
+            weights.append(pc.list_flatten(batch["weights"]).to_numpy())
     number = np.concatenate([np.empty(0, np.int64), *numbers])
-    without = tuple(np.setdiff1d(_rejected(run), number).tolist())
+    without = tuple(np.setdiff1d(np.concatenate([_rejected(run), *excluded]), number).tolist())
     images = load_images(run, "pool", side, replace(selection, without=without), memory_limit, features)
     if not np.array_equal(np.sort(number), images.numbers.numpy()):
         raise UserError(
@@ -92,6 +101,7 @@ def load_rows(
         indptr=torch.from_numpy(np.concatenate([[0], sizes.cumsum()])),
         indices=torch.from_numpy(np.concatenate([np.empty(0, np.int32), *indices]).astype(np.int32)),
         trusted=torch.from_numpy(np.concatenate([np.empty(0, bool), *trusted])),
+        weights=torch.from_numpy(np.concatenate([np.empty(0, np.float16), *weights])) if weighted else None,
     )
     return as_stored.select(torch.from_numpy(np.argsort(number)), images)
 

@@ -113,17 +113,35 @@ class Rows(Images):
         indptr: (N + 1,) int64; row i's candidates are `indices[indptr[i]:indptr[i + 1]]`.
         indices: (sum of |S|,) int32 class numbers.
         trusted: (N,) bool: the candidate is a manual label.
+        weights: (sum of |S|,) float16, how much each candidate counts, 1 for the row's likeliest; None: all alike.
     """
 
     num_classes: int
     indptr: Tensor
     indices: Tensor
     trusted: Tensor
+    weights: Tensor | None = None
 
     @property
     def sizes(self) -> Tensor:
         """(N,) int64, |S| of each row."""
         return self.indptr[1:] - self.indptr[:-1]
+
+    @property
+    def informative(self) -> Tensor:
+        """(N,) bool, which rows `losses.informative` says something of: they exclude a class, or weigh them."""
+        fewer = self.sizes < self.num_classes
+        if self.weights is None:
+            return fewer
+        owner = torch.repeat_interleave(torch.arange(len(self)), self.sizes)
+        return fewer.index_put((owner[self.weights < 1],), torch.tensor(True))
+
+    def shares(self) -> Tensor:
+        """(sum of |S|,) float32: what share of its row each candidate has before anything is known of the image."""
+        weights = torch.ones(len(self.indices)) if self.weights is None else self.weights.float()
+        owner = torch.repeat_interleave(torch.arange(len(self)), self.sizes)
+        totals = torch.zeros(len(self)).index_add_(0, owner, weights)
+        return torch.where(totals[owner] > 0, weights / totals[owner], 1 / self.sizes[owner])
 
     def entries(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Where the candidates of rows `index` (B,) lie: (row in the batch, position in `indices`), both (sum,)."""
@@ -142,14 +160,16 @@ class Rows(Images):
         if images is None:
             features = None if self.features is None else self.features[index]
             images = Images(self.numbers[index], self.pixels[index], features=features)
+        position = self.entries(index)[1]
         return Rows(
             numbers=self.numbers[index],
             pixels=images.pixels,
             features=images.features,
             num_classes=self.num_classes,
             indptr=_starts(self.sizes[index]),
-            indices=self.indices[self.entries(index)[1]],
+            indices=self.indices[position],
             trusted=self.trusted[index],
+            weights=None if self.weights is None else self.weights[position],
         )
 
     def scatter(self, index: Tensor, values: Tensor, device: torch.device) -> Tensor:
@@ -164,6 +184,10 @@ class Rows(Images):
         """Candidate sets of rows `index` as a (B, K) bool mask."""
         return self.scatter(index, torch.ones(1, dtype=torch.bool).expand(len(self.indices)), device)
 
+    def weights_of(self, index: Tensor, device: torch.device) -> Tensor | None:
+        """Weights (B, K) float16 of the candidates of rows `index`, zero elsewhere; None where all count alike."""
+        return None if self.weights is None else self.scatter(index, self.weights, device)
+
     def gather(self, index: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         """The values of dense (B, K) at the candidates of rows `index`: positions and values (sum,), on the host."""
         row, position = self.entries(index)
@@ -177,12 +201,13 @@ def make_rows(
     candidates: Tensor,
     trusted: Tensor | None = None,
     features: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Rows:
     """Rows from tensors.
 
     Args:
         numbers: (N,). pixels: (N, S, S, 3) uint8. candidates: (N, K) bool. trusted: (N,) bool. features: (N, 1 + V, F)
-            float16 where they stand for the pixels.
+            float16 where they stand for the pixels. weights: (N, K) float16 of the candidates.
     """
     as_given = Rows(
         numbers=numbers,
@@ -192,6 +217,7 @@ def make_rows(
         indptr=_starts(candidates.sum(1)),
         indices=candidates.nonzero()[:, 1].to(torch.int32),
         trusted=torch.zeros(len(numbers), dtype=torch.bool) if trusted is None else trusted,
+        weights=None if weights is None else weights[candidates],
     )
     return as_given.select(torch.argsort(numbers))
 

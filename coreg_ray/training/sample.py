@@ -36,7 +36,7 @@ class Sample:
         pixels: (M, 3, S, S) uint8, channels last in memory.
         ids: M image ids.
         labels: (M,) int64 true labels, -1 where unknown; only of test images.
-        candidates: (M, K) bool candidate sets of pool images; no row set where unknown.
+        candidates: (M, K) bool candidate sets of pool images; no row set where unknown, or a person found none right.
         annotated: (M,) int64 the annotator's first choice, -1 where unknown.
         trusted: (M,) bool, whether a person has given the label.
         total: images of the whole split.
@@ -126,12 +126,12 @@ def read_sample(run: RunFolder, split: Split, side: int, num_classes: int, most:
     labels, annotated = torch.full((count,), -1), torch.full((count,), -1)
     candidates, trusted = torch.zeros(count, num_classes, dtype=torch.bool), torch.zeros(count, dtype=torch.bool)
     facts = run.labels("test") if split == "test" else run.candidates
-    known = ["label"] if split == "test" else ["candidates", "votes", "scores", "trusted"]
+    known = ["label"] if split == "test" else ["candidates", "votes", "scores", "trusted", "excluded"]
     for place, row in _facts(facts, ["row", "image_id", *known], numbers):
         ids[place] = row["image_id"]
         if split == "test":
             labels[place] = row["label"]
-        elif row["candidates"]:
+        elif row["candidates"] and not row.get("excluded"):
             candidates[place, torch.tensor(row["candidates"], dtype=torch.int64)] = True
             annotated[place] = max(zip(row["votes"], row["scores"], row["candidates"], strict=True))[2]
             trusted[place] = row["trusted"]

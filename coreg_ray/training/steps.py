@@ -68,7 +68,8 @@ def warmup_step(state: State, learner: Learner, batch: Batch, mesh: Mesh, *, ter
         with state.autocast():
             logits, _ = learner.student(views)
         candidates = batch.rows.candidates(index, mesh.device)
-        taken[0] = losses.partial_cross_entropy(logits, candidates, denominator=batch.team_labelled)
+        weights = batch.rows.weights_of(index, mesh.device)
+        taken[0] = losses.partial_cross_entropy(logits, candidates, weights=weights, denominator=batch.team_labelled)
         taken[1] = losses.negative_entropy(logits, denominator=batch.team_unlabelled)
     return update(learner, taken, mesh)
 

@@ -198,7 +198,7 @@ def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh) -> tuple[R
     features = kept_features(config, run)
 
     def select(selection: Selection) -> Rows:
-        return load_rows(run, len(task.class_names), side, selection, limit, features)
+        return load_rows(run, len(task.class_names), side, selection, limit, features, config.candidates.weighted)
 
     rows = select(Selection(mesh.replica, mesh.replicas, start=holdout))
     held_out = select(Selection(end=holdout)) if holdout else None

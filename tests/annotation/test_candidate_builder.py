@@ -12,7 +12,7 @@ import torch
 
 from coreg_ray.annotation.arrow import read_table
 from coreg_ray.annotation.candidate_builder import Evidence, Making, join, score, to_table
-from coreg_ray.annotation.labels import Labels
+from coreg_ray.annotation.labels import NO_CLASS, Labels
 from coreg_ray.annotation.quality import Score, _pairs, warnings
 from coreg_ray.config import CandidatesConfig
 from coreg_ray.ids import row_numbers
@@ -61,6 +61,37 @@ def test_candidate_sets_hold_votes_scores_and_trust(tmp_path: Path) -> None:
     assert rows["i2"]["candidates"] == [0, 1, 2]
     assert rows["i3"]["candidates"] == [0, 1]
     assert [rows[i]["trusted"] for i in ("i0", "i2", "i3")] == [False] * 3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_candidates_weigh_as_many_votes_as_they_have(tmp_path: Path, weighted: bool) -> None:
+    score(evidence(VOTES), making(Folder.at(tmp_path), weighted=weighted, manual=labels({"i3": 2})), "x")
+    rows = written(Folder.at(tmp_path))
+    assert [rows[f"i{number}"]["weights"] for number in range(4)] == [[1.0, 0.5], [1.0], [1.0, 1.0, 1.0], [1.0]]
+
+
+def test_an_image_of_no_class_is_an_outlier_and_excluded(tmp_path: Path) -> None:
+    told = {"i0": NO_CLASS, "i1": 0}
+    totals = [score(evidence(VOTES), making(Folder.at(tmp_path), manual=labels(some)), "x") for some in ({}, told)]
+    rows = written(Folder.at(tmp_path))
+    assert [rows[f"i{number}"]["excluded"] for number in range(4)] == [True, False, False, False]
+    assert [rows[f"i{number}"]["background"] for number in range(4)] == [True, False, False, False]
+    assert (rows["i0"]["candidates"], rows["i0"]["trusted"]) == ([0, 1], False)
+    assert totals[0].chosen != totals[1].chosen
+    assert totals[0].chosen == score(evidence(VOTES), making(), "x").chosen
+
+
+def test_candidates_of_the_mean_weigh_by_it(tmp_path: Path) -> None:
+    total = [
+        score(evidence(VOTES), making(Folder.at(tmp_path / str(weighted)), mode="top_k", k=3, weighted=weighted), "x")
+        for weighted in (False, True)
+    ]
+    rows = written(Folder.at(tmp_path / "True"))
+    assert rows["i0"]["weights"] == pytest.approx([1.0, 1.1 / 2.1, 0.1 / 2.1], abs=1e-3)
+    assert rows["i2"]["weights"] == [1.0, 1.0, 1.0]
+    plain = written(Folder.at(tmp_path / "False"))
+    assert [plain[name]["weights"] for name in rows] == [row["weights"] for row in rows.values()]
+    assert total[0].chosen != total[1].chosen  # training reads them, or it does not
 
 
 @pytest.mark.parametrize(

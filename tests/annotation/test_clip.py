@@ -76,6 +76,20 @@ def test_probabilities_equal_open_clips(model: Model) -> None:
     assert (torch.from_numpy(answered["votes"]) == expected.argmax(-1))[clear].all()
 
 
+def test_descriptions_stand_beside_prompts(model: Model) -> None:
+    """Each class of a voter is the mean of its texts, which need not be as many for every class."""
+    told = ((("fur", "whiskers"), ("a dog that barks",), ("feathers",)), (("milk",), ("bones",), ("worms", "a nest")))
+    words = Vocabulary(WORDS.names, (*WORDS.prompts, "description 1 (x)", "description 2 (y)"), told)
+    text = embed_text(model, words)
+    assert text.embeddings.shape[:2] == (4, 3)
+    assert torch.equal(text.embeddings[:2], embed_text(model, WORDS).embeddings)
+    for place, voter in enumerate(told):
+        for number, texts in enumerate(voter):
+            with torch.inference_mode():
+                each = F.normalize(model.network.encode_text(model.tokenizer(list(texts))).float(), dim=-1)
+            torch.testing.assert_close(text.embeddings[2 + place, number], F.normalize(each.mean(0), dim=-1))
+
+
 def test_a_row_does_not_depend_on_its_batch(model: Model) -> None:
     annotator, images = ClipAnnotator(model, embed_text(model, WORDS)), pictures(50)
     whole = annotator({"image": images})

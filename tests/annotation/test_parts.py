@@ -12,7 +12,7 @@ import torch
 from coreg_ray.annotation.arrow import read_table, write_table
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.clip import TextTable, votes
-from coreg_ray.annotation.labels import Labels, read_labels
+from coreg_ray.annotation.labels import NO_CLASS, Labels, read_labels
 from coreg_ray.annotation.manual import check_manual, read_manual
 from coreg_ray.annotation.parts import Part, annotation_table, drop_outdated, drop_replaced, known_keys, next_run, parts
 from coreg_ray.annotation.vocabulary import Vocabulary
@@ -135,6 +135,21 @@ def test_manual_labels_are_read_and_checked_against_the_pool(tmp_path: Path, kin
     assert check_manual(str(path), WORDS, pool("a", "b", "c")) == 2
     with pytest.raises(UserError, match="labels 1 images that the pool does not hold \\('b'\\)"):
         check_manual(str(path), WORDS, pool("a", "c"))
+
+
+def test_none_of_these_is_a_label_and_not_sure_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "review.csv"
+    path.write_text("image_id,label\na, -\nb,?\nc,cat\n")
+    ids, labels = read_manual(str(path), WORDS)
+    assert ids == ["a", "c"]
+    assert labels.of(row_numbers(["a", "b", "c"])).tolist() == [NO_CLASS, -1, 0]
+    with pytest.raises(UserError, match="labels 1 images that the pool does not hold"):
+        check_manual(str(path), WORDS, pool("b", "c"))
+    path.write_text("image_id,label\na,-\na,cat\n")
+    with pytest.raises(UserError, match="gives a two labels"):
+        read_manual(str(path), WORDS)
+    path.write_text("image_id,label\na,-\n")
+    assert read_manual(str(path), Vocabulary((("-",), ("dog",)), ("a {}",)))[1].labels.tolist() == [0]  # a class's name
 
 
 def test_commas_in_quotes_or_at_the_end_of_a_line_do_no_harm(tmp_path: Path) -> None:

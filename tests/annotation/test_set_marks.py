@@ -23,7 +23,7 @@ from coreg_ray.annotation.manual import read_manual
 from coreg_ray.annotation.parts import parts
 from coreg_ray.annotation.preparation import prepare, take_listing
 from coreg_ray.annotation.set_marks import decided_by, digits, mark_of_file, mark_of_sets, remembered
-from coreg_ray.annotation.vocabulary import vocabulary
+from coreg_ray.annotation.vocabulary import Vocabulary, vocabulary
 from coreg_ray.annotation.writer import Place, write_annotations
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.config.sections import decides
@@ -39,7 +39,8 @@ NONE = Labels(np.zeros(0, np.int64), np.zeros(0, np.int64))
 # What each setting decides: the answers about which images, what becomes of the answers, what is learnt, or nothing.
 ANNOTATION = {
     *("source.kind", "source.path", "source.name", "source.subset", "source.image_column", "source.id_column"),
-    *("source.background", "test.kind", "test.path", "test.name", "test.subset"),
+    *("source.background", "source.descriptions", "source.description_votes"),
+    *("test.kind", "test.path", "test.name", "test.subset"),
     *("annotator.kind", "annotator.model", "annotator.pretrained", "annotator.questions", "annotator.image_side"),
     *("annotator.votes", "annotator.voters", "annotator.scores"),
     "further_annotators",
@@ -47,7 +48,7 @@ ANNOTATION = {
 CANDIDATES = {
     *("source.classes", "source.prompts", "source.manual_labels", "source.folder_labels", "source.label_column"),
     *("candidates.mode", "candidates.partial_rate", "candidates.noise_rate", "candidates.k", "candidates.threshold"),
-    *("candidates.ratio", "candidates.mass", "candidates.align"),
+    *("candidates.ratio", "candidates.mass", "candidates.align", "candidates.weighted"),
 }
 TRAINING = {
     *("seed", "start_from", "source.holdout"),
@@ -119,6 +120,8 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {  # what else is set, and the 
     "source.id_column": (TABLE, "key"),
     "source.classes": ({}, ["cat", "dog", "cow"]),
     "source.prompts": ({}, ["a {}", "one {}"]),
+    "source.descriptions": ({"source": {"descriptions": "looks.yaml"}}, "other.yaml"),
+    "source.description_votes": ({"source": {"descriptions": "looks.yaml"}}, "mean"),
     "source.manual_labels": ({}, "labels.csv"),
     "source.folder_labels": (DRAWN, True),  # from labels that are not known: refused, which is another outcome
     "source.label_column": ({**TABLE, **DRAWN}, "other_label"),
@@ -136,6 +139,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Any]] = {  # what else is set, and the 
     "candidates.threshold": ({"candidates": {"mode": "threshold"}}, 0.6),
     "candidates.ratio": ({"candidates": {"mode": "ratio"}}, 0.9),
     "candidates.mass": ({"candidates": {"mode": "cumulative"}}, 0.3),
+    "candidates.weighted": ({"candidates": {"mode": "cumulative"}}, True),
     "candidates.partial_rate": (DRAWN, 0.9),
     "candidates.noise_rate": (DRAWN, 0.9),
 }
@@ -165,6 +169,9 @@ def pools(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }  # fmt: skip
         pq.write_table(pa.table(columns), root / place / "table.parquet")
     (root / "labels.csv").write_text("image_id,label\ncat/0.png,dog\n")
+    looks = "cat: [furry, small]\ndog: barks\nbird: feathers\nfish: "
+    (root / "looks.yaml").write_text(f"{looks}scales")
+    (root / "other.yaml").write_text(f"{looks}wet")
     (root / "votes.csv").write_text("image_id,ann,bob\ncat/0.png,dog,cat\n")
     (root / "other.csv").write_text("image_id,ann,bob\ncat/0.png,dog,bird\n")
     (root / "scored.jsonl").write_text('{"image_id": "cat/0.png", "votes": [0], "probabilities": [0.4, 0.6, 0, 0]}\n')
@@ -177,8 +184,9 @@ def configured(pools: Path, tree: dict[str, Any]) -> Config:
         "folder_labels": tree.get("candidates", {}).get("mode") == "synthetic",
     } | tree.get("source", {})  # fmt: skip
     source["path"] = str(pools / source["path"])
-    if source.get("manual_labels"):
-        source["manual_labels"] = str(pools / source["manual_labels"])
+    for name in ("manual_labels", "descriptions"):
+        if source.get(name):
+            source[name] = str(pools / source[name])
     annotator = dict(tree.get("annotator", {"model": "clip"}))
     if annotator.get("votes"):
         annotator["votes"] = str(pools / annotator["votes"])
@@ -193,8 +201,14 @@ def with_value(tree: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
     return {**tree, section: {**tree.get(section, {}), **more, name: value}}
 
 
+def words_of(config: Config) -> Vocabulary:
+    source = config.source
+    asked = (source.classes, source.prompts, (), source.descriptions, source.description_votes)
+    return vocabulary(source.kind, *asked)
+
+
 def card_of(annotator: AnnotatorConfig, config: Config) -> Card:
-    words = vocabulary_for(annotator, vocabulary(config.source.kind, config.source.classes, config.source.prompts))
+    words = vocabulary_for(annotator, words_of(config))
     if annotator.kind in ("chat", "votes"):
         return describe(annotator, words, [])[0]
     return Card("clip", annotator.model, fingerprint(identity(annotator)), words.prompts, words.names, {})
@@ -209,7 +223,7 @@ def answers(card: Card, contents: list[str]) -> np.ndarray:
 
 def made(config: Config, output: Folder) -> tuple[str, str]:
     """The fingerprint of the candidate sets and a mark over the sets, annotated and made as the commands do."""
-    words = vocabulary(config.source.kind, config.source.classes, config.source.prompts)
+    words = words_of(config)
     labels = output / "labels"
     source = open_source(config, "pool", words.index())
     pictures = [
@@ -288,6 +302,7 @@ def test_the_mark_of_sets_is_that_of_their_files_in_whatever_parts(tmp_path: Pat
         mark_of_sets(rows, np.array([1, 2, 0]), indices, trusted),
         mark_of_sets(rows, sizes, indices[::-1].copy(), trusted),
         mark_of_sets(rows, sizes, indices, ~trusted),
+        mark_of_sets(rows, sizes, indices, trusted, np.ones(3, np.float16)),
     ):
         assert digits(other) != digits(whole)
 

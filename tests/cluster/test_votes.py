@@ -16,11 +16,14 @@ from toy_clip import write_toy_clip
 from coreg_ray.cluster.annotate import annotate_splits
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.estimate import estimate
+from coreg_ray.cluster.pipeline import run_pipeline
+from coreg_ray.commands.pipeline import summary
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
 from coreg_ray.pure.label_fit import fit
 from coreg_ray.pure.label_model import block_sums, posterior
 from coreg_ray.pure.voters import survey_votes
+from coreg_ray.report.vote_targets import MAJORITY, MODELLED
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
@@ -102,6 +105,31 @@ def test_votes_alone_make_sets_of_the_label_model_and_leave_out_what_they_are_no
     foreign = config(images, source={**config(images).source.model_dump(), "path": str(images / "test")})
     with pytest.raises(UserError, match=r"it is about '00.png'.*the pool holds 'cat/0.png'"):
         annotate_splits(foreign, ["pool"], RunFolder.at(tmp_path / "foreign"))
+
+
+def test_a_run_on_votes_alone_says_what_stands_in_the_place_of_a_model(images: Path, tmp_path: Path) -> None:
+    """The whole pipeline without a model: nothing is zero-shot, and students of the votes are the comparison."""
+    (tmp_path / "manual.csv").write_text("image_id,label\n00.png,cat\n01.png,dog\n")
+    changes: dict[str, Any] = {
+        "output": str(tmp_path / "run"),
+        "source": {**config(images).source.model_dump(), "manual_labels": str(tmp_path / "manual.csv"), "holdout": 0.1},
+        "test": {**config(images).test.model_dump(), "kind": "folder"},
+        "candidates": {"mode": "label_model", "weighted": True},
+        "method": {"epochs": 2, "warmup_epochs": 1, "batch_size": 8, "warmup_batch_size": 8, "queue_size": 16},
+        "student": {"resolution": 8, "width": 4, "projection": 8},
+    }
+    figures = run_pipeline(config(images, **changes))
+    run = RunFolder.at(changes["output"])
+    assert "test/zero_shot_accuracy" not in figures
+    assert figures["purified/images"] == 38
+    assert "votes are about the pool alone" in summary(figures, run.path)
+    assert {line["name"] for line in run.read_json("baselines.json")["baselines"]} == {MAJORITY, MODELLED}
+    page = run.read("report.html").decode()
+    for told in ("Votes alone", MAJORITY, MODELLED, 'id="voters"', 'id="labels"', "embedding to train a linear probe"):
+        assert told in page
+    weights = {row["image_id"]: row["weights"] for row in table(run / "candidates").to_pylist()}
+    assert weights["00.png"] == [1.0]  # a manual label
+    assert any(min(some) < 1 for some in weights.values())
 
 
 def test_votes_beside_a_model_are_voters_of_one_label_model(images: Path, tmp_path: Path) -> None:

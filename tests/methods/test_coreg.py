@@ -57,6 +57,15 @@ def test_a_seed_decides_everything(short: State) -> None:
     assert [metrics["loss/a"] for metrics in other] != [metrics["loss/a"] for metrics in short.history]
 
 
+def test_equal_weights_give_the_history_without_any_and_others_another() -> None:
+    data = toy.toy(count=80)
+    plain = toy.history(data, Mesh(), **SHORT)
+    data.rows.weights = torch.ones(len(data.rows.indices), dtype=torch.float16)
+    toy.same(toy.history(data, Mesh(), **SHORT), plain)
+    data.rows.weights[::3] = 0.1
+    assert toy.history(data, Mesh(), **SHORT)[0]["loss/a"] != plain[0]["loss/a"]
+
+
 def test_the_sequential_order_runs_and_differs(short: State) -> None:
     state = trained(order="sequential")
     assert all(math.isfinite(metrics["loss/b"]) for metrics in state.history)

@@ -16,6 +16,7 @@ from torch import Tensor
 from coreg_ray.annotation.rejects import record_rejects
 from coreg_ray.errors import UserError
 from coreg_ray.ids import row_numbers
+from coreg_ray.pure.losses import informative
 from coreg_ray.pure.rng import generator
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.training.read_rows import Selection, load_images, load_rows
@@ -100,6 +101,27 @@ def test_scatter_and_gather_are_inverse() -> None:
     assert torch.equal(rows.scatter(index, again, CPU), table[index])
 
 
+def test_weights_lie_beside_their_candidates() -> None:
+    data = dense(20)
+    weights = (torch.rand(20, CLASSES, generator=generator(2)) * data.candidates).half()
+    weights[3] = data.candidates[3].half()
+    order = torch.argsort(data.numbers)
+    rows = make_rows(data.numbers, data.pixels, data.candidates, weights=weights)
+    index = torch.tensor([5, 18, 2])
+    for some in (rows, part_of(rows, 0, 1)):
+        assert torch.equal(some.weights_of(index, CPU), weights[order][index])  # type: ignore[arg-type]
+    assert rows_of(data).weights_of(index, CPU) is None
+
+
+def test_rows_that_say_something_are_those_that_the_loss_counts() -> None:
+    candidates = torch.tensor([[True, False, True], [True, True, True], [True, True, True]])
+    weights = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0], [1.0, 0.5, 1.0]]).half()
+    pixels = torch.zeros(3, SIDE, SIDE, 3, dtype=torch.uint8)
+    for given, expected in ((None, [True, False, False]), (weights, [True, False, True])):
+        rows = make_rows(torch.arange(3), pixels, candidates, weights=given)
+        assert rows.informative.tolist() == informative(candidates, given).tolist() == expected
+
+
 def test_a_row_without_candidates_and_one_with_all() -> None:
     candidates = torch.zeros(3, CLASSES, dtype=torch.bool)
     candidates[1] = True
@@ -150,12 +172,20 @@ def store(folder: Path, data: Dense, split: str = "pool", parts: int = 3) -> Run
     backwards = list(reversed(table))
     for part, mine in enumerate((backwards[: len(numbers) // 4], backwards[len(numbers) // 4 :])):
         sets = pa.array([data.candidates[i].nonzero()[:, 0].tolist() for i in mine], pa.list_(pa.int32()))
-        trusted = [bool(data.trusted[i]) for i in mine]
+        weights = pa.array([weight(data)[i, data.candidates[i]].numpy() for i in mine], pa.list_(pa.float16()))
         write(
             folder / f"candidates/{part}.parquet",
-            {"row": [numbers[i] for i in mine], "candidates": sets, "trusted": trusted},
-        )
+            {
+                "row": [numbers[i] for i in mine], "candidates": sets, "weights": weights,
+                "trusted": [bool(data.trusted[i]) for i in mine],
+            },
+        )  # fmt: skip
     return RunFolder.at(folder)
+
+
+def weight(data: Dense) -> Tensor:
+    """A weight for every class of every row, by its number (N, K) float16."""
+    return ((data.numbers[:, None] % 7 + torch.arange(CLASSES)) / 16).half()
 
 
 def write(path: Path, columns: Mapping[str, object]) -> None:
@@ -166,6 +196,29 @@ def write(path: Path, columns: Mapping[str, object]) -> None:
 def test_stored_rows_are_the_same_rows(tmp_path: Path) -> None:
     data = dense(50)
     same(load_rows(store(tmp_path, data), CLASSES, SIDE, Selection(), LIMIT), by_number(data))
+
+
+def test_stored_weights_are_read_where_they_count(tmp_path: Path) -> None:
+    data = dense(50)
+    run, everything = store(tmp_path, data), torch.arange(50)
+    assert load_rows(run, CLASSES, SIDE, Selection(), LIMIT).weights is None
+    rows = load_rows(run, CLASSES, SIDE, Selection(), LIMIT, weighted=True)
+    same(rows, by_number(data))
+    expected = weight(by_number(data)) * by_number(data).candidates
+    assert torch.equal(rows.weights_of(everything, CPU), expected)  # type: ignore[arg-type]
+
+
+def test_images_that_are_of_no_class_are_not_trained_on(tmp_path: Path) -> None:
+    data = dense(50)
+    run = store(tmp_path, data)
+    for path in sorted((tmp_path / "candidates").iterdir())[:1]:  # in a file that knows of it, beside one that does not
+        table = pq.read_table(path)
+        marked = pa.array([number < 3 for number in range(len(table))])
+        pq.write_table(table.append_column("excluded", marked), path)
+        left_out = table["row"].to_pylist()[:3]
+    kept = ~torch.isin(data.numbers, torch.tensor(left_out))
+    rows = load_rows(run, CLASSES, SIDE, Selection(), LIMIT)
+    same(rows, by_number(Dense(data.numbers[kept], data.pixels[kept], data.candidates[kept], data.trusted[kept])))
 
 
 def test_the_order_of_files_does_not_matter(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from coreg_ray.annotation.arrow import lists, write_table
+from coreg_ray.annotation.arrow import lists, read_table, write_table
 from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
@@ -65,6 +65,19 @@ def test_a_source_sorted_by_class_gives_a_sample_of_all_classes(output: RunFolde
     assert (len(sample), sample.total) == (400, len(IDS))
     assert counts.min() >= 3  # 10 expected
     assert counts.max() <= 20
+
+
+def test_an_image_of_no_class_has_no_candidate_set(tmp_path: Path) -> None:
+    output = written(tmp_path, 1000)
+    name = (output / "candidates").entries()[0]
+    table = read_table(output / "candidates", name)
+    marked = pa.array(np.arange(len(table)) < 500)
+    write_table(output / "candidates", name, table.append_column("excluded", marked))
+    sample = read(output, len(IDS))
+    excluded = np.isin(sample.numbers, NUMBERS[:500])
+    assert excluded.sum() == 500
+    assert (sample.candidates.any(dim=1).numpy() == ~excluded).all()
+    assert (sample.annotated[torch.from_numpy(excluded)] == -1).all()
 
 
 def test_it_is_of_held_out_images_and_others_alike(output: RunFolder) -> None:
