@@ -13,6 +13,7 @@ COMMANDS = {
     "annotate": "let vision-language models vote on every image of a pool, and nothing else",
     "train": "train on an annotation made before, with other settings",
     "tune": "search over settings; trials are compared without labels",
+    "compare": "other methods on the rows of a run, and what their figures allow to say",
     "labels": "write the labels of a run's pool in a form that other tools read",
     "predict": "classify the images of any source with a trained model",
     "evaluate": "score a trained model on any labelled source",

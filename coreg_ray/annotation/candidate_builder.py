@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from coreg_ray.annotation.alignment import Alignment, aligned_answers
-from coreg_ray.annotation.arrow import lists, matrix, read_table, write_table
+from coreg_ray.annotation.arrow import lists, matrix, read_table
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.clip import TextTable, probabilities
+from coreg_ray.annotation.evidence import Evidence, counts_of, write_sets
 from coreg_ray.annotation.labels import NO_CLASS, Labels
 from coreg_ray.annotation.parts import Part
 from coreg_ray.annotation.quality import Score
@@ -28,29 +28,6 @@ from coreg_ray.pure import candidates as sets
 from coreg_ray.pure.label_model import sets_by_mass
 from coreg_ray.pure.weights import relative_weights
 from coreg_ray.run.storage import Folder
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the annotators say about n images.
-
-    Attributes:
-        image_ids: (n,) ids.
-        votes: (n, P) int32, all annotators' prompts side by side, -1 for "no vote".
-        mean: (n, K) float32 mean of the prompts' probabilities (chat: shares of the votes).
-        similarity: (n,) float32 best similarity to a class, NaN where the annotator knows none.
-        background: (n,) bool: a background text is closer than any class.
-    """
-
-    image_ids: list[str]
-    votes: Tensor
-    mean: Tensor
-    similarity: Tensor
-    background: Tensor
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        return row_numbers(self.image_ids)
 
 
 @dataclass(frozen=True)
@@ -154,15 +131,9 @@ def _no(rows: int) -> Tensor:
 
 def _shares(votes: Tensor, num_classes: int) -> Tensor:
     """The share of each class among the votes of a row: (n, P) -> (n, K), uniform where nobody voted."""
-    counts = _counts(votes, num_classes).float()
+    counts = counts_of(votes, num_classes).float()
     total = counts.sum(dim=1, keepdim=True)
     return torch.where(total > 0, counts / total.clamp(min=1), 1 / num_classes)
-
-
-def _counts(votes: Tensor, num_classes: int) -> Tensor:
-    """How many prompts voted for each class: (n, P) -> (n, K) int32."""
-    counts = torch.zeros(len(votes), num_classes + 1, dtype=torch.int32)  # column 0 collects the missing votes
-    return counts.scatter_add_(1, votes.long() + 1, torch.ones_like(votes))[:, 1:]
 
 
 def score(evidence: Evidence, making: Making, name: str) -> Score:
@@ -182,7 +153,7 @@ def score(evidence: Evidence, making: Making, name: str) -> Score:
     if making.output is not None:
         shown = replace(evidence, background=evidence.background | excluded)
         shown = shown if belief is None else replace(shown, mean=belief.float())
-        _write(making.output, name, shown, rows, member, {"trusted": trusted, "excluded": excluded}, weights)
+        write_sets(making.output, name, shown, rows, member, {"trusted": trusted, "excluded": excluded}, weights)
     voted = mark_of_votes(evidence.image_ids, evidence.votes.numpy())
     read = weights if making.settings.weighted else None
     chosen = mark_of_sets(rows, sizes.numpy(), indices.numpy(), (trusted + 2 * excluded).numpy(), read)
@@ -210,7 +181,7 @@ def _weights(evidence: Evidence, mode: str, member: Tensor, belief: Tensor | Non
     """How much each candidate counts (n, K) float16: by what made the sets. Who excludes nothing weighs nothing."""
     if mode == "synthetic":
         return member.half()
-    counts = _counts(evidence.votes, member.shape[1])
+    counts = counts_of(evidence.votes, member.shape[1])
     values = counts.float() if mode == "union" else evidence.mean if belief is None else belief
     return relative_weights(torch.where((counts > 0).any(dim=1, keepdim=True), values, 0.0), member)
 
@@ -222,34 +193,6 @@ def _synthetic(image_id: str, truth: Tensor, making: Making, num_classes: int) -
     if truth < 0:
         raise ValueError(f"{image_id} has no label; candidates.mode=synthetic needs a label for every image")
     return sets.synthetic_candidates(truth[None], num_classes, *rates, generator)
-
-
-def _write(
-    output: Folder,
-    name: str,
-    evidence: Evidence,
-    rows: NDArray[np.int64],
-    member: Tensor,
-    flags: dict[str, Tensor],
-    weights: NDArray[np.float16],
-) -> None:
-    """One file of candidate sets, ragged; votes, scores and weights belong to the candidates, in their order."""
-    indices, sizes = sets.to_ragged(member)
-    votes = _counts(evidence.votes, member.shape[1])[member]
-    table = pa.table(
-        {
-            "row": rows,
-            "image_id": pa.array(evidence.image_ids, pa.string()),
-            "candidates": lists(sizes.numpy(), indices.numpy()),
-            "votes": lists(sizes.numpy(), votes.numpy()),
-            "scores": lists(sizes.numpy(), evidence.mean[member].half().numpy()),
-            "weights": lists(sizes.numpy(), weights),
-            "similarity": evidence.similarity.half().numpy(),
-            "background": pa.array(evidence.background.numpy()),
-            **{flag: pa.array(given.numpy()) for flag, given in flags.items()},
-        }
-    )
-    write_table(output, f"{name}.parquet", table)
 
 
 def to_table(evidence: Evidence, source: int) -> pa.Table:

@@ -133,7 +133,7 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
 
 
 def in_this_process(config: Config, cpus: float, clone_from: Folder | None = None) -> Iterator[Epoch]:
-    """Both networks on what a trial has: `cpus`, and the GPU that it was given; arguments as `training.worker.train`."""
+    """Both networks on what a trial has: `cpus`, and the GPU that it was given; arguments as of `train`."""
     side_by_side = 1 if config.method.order == "sequential" else 2
     torch.set_num_threads(config.cluster.threads or max(1, int(cpus) // side_by_side))
     device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's

@@ -263,6 +263,11 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return tree
 
 
+def preset_settings(names: str) -> dict[str, Any]:
+    """The settings of presets by name, with commas between them. Raises UserError where one does not exist."""
+    return _preset(names, ())
+
+
 def _preset(names: str, whole: Collection[str]) -> dict[str, Any]:
     """The settings of presets, each laid over the one before: `digits,method-elr`."""
     folder = resources.files("coreg_ray") / "presets"

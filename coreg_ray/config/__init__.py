@@ -1,12 +1,12 @@
 """The configuration: its sections, the tree they form, what older versions wrote, its texts."""
 
+from coreg_ray.config.method import MethodConfig
 from coreg_ray.config.sections import (
     AnnotatorConfig,
     CandidatesConfig,
     CheckpointConfig,
     ClusterConfig,
     ExportConfig,
-    MethodConfig,
     ReportConfig,
     Section,
     SourceConfig,

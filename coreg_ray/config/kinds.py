@@ -34,3 +34,12 @@ class PartialConfig(KindSection):
     loss: Literal["cc", "proden", "crdpll"] = Field("crdpll", description="partial: which of the family")
     robust: bool = Field(False, description="partial: weight what is not in S by the clean probability (crdpll)")
     weight: float = Field(1.0, ge=0, description="partial: weight of consistency once it has ramped up (crdpll)")
+
+
+class DistilConfig(KindSection):
+    """Distilling the annotator (methods/distil.py)."""
+
+    loss: Literal["cross_entropy", "candidates"] = Field(
+        "cross_entropy", description="distil: to soft labels, or -log of the mass that they share, and entropy"
+    )
+    confidence: float = Field(0.0, ge=0, le=1, description="distil: what the student itself decides of the target")

@@ -23,6 +23,7 @@ ADDED: dict[str, Any] = {
     "source.descriptions": None,  # classes were known by their names alone
     "source.description_votes": "each",
     "method.kind": "coreg",
+    "method.labels": "candidates",
 }
 
 

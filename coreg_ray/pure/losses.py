@@ -34,6 +34,12 @@ def divergence(logits: Tensor, targets: Tensor, *, denominator: Tensor | float |
     return _mean(rows, denominator)
 
 
+def shared_mass(logits: Tensor, targets: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """mean_B -log sum_j t_j p_j, the partial cross-entropy of soft labels: logits (B, K), targets (B, K)."""
+    rows = -(_log_probs(logits) + _wide(targets).log()).logsumexp(dim=1)
+    return _mean(rows, denominator)
+
+
 def negative(
     logits: Tensor,
     excluded: Tensor,

@@ -95,6 +95,26 @@ def bars(labels: Sequence[str], values: Sequence[float], xlabel: str) -> str:
         return _svg(figure, xlabel)
 
 
+def dots(series: Sequence[tuple[str, Sequence[float]]], xlabel: str, level: tuple[str, float] | None = None) -> str:
+    """A dot for every value of a label and a line at their mean, labels from top to bottom.
+
+    Args:
+        level: label and value of a vertical line to compare with.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(height=max(1.6, 0.26 * len(series) + 0.9))
+        for place, (_, values) in enumerate(series):
+            axes.plot(values, [place] * len(values), "o", color=BLUE, alpha=0.7, markersize=5)
+            axes.plot([sum(values) / len(values)] * 2, [place - 0.28, place + 0.28], color=ORANGE, linewidth=2)
+        if level:
+            axes.axvline(level[1], color=TEAL, linestyle="--", linewidth=1.2, label=level[0])
+            axes.legend(loc="best", fontsize=8)
+        axes.set_yticks(np.arange(len(series)), [_short(label) for label, _ in series])
+        axes.invert_yaxis()
+        axes.set_xlabel(xlabel)
+        return _svg(figure, xlabel)
+
+
 def confusion(counts: NDArray[np.int64], class_names: Sequence[str]) -> str:
     """A heat map of counts (K, K): true class by row, predicted class by column, shares of a row in colour."""
     with mpl.rc_context(_STYLE):

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
 import coreg_ray
 from coreg_ray.report import sections
@@ -23,7 +24,7 @@ from coreg_ray.training.sample import Samples
 
 log = logging.getLogger(__name__)
 
-TEMPLATE = resources.files(__package__) / "page.html"
+HERE = resources.files(__package__)
 
 
 def write_report(folder: RunFolder, samples: Samples | None = None) -> None:
@@ -54,12 +55,7 @@ def askable(run: Run) -> Looked | None:
 
 def render(run: Run, name: str) -> str:
     """The page as text; all values are escaped, figures are our own SVG."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"number": number, "seconds": seconds, "tail": tail}
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return template("page.html").render(
         name=name,
         version=coreg_ray.__version__,
         metrics=run.metrics,
@@ -81,6 +77,17 @@ def render(run: Run, name: str) -> str:
         if run.config
         else "",
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """A page of this folder, with the style and the script that all pages have."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"number": number, "seconds": seconds, "tail": tail}
+    style, script = (Markup((HERE / file).read_text(encoding="utf-8")) for file in ("page.css", "tables.js"))  # ours
+    environment.globals |= {"style": style, "script": script}
+    return environment.from_string((HERE / name).read_text(encoding="utf-8"))
 
 
 def number(value: Any) -> str:

@@ -122,10 +122,9 @@ class Summary:
 
 def summaries(outcomes: Sequence[Outcome]) -> list[Summary]:
     """All rows, the best first: by test accuracy of both networks, where there are labels, else without any."""
-    found = [
-        _summary([one for one in outcomes if one.name == name]) for name in dict.fromkeys(o.name for o in outcomes)
-    ]
-    return sorted(found, key=lambda row: -row.means.get(decided_by(outcomes), -1.0))
+    names = dict.fromkeys(one.name for one in outcomes)
+    rows = [_summary([one for one in outcomes if one.name == name]) for name in names]
+    return sorted(rows, key=lambda row: -row.means.get(decided_by(outcomes), -1.0))
 
 
 def decided_by(outcomes: Sequence[Outcome]) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from coreg_ray.errors import UserError
+from coreg_ray.training.read_sets import SETS_ALONE, Wanted, read_sets
 from coreg_ray.training.rows import Images, Rows, no_pixels
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def load_rows(
     selection: Selection,
     memory_limit: float,
     features: FeaturesManifest | None = None,
-    weighted: bool = False,
+    which: Wanted = SETS_ALONE,
 ) -> Rows:
     """A replica's training rows from `rows/pool`, or `features/pool`, and `candidates`.
 
@@ -61,49 +62,34 @@ def load_rows(
         num_classes: K. side: S.
         memory_limit: bytes of images above which they go to a memory-mapped file on local disk.
         features: which of them are read in place of pixels; None: pixels.
-        weighted: whether the candidates' weights are read, too.
+        which: what is read of the candidate sets.
 
     Raises:
         UserError: an image that is no reject has no candidate set, or a part to train on, which reaches to the end,
-            holds no row at all.
+            holds no row at all; or the sets lack what is read of them.
     """
-    import pyarrow.compute as pc  # here, so that rows in memory need torch alone
-
-    numbers, counts, indices, trusted, weights = [], [], [], [], []
-    excluded = [np.empty(0, np.int64)]
-    columns = ["row", "candidates", "trusted", "excluded", *(["weights"] if weighted else [])]
-    for batch in _batches(run.candidates, columns, selection):
-        if "excluded" in batch.schema.names:  # earlier versions excluded none
-            excluded.append(batch.filter(batch["excluded"])["row"].to_numpy())
-            batch = batch.filter(pc.invert(batch["excluded"]))
-        numbers.append(batch["row"].to_numpy())
-        counts.append(pc.list_value_length(batch["candidates"]).to_numpy())
-        indices.append(pc.list_flatten(batch["candidates"]).to_numpy())
-        trusted.append(batch["trusted"].to_numpy(zero_copy_only=False))
-        if weighted:
-            weights.append(pc.list_flatten(batch["weights"]).to_numpy())
-    number = np.concatenate([np.empty(0, np.int64), *numbers])
-    without = tuple(np.setdiff1d(np.concatenate([_rejected(run), *excluded]), number).tolist())
+    sets = read_sets(_batches(run.candidates, list(which.columns), selection), which, run.path)
+    without = tuple(np.setdiff1d(np.concatenate([_rejected(run), sets.excluded]), sets.numbers).tolist())
     images = load_images(run, "pool", side, replace(selection, without=without), memory_limit, features)
-    if not np.array_equal(np.sort(number), images.numbers.numpy()):
+    if not np.array_equal(np.sort(sets.numbers), images.numbers.numpy()):
         raise UserError(
-            f"{run.path}: {len(images)} images and {len(number)} candidate sets do not belong to the same rows; "
+            f"{run.path}: {len(images)} images and {len(sets.numbers)} candidate sets do not belong to the same rows; "
             "remove rows/, features/ and candidates/ and give the command again"
         )
-    if not len(number) and selection.end >= 1:
+    if not len(sets.numbers) and selection.end >= 1:
         raise UserError(_no_rows(run, selection))
-    sizes = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
     as_stored = Rows(
-        numbers=torch.from_numpy(number),
+        numbers=torch.from_numpy(sets.numbers),
         pixels=images.pixels,
         features=images.features,
         num_classes=num_classes,
-        indptr=torch.from_numpy(np.concatenate([[0], sizes.cumsum()])),
-        indices=torch.from_numpy(np.concatenate([np.empty(0, np.int32), *indices]).astype(np.int32)),
-        trusted=torch.from_numpy(np.concatenate([np.empty(0, bool), *trusted])),
-        weights=torch.from_numpy(np.concatenate([np.empty(0, np.float16), *weights])) if weighted else None,
+        indptr=torch.from_numpy(np.concatenate([[0], sets.sizes.cumsum()])),
+        indices=torch.from_numpy(sets.indices),
+        trusted=torch.from_numpy(sets.trusted),
+        weights=None if sets.weights is None else torch.from_numpy(sets.weights),
+        soft=sets.soft,
     )
-    return as_stored.select(torch.from_numpy(np.argsort(number)), images)
+    return as_stored.select(torch.from_numpy(np.argsort(sets.numbers)), images)
 
 
 def _rejected(run: RunFolder) -> np.ndarray:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coreg_ray.training.soft import Soft
+
 _BLOCK_VALUES = 2**24  # of pixels that are summed at a time, as float64
 
 
@@ -113,6 +115,7 @@ class Rows(Images):
         indptr: (N + 1,) int64; row i's candidates are `indices[indptr[i]:indptr[i + 1]]`.
         indices: (sum of |S|,) int32 class numbers.
         trusted: (N,) bool: the candidate is a manual label.
+        soft: the shares of all classes, where a method learns from them.
         weights: (sum of |S|,) float16, how much each candidate counts, 1 for the row's likeliest; None: all alike.
     """
 
@@ -120,6 +123,7 @@ class Rows(Images):
     indptr: Tensor
     indices: Tensor
     trusted: Tensor
+    soft: Soft | None = None
     weights: Tensor | None = None
 
     @property
@@ -169,6 +173,7 @@ class Rows(Images):
             indptr=_starts(self.sizes[index]),
             indices=self.indices[position],
             trusted=self.trusted[index],
+            soft=None if self.soft is None else self.soft.select(index),
             weights=None if self.weights is None else self.weights[position],
         )
 

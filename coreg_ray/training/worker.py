@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from coreg_ray.training.history import History
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Method
 from coreg_ray.training.read_rows import Selection, load_images, load_rows
+from coreg_ray.training.read_sets import Wanted
 from coreg_ray.training.rows import Images, Rows
 from coreg_ray.training.state import State, build_state
 
@@ -197,10 +199,11 @@ def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh) -> tuple[R
 
     features = kept_features(config, run)
 
-    def select(selection: Selection) -> Rows:
-        return load_rows(run, len(task.class_names), side, selection, limit, features, config.candidates.weighted)
+    def select(selection: Selection, labels: Literal["candidates", "single", "soft"] = "candidates") -> Rows:
+        which = Wanted(config.candidates.weighted, labels)
+        return load_rows(run, len(task.class_names), side, selection, limit, features, which)
 
-    rows = select(Selection(mesh.replica, mesh.replicas, start=holdout))
+    rows = select(Selection(mesh.replica, mesh.replicas, start=holdout), config.method.learns_from)
     held_out = select(Selection(end=holdout)) if holdout else None
     shown = select(Selection(start=holdout, end=enough)) if 0 < holdout < enough else None
     test = load_images(run, "test", side, Selection(), limit, features) if config.test.kind else None

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from coreg_ray.annotation.arrow import read_table
-from coreg_ray.annotation.candidate_builder import Evidence, Making, join, score, to_table
+from coreg_ray.annotation.candidate_builder import Making, join, score, to_table
+from coreg_ray.annotation.evidence import Evidence
 from coreg_ray.annotation.labels import NO_CLASS, Labels
 from coreg_ray.annotation.quality import Score, _pairs, warnings
 from coreg_ray.config import CandidatesConfig

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from coreg_ray.annotation.alignment import Alignment, aligned_answers, wished_shares
 from coreg_ray.annotation.arrow import read_table
-from coreg_ray.annotation.candidate_builder import Evidence, Making, score
+from coreg_ray.annotation.candidate_builder import Making, score
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.clip import TextTable, probabilities
+from coreg_ray.annotation.evidence import Evidence
 from coreg_ray.annotation.labels import Labels
 from coreg_ray.annotation.rule import Rule
 from coreg_ray.annotation.voters import about_voters, voter_lines

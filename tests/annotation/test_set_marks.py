@@ -31,6 +31,7 @@ from coreg_ray.config.texts import fields_of, flattened
 from coreg_ray.ids import fingerprint
 from coreg_ray.images import open_source
 from coreg_ray.images.decode import Fit
+from coreg_ray.methods import KINDS
 from coreg_ray.run.records import CandidateFigures, CandidateManifest
 from coreg_ray.run.storage import Folder
 
@@ -51,7 +52,7 @@ CANDIDATES = {
     *("candidates.ratio", "candidates.mass", "candidates.align", "candidates.weighted"),
 }
 TRAINING = {
-    *("seed", "start_from", "source.holdout"),
+    *("seed", "start_from", "source.holdout", "method.kind", "method.labels"),
     *("method.epochs", "method.warmup_epochs", "method.contrast_delay", "method.batch_size"),
     *("method.warmup_batch_size", "method.learning_rate", "method.momentum", "method.weight_decay"),
     *("method.clean_threshold", "method.temperature", "method.weak_views", "method.lambda_u", "method.ramp_epochs"),
@@ -62,6 +63,8 @@ TRAINING = {
     *("student.views", "student.flip", "student.precision", "student.dropout", "student.backbone_learning_rate"),
     *("student.frozen", "student.frozen_views"),
 }
+# Settings of one kind of method; no other's result depends on them, and the fingerprint has the kind's own alone.
+OF_A_KIND = {name for name, _ in fields_of(Config) if name.startswith(tuple(f"method.{kind}." for kind in KINDS))}
 NOTHING = {
     *("output", "source.unreadable", "student.compile"),
     *("annotator.batch_size", "annotator.precision", "annotator.min_actors", "annotator.max_actors"),
@@ -74,7 +77,13 @@ NOTHING = {
     *("export.network", "export.calibrate", "export.onnx", "export.program"),
     *("report.pictures", "report.images", "report.baselines", "report.review"),
 }
-SIDES = {"annotation": ANNOTATION, "candidates": CANDIDATES, "training": TRAINING, "nothing": NOTHING}
+SIDES = {
+    "annotation": ANNOTATION,
+    "candidates": CANDIDATES,
+    "training": TRAINING,
+    "nothing": NOTHING,
+    "of a kind": OF_A_KIND,
+}
 LEAVE_THE_SETS = {  # of those that decide answers: they warn and score
     *("source.background", "test.kind", "test.path", "test.name", "test.subset"),
 }

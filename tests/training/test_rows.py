@@ -20,6 +20,7 @@ from coreg_ray.pure.losses import informative
 from coreg_ray.pure.rng import generator
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.training.read_rows import Selection, load_images, load_rows
+from coreg_ray.training.read_sets import Wanted
 from coreg_ray.training.rows import Rows, make_rows, part_of, pixel_sums
 
 CPU = torch.device("cpu")
@@ -202,7 +203,7 @@ def test_stored_weights_are_read_where_they_count(tmp_path: Path) -> None:
     data = dense(50)
     run, everything = store(tmp_path, data), torch.arange(50)
     assert load_rows(run, CLASSES, SIDE, Selection(), LIMIT).weights is None
-    rows = load_rows(run, CLASSES, SIDE, Selection(), LIMIT, weighted=True)
+    rows = load_rows(run, CLASSES, SIDE, Selection(), LIMIT, which=Wanted(weighted=True))
     same(rows, by_number(data))
     expected = weight(by_number(data)) * by_number(data).candidates
     assert torch.equal(rows.weights_of(everything, CPU), expected)  # type: ignore[arg-type]
