@@ -42,8 +42,8 @@ class AskedAnnotator:
         card = writer.read_card(folder)
         text = writer.read_text(folder, card) if card.dim else None
         source = config.source
-        asked = (source.prompts, source.descriptions, source.description_votes)
-        chosen = card.prompts if text is None else prompts_that_count(card.prompts, *asked)
+        counted = (source.prompts, source.descriptions, source.description_votes)
+        chosen = card.prompts if text is None else prompts_that_count(card.prompts, *counted)
         if text is None or set(chosen) == set(card.prompts):
             return cls(folder, card, text)
         missing = [prompt for prompt in chosen if prompt not in card.prompts]

@@ -50,7 +50,8 @@ def askable(run: Run) -> Looked | None:
     if not run.pool or not run.config:
         return None
     sample = run.pool.sample
-    return run.pool.where(~sample.held_out(run.config.source.holdout) & ~sample.trusted.numpy())
+    learned = ~sample.held_out(run.config.source.holdout) & sample.candidates.any(dim=1).numpy()
+    return run.pool.where(learned & ~sample.trusted.numpy())
 
 
 def render(run: Run, name: str) -> str:

@@ -416,6 +416,11 @@ def test_review_asks_for_nothing_that_training_would_not_use(run: RunFolder, tmp
     write_report(other)
     assert len(asked(other)) == 100
     assert not set(first[:20]) & set(asked(other))
+    second = asked(other)
+    none_of_these = pa.array([row in second[:20] for row in table["image_id"].to_pylist()])
+    write_table(other / "candidates", name, table.append_column("excluded", none_of_these))
+    write_report(other)
+    assert not set(second[:20]) & set(asked(other))
 
 
 def test_private_pools_show_no_picture_and_no_review(run: RunFolder, tmp_path: Path) -> None:
