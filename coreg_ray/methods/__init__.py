@@ -1,6 +1,7 @@
 """The algorithms, one file each, to be read against its paper."""
 
-from coreg_ray.methods import coreg, dividemix
+from coreg_ray.methods import coreg, dividemix, pico
 from coreg_ray.training.method import Method
 
-KINDS: dict[str, Method] = {"coreg": coreg, "dividemix": dividemix}  # by `method.kind`, which names the method's phase
+# By `method.kind`, which names the method's phase.
+KINDS: dict[str, Method] = {"coreg": coreg, "dividemix": dividemix, "pico": pico}
