@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 
@@ -43,3 +43,34 @@ class DistilConfig(KindSection):
         "cross_entropy", description="distil: to soft labels, or -log of the mass that they share, and entropy"
     )
     confidence: float = Field(0.0, ge=0, le=1, description="distil: what the student itself decides of the target")
+
+
+class PicoConfig(KindSection):
+    """PiCO, ALIM and PiCO+ (methods/pico.py); starts are shares of `method.epochs`."""
+
+    importance: Literal["none", "onehot", "scale"] = Field(
+        "none", description="pico: ALIM: classes outside a set count too, by their best vote (onehot) or all (scale)"
+    )
+    plus: bool = Field(False, description="pico: PiCO+: rows far from their prototype are unreliable")
+    start: float = Field(0.01, ge=0, le=1, description="pico: from when on prototypes vote; published for plus: 0.06")
+    momentum: float = Field(0.95, ge=0, le=1, description="pico: of confidences, at the start")
+    final_momentum: float = Field(0.8, ge=0, le=1, description="pico: of confidences, at the end")
+    prototype_momentum: float = Field(0.99, ge=0, lt=1, description="pico: momentum of the class prototypes")
+    temperature: float = Field(0.07, gt=0, description="pico: of prototype similarities")
+    contrast_weight: float | None = Field(
+        None, ge=0, description="pico: weight of the contrastive loss; empty: 0.5, with plus 1"
+    )
+    importance_start: float = Field(0.08, ge=0, le=1, description="pico: ALIM: from when on classes outside count")
+    mixup_weight: float = Field(1.0, ge=0, description="pico: ALIM, plus: weight of the loss of mixed views")
+    reliable_weight: float = Field(2.0, ge=0, description="pico: plus: weight of the loss of reliable rows")
+    unreliable_weight: float = Field(0.1, ge=0, description="pico: plus: weight of the loss of unreliable rows")
+    neighbours: int = Field(16, ge=1, description="pico: plus: positives of an unreliable row; published 5 to 16")
+    neighbours_start: float = Field(0.125, ge=0, le=1, description="pico: plus: from when on it has them")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> PicoConfig:
+        if self.plus and self.importance != "none":
+            raise ValueError(
+                f"importance={self.importance} (ALIM) and plus=true (PiCO+) are two ways to bear wrong sets; choose one"
+            )
+        return self

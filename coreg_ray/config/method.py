@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from coreg_ray.config.kinds import DistilConfig, DivideMixConfig, PartialConfig, is_of_a_kind
+from coreg_ray.config.kinds import DistilConfig, DivideMixConfig, PartialConfig, PicoConfig, is_of_a_kind
 from coreg_ray.config.sections import Section, file
 
 
 class MethodConfig(Section):
     """Which method, its schedule and constants (Co-Reg's paper, sections 3 and 4; epochs count from 0)."""
 
-    kind: Literal["coreg", "dividemix", "partial", "distil"] = Field(
+    kind: Literal["coreg", "dividemix", "distil", "partial", "pico"] = Field(
         "coreg", description="the method, a file of methods/"
     )
     labels: Literal["candidates", "single", "soft"] = Field(
@@ -52,8 +52,9 @@ class MethodConfig(Section):
     exchanges: int = Field(4, ge=1, description="rounds per epoch after which concurrent networks swap weights")
     trusted_share: float = Field(0.25, ge=0.05, le=0.9, description="share of manual labels in a labelled batch")
     dividemix: DivideMixConfig = DivideMixConfig()
-    partial: PartialConfig = PartialConfig()
     distil: DistilConfig = DistilConfig()
+    partial: PartialConfig = PartialConfig()
+    pico: PicoConfig = PicoConfig()
 
     def of_others(self) -> list[str]:
         """The sections of kinds that this method is not."""

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from coreg_ray import metrics
+from coreg_ray.metrics import NETWORKS
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Student
 from coreg_ray.training.plan import Plan, whole_plan
@@ -70,6 +72,22 @@ class Method(Protocol):
 
     def settle(self, state: State, trained: list[Learner], mesh: Mesh) -> None:
         """Bring into line what both networks share, after each round, once weights have travelled."""
+
+
+def figures_of(own: dict[int, dict[str, float]], mesh: Mesh) -> dict[str, float]:
+    """Figures of both networks by their full names, such as `clean/a`, on every process.
+
+    Args:
+        own: by network, figures by name: the same names for both, and the same numbers in a whole team.
+    """
+    values = {network: torch.tensor(list(figures.values()), dtype=torch.float64) for network, figures in own.items()}
+    both = values | {1 - network: theirs for network, theirs in mesh.swap(values).items()}
+    names = list(next(iter(own.values())))
+    return {
+        metrics.of(name, NETWORKS[network]): float(value)
+        for network in sorted(both)
+        for name, value in zip(names, both[network], strict=True)
+    }
 
 
 def warm_up(state: State, rows: Rows, mesh: Mesh, epoch: int, terms: tuple[str, ...]) -> Turns:

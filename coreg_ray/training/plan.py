@@ -63,6 +63,13 @@ def whole_plan(
     return Plan(batches, [order[:0]] * len(batches), *counts)
 
 
+def parted(plan: Plan, mask: Tensor, mesh: Mesh) -> Plan:
+    """The same steps of a `whole_plan`: rows of `mask` (N,) bool on the labelled side, all others on the unlabelled."""
+    first = [batch[mask[batch]] for batch in plan.labelled]
+    second = [batch[~mask[batch]] for batch in plan.labelled]
+    return Plan(first, second, *_team_counts([len(batch) for batch in first], [len(batch) for batch in second], mesh))
+
+
 def split_plan(
     rows: Rows,
     clean: Tensor,

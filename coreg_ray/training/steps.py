@@ -13,6 +13,7 @@ from coreg_ray.pure.prototypes import update_prototypes
 from coreg_ray.pure.rng import generator, stream
 from coreg_ray.pure.views.augment import mixup
 from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.networks import Student
 from coreg_ray.training.plan import Plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
@@ -149,6 +150,17 @@ def update(learner: Learner, terms: Tensor, mesh: Mesh) -> Tensor:
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     return terms.detach()
+
+
+@torch.no_grad()
+def predict(state: State, network: Student, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions (B, K) and features (B, D) of views, in evaluation mode; the mode is afterwards what it was."""
+    training = network.training
+    network.eval()
+    with state.autocast():
+        logits, features = network(views)
+    network.train(training)
+    return logits.softmax(dim=1), features
 
 
 def weak(state: State, learner: Learner, batch: Batch, index: Tensor, purpose: str, images: Tensor) -> Tensor:

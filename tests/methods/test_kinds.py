@@ -36,6 +36,9 @@ CASES: dict[str, dict[str, Any]] = {
     "distil": {},
     "distil-candidates": {"distil": {"loss": "candidates"}},
     "distil-confidence": {"distil": {"confidence": 0.5}},
+    "pico": {"pico": {"start": 0.3}},
+    "pico-alim-onehot": {"pico": {"importance": "onehot", "importance_start": 0.3}},
+    "pico-alim-scale": {"pico": {"importance": "scale", "importance_start": 0.3}},
 }
 SETTINGS: dict[str, Any] = {"epochs": 5, "warmup_epochs": 1, "ramp_epochs": 2, "queue_size": 50}
 DATA: dict[str, Any] = {"count": 125}
@@ -71,6 +74,7 @@ def test_the_configuration_knows_all_kinds_and_their_settings() -> None:
 
 def test_a_kind_that_is_none_and_settings_of_another_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"'coreg'.* or "):
+    with pytest.raises(ValidationError, match=r"'coreg'.*'dividemix'"):
         MethodConfig.model_validate({"kind": "magic"})
     with pytest.raises(ValidationError, match=r"dividemix.penalty=2.0 is a setting of method.kind=dividemix, and this"):
         MethodConfig.model_validate({"dividemix": {"penalty": 2}})
