@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from coreg_ray.config import Config
+from coreg_ray.config.method import FITTED
 from coreg_ray.config.texts import explain, fields_of, flattened, unknown_key
 from coreg_ray.errors import UserError
 from coreg_ray.run.termination import EXIT_CODE, Terminated, terminable
@@ -34,7 +35,7 @@ class Command(Config):
 
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
     preset: str | None = Field(
-        None, description="settings under it: digits (the embedded default), photos, photos-smoke, search, smoke"
+        None, description="settings under it: digits (the embedded default), paper, photos, photos-smoke, search, smoke"
     )
 
 
@@ -90,7 +91,8 @@ def _as_begun(config: C, values: dict[str, Any], fixed: Collection[str]) -> C:
     if not kept:
         return config
     for name, value in kept.items():
-        log.info("%s %r, as %s was begun with, not %r", name, value, config.output, now[name])
+        if now[name] is not None or name.removeprefix("method.") not in FITTED:  # those were empty to be filled
+            log.info("%s %r, as %s was begun with, not %r", name, value, config.output, now[name])
         branch: Any = value
         for part in reversed(name.split(".")):
             branch = {part: branch}

@@ -210,7 +210,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "is not valid YAML" in refusal("--config", written(tmp_path, "method: ["))
     assert "holds a list; it must hold keys" in refusal("--config", written(tmp_path, "- 1"))
     assert "is not valid YAML" in refusal("--config", written(tmp_path, "!!python/object/apply:os.getcwd []"))
-    assert "preset=nope is unknown; the presets are digits, photos, photos-smoke, search, smoke" in refusal(
+    assert "preset=nope is unknown; the presets are digits, paper, photos, photos-smoke, search, smoke" in refusal(
         "--preset", "nope"
     )
 
