@@ -208,7 +208,7 @@ class ClusterConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state of the method is written; the best by `criterion/combined` is kept besides the last ones."""
+    """When the state of the method is written; the best by `criterion/combined` stays besides the last ones."""
 
     every: int = Field(1, ge=1, description="epochs between checkpoints")
     keep: int = Field(2, ge=1, description="last checkpoints kept")
