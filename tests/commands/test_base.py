@@ -17,6 +17,7 @@ from pydantic import Field
 from coreg_ray.commands import pipeline, tune
 from coreg_ray.commands.base import Command, load, program, run
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.config.older import ADDED
 from coreg_ray.config.texts import flattened, resolved_yaml
 from coreg_ray.errors import UserError
@@ -387,6 +388,28 @@ def test_a_second_call_goes_on_with_what_the_run_was_begun_with(
     assert again.settings() == before.settings()
     assert f"{name} {flattened(before.settings())[name]!r}, as {tmp_path} was begun with, not " in caplog.text
     RunFolder.at(tmp_path).claim(again)
+
+
+def test_the_same_command_goes_on_with_what_was_fitted_to_its_pool(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["--preset", "photos-smoke", "--output", str(tmp_path), "--method.queue_size", "null"]
+    empty = load(words, Command, continues=True)
+    run = RunFolder.at(tmp_path)
+    run.claim(empty)
+    fitted = fitted_to_pool(empty, 700)
+    run.write_config(fitted)
+    with caplog.at_level(logging.INFO):
+        again = load(words, Command, continues=True)
+    run.claim(again)
+    begun_with = run.read_config()
+    assert begun_with is not None
+    assert begun_with.settings() == fitted.settings()
+    assert fitted_to_pool(again, 700_000, begun_with).decisive() == fitted.decisive()
+    assert "begun with" not in caplog.text  # nothing that was given is overruled
+    rate = load([*words, "--method.learning_rate", "0.3"], Command, continues=True)
+    with pytest.raises(UserError, match=r"method\.learning_rate 0\.02 -> 0\.3"):
+        run.claim(rate)
 
 
 def test_a_run_over_another_source_goes_on_without_its_source(tmp_path: Path) -> None:
