@@ -54,10 +54,16 @@ def as_begun(config: Config, begun: Config | None) -> Config:
 
 
 def _epochs(images: int, frozen: bool) -> int:
-    """Networks: from 30 for small pools to the paper's 100 for 50,000 images, and about as many rows in all beyond."""
+    """As many as small pools need for some hundred steps; of large ones a bounded number of rows in all.
+
+    Networks that see pixels: the paper's 100 for 50,000 images.
+    """
+    images = max(images, 1)
     if frozen:
-        return round(max(10, min(30, 300_000 / max(images, 1))))
-    return round(max(20, min(30 + images / 700, 100, 5_000_000 / max(images, 1))))
+        few = min(100, max(30, 24_000 / images))
+        return round(max(10, min(few, 300_000 / images)))
+    few = min(100, max(24_000 / images, 30 + images / 700))
+    return round(max(20, min(few, 5_000_000 / images)))
 
 
 def _learning_rate(images: int, frozen: bool) -> float:
