@@ -46,11 +46,14 @@ def summary(figures: dict[str, Any], output: str) -> str:
     minutes = (figures[metrics.ANNOTATE_S] + figures[metrics.TRAIN_S]) / 60
     lines = [f"Trained two networks without a manual label in {minutes:.1f} minutes."]
     if metrics.ACCURACY in figures:
-        zero_shot, accuracy = figures[metrics.ZERO_SHOT], figures[metrics.ACCURACY]
-        left = (1 - accuracy) / max(1 - zero_shot, 1e-9)
-        lines.append(
-            f"Test accuracy {accuracy:.3f}; the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left."
-        )
+        zero_shot, accuracy = figures.get(metrics.ZERO_SHOT), figures[metrics.ACCURACY]
+        if zero_shot is None:  # votes are about the pool alone
+            lines.append(f"Test accuracy {accuracy:.3f}.")
+        else:
+            left = (1 - accuracy) / max(1 - zero_shot, 1e-9)
+            lines.append(
+                f"Test accuracy {accuracy:.3f}; the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left."
+            )
         if overlap := Overlap.of(figures).words():
             lines.append(overlap)
     else:
