@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from coreg_ray.commands.base import Command, load
 from coreg_ray.config import AnnotatorConfig, Config, MethodConfig, SourceConfig, StudentConfig
+from coreg_ray.config.method import FITTED
 from coreg_ray.config.older import ADDED, alike, completed
 from coreg_ray.config.paths import path_settings, with_absolute_paths
 from coreg_ray.config.sections import decides
@@ -34,7 +35,8 @@ def built(dotted: str, value: Any) -> Config:
 
 
 def test_the_defaults_are_the_papers_constants() -> None:
-    method = Config().method
+    """But for those that are fitted to the pool, where the configuration leaves them to it."""
+    method = MethodConfig()
     assert (method.epochs, method.warmup_epochs, method.contrast_delay, method.ramp_epochs) == (100, 50, 10, 16)
     assert (method.batch_size, method.warmup_batch_size, method.learning_rate, method.momentum) == (256, 512, 0.01, 0.9)
     assert (method.weight_decay, method.clean_threshold, method.temperature, method.lambda_u) == (5e-4, 0.5, 0.5, 1.0)
@@ -42,6 +44,9 @@ def test_the_defaults_are_the_papers_constants() -> None:
     assert (method.prototype_momentum, method.prototype_temperature, method.contrast_temperature) == (0.999, 0.3, 0.07)
     assert (method.prototype_weight, method.contrast_weight, method.prior) == (0.1, 0.1, "uniform")
     assert Config().student.projection == 128
+    assert {name for name, value in Config().method.model_dump().items() if value is None} == set(FITTED)
+    others = method.model_dump(exclude=set(FITTED))
+    assert Config().method.model_dump(exclude=set(FITTED)) == others
 
 
 @pytest.mark.parametrize(
@@ -362,7 +367,13 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
 
 
 def test_the_fingerprint_of_a_preset_is_the_one_that_it_always_was() -> None:
-    decisive = load(["--preset", "digits"], Command).decisive()
+    """With the schedule that the preset had then."""
+    before = {
+        "epochs": 20, "warmup_epochs": 6, "contrast_delay": 2, "ramp_epochs": 4, "batch_size": 64,
+        "warmup_batch_size": 64,
+    }  # fmt: skip
+    words = [word for name, value in before.items() for word in (f"--method.{name}", str(value))]
+    decisive = load(["--preset", "digits", *words], Command).decisive()
     assert DIGITS in [digest(form) for form in (decisive, *as_older_versions(decisive))]
 
 
@@ -473,7 +484,7 @@ def test_older_forms_begin_with_the_newest_and_leave_the_tree_as_it_is() -> None
 
 
 def test_the_first_version_called_its_default_by_a_fingerprint_that_is_known() -> None:
-    today = reproducing(Config().decisive())
+    today = reproducing(Config(method=MethodConfig()).decisive())  # whose defaults were the paper's
     assert digest(as_older_versions(today)[-1]) == DEFAULT_OF_THE_FIRST
     one_view = with_value(today, "method.weak_views", 1)
     assert DEFAULT_OF_THE_FIRST not in [digest(form) for form in as_older_versions(one_view)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import time
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -38,7 +39,7 @@ class Estimate:
 
     Attributes:
         images: of the pool. sample: of these that were measured. gigabytes: of annotations. decode_s: seconds an image
-            takes to read and decode, on one CPU. annotate_s: and to annotate, one actor.
+            takes to read and decode, on one CPU. annotate_s: and to annotate, one actor. memory: bytes of one actor.
     """
 
     images: int
@@ -49,6 +50,7 @@ class Estimate:
     requests: int
     decode_s: float
     annotate_s: float
+    memory: int = 0
 
     def in_words(self, annotators: int) -> str:
         """Lines for a terminal; `annotators`: most of them at work."""
@@ -72,6 +74,7 @@ class _Measured:
     annotate_s: float
     bytes: float
     requests: float
+    memory: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -95,7 +98,7 @@ def estimate(config: Config, run: RunFolder) -> Estimate:
     card = find_card(annotator, config, words, run, "pool")
     run.write_origin(config, "pool")
     measure = task(_measure).options(num_cpus=annotator.num_cpus, num_gpus=annotator.num_gpus)
-    of_each = -(-SAMPLE // min(_BLOCKS, len(listing.blocks)))
+    of_each = of_each_block(listing)
     measured: _Measured = ask(measure.remote(annotator, card, source, of_each, run))
     for note in measured.notes:
         log.warning("%s", note)
@@ -112,12 +115,18 @@ def estimate(config: Config, run: RunFolder) -> Estimate:
         requests=round(images * measured.requests),
         decode_s=measured.decode_s,
         annotate_s=measured.annotate_s,
+        memory=measured.memory,
     )
+
+
+def of_each_block(listing: Listing) -> int:
+    """How many images of each of some blocks make up a sample."""
+    return -(-SAMPLE // min(_BLOCKS, len(listing.blocks)))
 
 
 def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, run: RunFolder) -> _Measured:
     """Annotate the sample and time what it takes an image."""
-    blocks = _sample(source, of_each)
+    blocks = sample_of(source, of_each)
     started = time.perf_counter()
     batches = [
         batch for block in blocks for batch in preparation.prepare(block, source=source, fit=Fit(**card.preprocess))
@@ -139,7 +148,8 @@ def _measure(config: AnnotatorConfig, card: Card, source: Source, of_each: int, 
     answered = annotator(dict(batch))
     annotate_s = time.perf_counter() - started
     writer.write_annotations(answered, places={"pool": place}, card=card)
-    return _Measured(count, decode_s / count, annotate_s / count, _size(answered, place, card) / count, 0.0)
+    size = _size(answered, place, card) / count
+    return _Measured(count, decode_s / count, annotate_s / count, size, 0.0, peak_memory())
 
 
 def _measure_chat(
@@ -162,7 +172,13 @@ def _measure_chat(
         size += _size(answers.answered, place, card)
         notes += answers.notes
     seconds = (time.perf_counter() - started) / count
-    return _Measured(count, decode_s, seconds, size / max(1, answered), spent / count, tuple(dict.fromkeys(notes)))
+    told = tuple(dict.fromkeys(notes))
+    return _Measured(count, decode_s, seconds, size / max(1, answered), spent / count, peak_memory(), told)
+
+
+def peak_memory() -> int:
+    """Bytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _size(answered: dict[str, Any], place: writer.Place, card: Card) -> int:
@@ -171,7 +187,7 @@ def _size(answered: dict[str, Any], place: writer.Place, card: Card) -> int:
     return place.folder.size(Part(place.run, images_hash(ids, contents), card.text).name) if ids else 0
 
 
-def _sample(source: Source, of_each: int) -> list[pa.Table]:
+def sample_of(source: Source, of_each: int) -> list[pa.Table]:
     """SAMPLE images or a few more: of some blocks, those with the lowest row numbers; the same at every call."""
     chosen: list[tuple[int, pa.Table]] = []
     for block in source.listing():

@@ -22,10 +22,11 @@ from coreg_ray.annotation import writer
 from coreg_ray.annotation.parts import parts
 from coreg_ray.cluster.tasks import ask, each, task, through, watch
 from coreg_ray.config import AnnotatorConfig, Config, StudentConfig
+from coreg_ray.config.fit_to_pool import resolved
 from coreg_ray.config.student import ANNOTATOR
 from coreg_ray.errors import UserError
 from coreg_ray.run.features import FeaturesManifest
-from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.folder import MANIFEST, RunFolder, Split
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.backbone import annotator_backbone, given_by, read_backbone, timm_backbone, write_backbone
 from coreg_ray.training.features import (
@@ -35,6 +36,7 @@ from coreg_ray.training.features import (
     count_rows,
     make_part,
     manifest_for,
+    names_of,
     other_features,
     stretches,
 )
@@ -70,9 +72,27 @@ def open_features(config: Config, run: RunFolder) -> None:
         log.info("backbone: %s, %d features of %d px images", card.name, card.features, card.resolution)
 
 
+def fitting_features(config: Config, run: RunFolder, other: RunFolder, splits: list[Split]) -> Folder | None:
+    """The features of another run, where they are those that this one would compute of its images, and whole."""
+    student, there = config.student, other.read_features_manifest()
+    own = (run / "features").exists(MANIFEST)
+    if not student.frozen or student.name == ANNOTATOR or there is None or own or other.filesystem != run.filesystem:
+        return None
+    if there.given != given_by(student, config.seed):
+        return None
+    if there.fingerprint != manifest_for(config, there.backbone, there.given).fingerprint:
+        return None
+    for split in splits:
+        made, rows = set((other.features / split).entries()), other.rows(split)
+        if other.read_rows_manifest(split) is None or not names_of(_counts(rows)) <= made:
+            return None
+    log.info("features: those in %s", other.features.path)
+    return other.features
+
+
 def refuse_small_pool(config: Config, images: int) -> None:
     """Heads that see fewer than two batches in an epoch learn nothing. Raises UserError."""
-    batch = config.method.batch_size
+    batch = resolved(config.method, images, frozen=True).batch_size
     if config.student.on_features and images < 2 * batch:
         raise UserError(
             f"the pool has {images} images, fewer than two batches of method.batch_size={batch}; give more images, or "
@@ -124,11 +144,11 @@ def _compute(config: Config, run: RunFolder, split: Split) -> int:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.raise_original_map_exception = True
-    size, gpus = _pool(config, len(missing))
+    size, gpus = pool_size(config, len(missing))
     made = through(
         blocks,
         _Member,
-        settings={"run": run, "split": split, "threads": _threads(size)},
+        settings={"run": run, "split": split, "threads": threads_of(size)},
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=size),
         num_cpus=1,
@@ -180,14 +200,14 @@ def _counts(folder: Folder) -> dict[str, int]:
     return dict(each(count_rows, [name for name in folder.entries() if name.endswith(".parquet")], folder))
 
 
-def _pool(config: Config, blocks: int) -> tuple[int, float]:
+def pool_size(config: Config, blocks: int) -> tuple[int, float]:
     """How many backbones work at once, and the GPUs of each: on all GPUs, else on all CPUs."""
     there = ray.cluster_resources()
     gpus = 0 if config.cluster.use_gpu is False else int(there.get("GPU", 0))
     return min(blocks, gpus or max(1, int(there.get("CPU", 1)))), float(gpus > 0)
 
 
-def _threads(size: int) -> int:
+def threads_of(size: int) -> int:
     """Of each of so many: those of a small pool share the cores of a machine, those of a larger one have one each."""
     return max(1, len(os.sched_getaffinity(0)) // size)
 

@@ -14,7 +14,7 @@ from coreg_ray.cluster import train
 from coreg_ray.cluster.annotate import annotate_splits
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.connect import connect
-from coreg_ray.cluster.features import open_features, refuse_small_pool, write_features
+from coreg_ray.cluster.features import fitting_features, open_features, refuse_small_pool, write_features
 from coreg_ray.cluster.overlap import pool_overlap
 from coreg_ray.cluster.purify import purify
 from coreg_ray.cluster.resources import refuse_unreachable
@@ -22,6 +22,7 @@ from coreg_ray.cluster.rows import write_rows
 from coreg_ray.cluster.tasks import ask, task
 from coreg_ray.cluster.waiting import watched
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.deploy.export import ASKED_IMAGES, export
 from coreg_ray.errors import UserError
 from coreg_ray.images.pool_and_test import refuse_pool_as_test
@@ -31,6 +32,7 @@ from coreg_ray.report.page import write_report
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.lock import locked
 from coreg_ray.run.records import AnnotateResult, CandidateManifest, Overlap, RowsManifest
+from coreg_ray.run.storage import Folder
 from coreg_ray.training.sample import Samples
 
 log = logging.getLogger(__name__)
@@ -55,11 +57,26 @@ def run_pipeline(config: Config, annotated: str | None = None) -> dict[str, Any]
         with watched():
             refuse_unreachable(run)
             run.update_metrics(prepare(config, run, RunFolder.at(annotated) if annotated else None))
+            config = settle_method(config, run)
             started, before = time.monotonic(), run.read_metrics().get(metrics.TRAIN_S, 0.0)
             trained = train.fit(config)
         seconds = (before if trained.start_epoch else 0.0) + time.monotonic() - started
         figures = run.update_metrics({**trained.metrics(), metrics.TRAIN_S: seconds})
         return finish(config, run, figures[metrics.TRAIN_S])
+
+
+def settle_method(config: Config, run: RunFolder) -> Config:
+    """The configuration with its method whole: fitted to the pool now that its rows are made, once, and kept."""
+    begun, manifest = run.read_config(), run.read_candidate_manifest()
+    config = fitted_to_pool(config, manifest.quality.rows if manifest else 0, begun)
+    if begun is None or begun.method.empty:
+        run.write_config(config)
+        method = config.method
+        log.info(
+            "fitted to the pool: %s epochs, %s of them warm-up, batches of %s, learning rate %g, queue of %s",
+            method.epochs, method.warmup_epochs, method.batch_size, method.learning_rate, method.queue_size,
+        )  # fmt: skip
+    return config
 
 
 def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
@@ -135,15 +152,17 @@ def prepare(config: Config, run: RunFolder, annotated: RunFolder | None = None) 
         UserError: all test images lie in the pool, or images have no answer, among others.
     """
     started = time.monotonic()
-    open_features(config, run)
+    theirs = fitting_features(config, run, annotated, _splits(config)) if annotated else None
+    if theirs is None:
+        open_features(config, run)
     if annotated is None:
         prepared = _annotate(config, run, rows=True)
         assert prepared.annotated is not None
         _refuse_unanswered(prepared.annotated, prepared.candidates.quality.rows, run)
     else:
-        prepared = _take_over(config, run, annotated)
+        prepared = _take_over(config, run, annotated, theirs)
     figures, at_rows = prepared.metrics(), time.monotonic()
-    if config.student.on_features:
+    if config.student.on_features and theirs is None:
         write_features(config, run, _splits(config))
         figures[metrics.FEATURES_S] = time.monotonic() - at_rows
     return {**figures, metrics.ANNOTATE_S: time.monotonic() - started}
@@ -160,14 +179,15 @@ def _annotate(config: Config, run: RunFolder, rows: bool) -> _Prepared:
     return _Prepared(manifest, scores, overlap, AnnotateResult(done["pool"], done.get("test")))
 
 
-def _take_over(config: Config, run: RunFolder, annotated: RunFolder) -> _Prepared:
-    """Candidate sets, labels and rows from the annotations of another run folder."""
+def _take_over(config: Config, run: RunFolder, annotated: RunFolder, features: Folder | None) -> _Prepared:
+    """Candidate sets, labels and rows from the annotations of another run folder; `features`: its own, if they fit."""
     overlap = pool_overlap(annotated) if config.test.kind else None
     manifest = build_candidates(config, run, annotated)
     refuse_small_pool(config, manifest.quality.rows)
     scores = zero_shot(config, run, annotated) if config.test.kind else {}
     if annotated.filesystem == run.filesystem:  # what the method is compared with learns from the embeddings
-        run.link(annotations=annotated.resolve("annotations"))
+        links = {"annotations": annotated.resolve("annotations")}
+        run.link(**(links | {"features": features} if features else links))
     _copy_labels(annotated, run)
     take_rows(config, run, annotated)
     return _Prepared(manifest, scores, overlap)

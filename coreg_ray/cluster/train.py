@@ -31,14 +31,14 @@ from coreg_ray.training.worker import Task, checkpoint, refuse_other_run, train
 log = logging.getLogger(__name__)
 
 
-def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> TrainResult:
+def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool = False) -> TrainResult:
     """Train on what lies in the run folder; blocks until the last epoch is done.
 
     The same call after any interruption continues from the newest whole checkpoint, and starts no worker when there is
     nothing left to do.
 
     Args:
-        callbacks: Ray Train's, which hear of every epoch.
+        callbacks: Ray Train's, which hear of every epoch. compared: as of `training.worker.train`.
 
     Raises:
         UserError: the cluster cannot hold the workers within `cluster.wait_s`, a node cannot reach the run folder, or
@@ -54,7 +54,7 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> TrainResult:
     refuse_unreachable(run)  # again: nodes have come since the job began
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]
-        train_loop_config={"settings": with_absolute_paths(config).settings()},
+        train_loop_config={"settings": with_absolute_paths(config).settings(), "compared": compared},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
@@ -72,7 +72,7 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> TrainResult:
     )
     each: dict[str, float] = dict(scaling.resources_per_worker or {})  # type: ignore[arg-type]
     with waiting_for(each):
-        outcome: dict[str, Any] = _followed(trainer, run, config.method.epochs).return_value
+        outcome: dict[str, Any] = _followed(trainer, run, config.method.whole().epochs).return_value
     if "non_finite" in outcome:
         raise NonFiniteLossError(outcome["non_finite"])
     if "refused" in outcome:
@@ -89,7 +89,7 @@ def _whole_run(config: Config, run: RunFolder) -> TrainResult | None:
         UserError: it was trained on something else than lies there now.
     """
     task, newest = Task.read(config, run), checkpoint.newest(run.checkpoints)
-    last = config.method.epochs - 1
+    last = config.method.whole().epochs - 1
     if newest is not None:
         refuse_other_run(run, task, checkpoint.describe(newest)["fingerprint"])  # now, and not in every worker
     if newest is None or not any(row[metrics.EPOCH] == last for row in run.read_history()):
@@ -106,10 +106,11 @@ def worker(given: dict[Any, Any]) -> dict[str, Any]:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report in full; the driver has a line
     config = Config.model_validate(given["settings"])
     context = ray.train.get_context()
-    torch.set_num_threads(_threads(config, context.get_world_size()))
-    start = config.method.epochs
+    torch.set_num_threads(threads(config, context.get_world_size()))
+    start = config.method.whole().epochs
     try:
-        for epoch in train(config, Mesh(get_device()), KINDS[config.method.kind]):
+        method, compared = KINDS[config.method.kind], bool(given["compared"])
+        for epoch in train(config, Mesh(get_device()), method, compared=compared):
             start = min(start, epoch.number)
             if context.get_world_rank() == 0:
                 show_epoch(RunFolder.at(config.output).name, epoch.metrics)
@@ -127,7 +128,7 @@ def _place() -> dict[str, str]:
     return {"placement_group": group.id.hex()} if group else {}
 
 
-def _threads(config: Config, world: int) -> int:
+def threads(config: Config, world: int) -> int:
     """CPU threads per network; one worker trains both side by side unless they take turns in the sequential order."""
     if config.cluster.threads:
         return config.cluster.threads

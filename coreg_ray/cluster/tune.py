@@ -24,6 +24,7 @@ from coreg_ray.cluster.tune_parts import Tidy, TrialLog, loggers, param_space, s
 from coreg_ray.cluster.tune_trial import Study, candidate_maker, train_nested, train_trial
 from coreg_ray.cluster.waiting import waiting_for, watched
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.config.paths import absolute, path_settings, with_absolute_paths
 from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError
@@ -77,10 +78,13 @@ def _searched(search: Search, config: Config, space: Space, output: SearchFolder
     need, at_once = fit_into_cluster(config, search.max_concurrent)
     _refuse_unlabelled(search.objective, config, output)
     _prepare(config, space, output)
+    images = _images(output)
+    if search.scheduler == "pbt":  # a trial whose values change keeps the length that it began with
+        config = fitted_to_pool(config, images)
     each: dict[str, float] = dict(scaling_config(config.cluster).resources_per_worker or {})  # type: ignore[arg-type]
     with waiting_for(need, each if config.cluster.num_workers > 1 else need):
         results = _run(search, config, space, output, need, at_once)
-    trials = [_as_trial(results[number], config, space, output) for number in range(len(results))]
+    trials = [_as_trial(results[number], config, space, output, images) for number in range(len(results))]
     _forget_unknown({trial.name for trial in trials}, output.trials)
     return _conclude(trials, search, config, space, output)
 
@@ -175,6 +179,12 @@ def _prepare(config: Config, space: Space, output: SearchFolder) -> None:
             write_features(other, place, ["pool", "test"] if config.test.kind else ["pool"])
 
 
+def _images(output: SearchFolder) -> int:
+    """Of the pool; once it is annotated."""
+    manifest = output.read_candidate_manifest()
+    return manifest.quality.rows if manifest else 0
+
+
 def _refuse_unlabelled(objective: str, config: Config, output: SearchFolder) -> None:
     """Look for labels before any image is annotated. Raises UserError where the objective needs them."""
     if objective not in WITH_LABELS:
@@ -197,7 +207,8 @@ def _run(
     for chatty in ("ray.tune", "ray.train", "ray.tune.execution.tune_controller"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL)  # TrialLog says it in a line
     whole, keep = with_absolute_paths(config), search.scheduler == "pbt"
-    study = Study(whole, space, search.objective, keep, need["CPU"], at_once)
+    images = _images(output)
+    study = Study(whole, space, search.objective, keep, need["CPU"], images, at_once)
     nested = config.cluster.num_workers > 1
     labels = {} if nested else config.cluster.label_selector or {}
     place = tune.PlacementGroupFactory([need], bundle_label_selector=[labels]) if labels else need
@@ -211,7 +222,8 @@ def _run(
         return tune.Tuner.restore(
             root.tune.path, trainable, resume_unfinished=True, resume_errored=True, storage_filesystem=filesystem
         ).fit()
-    longest = max(space.probes_of("method.epochs") or [config.method.epochs])
+    lengths = space.probes_of("method.epochs") or [None]
+    longest = max(length or fitted_to_pool(config, images).method.whole().epochs for length in lengths)
     random = search.search == "random"
     tuner = tune.Tuner(
         trainable,
@@ -253,7 +265,7 @@ def _forget_unknown(known: set[str], runs: Folder) -> None:
             (runs / name).delete()
 
 
-def _as_trial(result: Any, config: Config, space: Space, output: SearchFolder) -> Trial:
+def _as_trial(result: Any, config: Config, space: Space, output: SearchFolder, images: int) -> Trial:
     name = result.path.rstrip("/").rsplit("/", 1)[-1]
     run = (result.metrics or {}).get("run", name)
     folder = output.trial(run)
@@ -264,7 +276,7 @@ def _as_trial(result: Any, config: Config, space: Space, output: SearchFolder) -
     elif failure is not None:
         status, error = FAILED, failure
     elif history:
-        whole = trial_settings(config, space, result.config).method.epochs
+        whole = trial_settings(config, space, result.config, images).method.whole().epochs
         status = FINISHED if int(history[-1][EPOCH]) + 1 >= whole else STOPPED
     return Trial(name, run, status, dict(result.config), history, error)
 
@@ -281,7 +293,8 @@ def _conclude(trials: list[Trial], search: Search, config: Config, space: Space,
     best = ranked(trials, search.objective)[0]
     if best.status == FAILED or not best.history:
         raise UserError(f"no trial came to an end, see {config.output}/trials.csv; the first failed with: {best.error}")
-    winner = trial_settings(config, space, best.values).model_copy(update={"output": extended(config.output, "-best")})
+    fitted = trial_settings(config, space, best.values, _images(output))
+    winner = fitted.model_copy(update={"output": extended(config.output, "-best")})
     title = f"# {search.objective} {best.score(search.objective):.4f}: trial {best.name} of {config.output}\n"
     output.write(BEST, title + resolved_yaml(winner))
     return SearchResult(as_table(trials, space, search.objective), best.name, search.objective)

@@ -51,7 +51,8 @@ class Study:
     Attributes:
         config: the configuration that they vary, its paths absolute. space: what they vary. objective: the metric that
             they are compared by. keep: whether every checkpoint stays, because other trials may take it over. cpus: of
-            a trial's own process. at_once: most trials at a time, 0: as many as there is room for.
+            a trial's own process. images: of the pool, which what is empty is fitted to. at_once: most trials at a
+            time, 0: as many as there is room for.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class Study:
     objective: str
     keep: bool
     cpus: float
+    images: int
     at_once: int
 
     @property
@@ -137,7 +139,7 @@ def in_this_process(config: Config, cpus: float, clone_from: Folder | None = Non
     side_by_side = 1 if config.method.order == "sequential" else 2
     torch.set_num_threads(config.cluster.threads or max(1, int(cpus) // side_by_side))
     device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
-    return train(config, Mesh(device), KINDS[config.method.kind], clone_from)
+    return train(config, Mesh(device), KINDS[config.method.kind], clone_from, compared=True)
 
 
 def beside_others(config: Config, trials: int) -> Config:
@@ -153,7 +155,7 @@ def train_nested(values: dict[str, Any], study: Study, maker: Any) -> None:
     nodes = nodes_with(config.cluster.label_selector or {})
     config = beside_others(config, teams_on_one_node(config.cluster.num_workers, each, study.at_once, nodes))
     with _diverging(run, study.objective):
-        fit_in_workers(config, [_Forward(run.name)])
+        fit_in_workers(config, [_Forward(run.name)], compared=True)
 
 
 class _Forward(TuneReportCallback):
@@ -173,8 +175,10 @@ def _open(values: dict[str, Any], study: Study, maker: Any) -> tuple[RunFolder, 
         logging.getLogger(chatty).setLevel(logging.WARNING)
     name, clone_from = _identify(study, values)
     run = study.output.trial(name)
-    config = trial_settings(study.config, study.space, values)
-    kept = config.checkpoint.model_copy(update={"keep": config.method.epochs}) if study.keep else config.checkpoint
+    config = trial_settings(study.config, study.space, values, study.images)
+    kept = (
+        config.checkpoint.model_copy(update={"keep": config.method.whole().epochs}) if study.keep else config.checkpoint
+    )
     config = config.model_copy(update={"output": extended(study.config.output, f"/trials/{name}"), "checkpoint": kept})
     run.write_config(config)
     candidates = _candidates(config, study, maker)

@@ -10,16 +10,16 @@ import sys
 from argparse import ArgumentError, ArgumentParser, HelpFormatter
 from collections.abc import Callable, Collection
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
+from coreg_ray.commands.presets import METHOD_PRESET, merged, preset_settings
 from coreg_ray.config import Config
+from coreg_ray.config.method import FITTED
 from coreg_ray.config.texts import explain, fields_of, flattened, unknown_key
 from coreg_ray.errors import UserError
 from coreg_ray.run.termination import EXIT_CODE, Terminated, terminable
@@ -27,7 +27,6 @@ from coreg_ray.run.uris import without_credentials
 
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Config)
-METHOD_PRESET = "method-"  # what presets of one method each begin with
 
 
 class Command(Config):
@@ -36,7 +35,7 @@ class Command(Config):
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
     preset: str | None = Field(
         None,
-        description="settings under it: digits (the embedded default), photos, photos-smoke, search, smoke; "
+        description="settings under it: digits (the embedded default), paper, photos, photos-smoke, search, smoke; "
         "method-KIND lies over any: digits,method-dividemix",
     )
 
@@ -57,14 +56,14 @@ def load(arguments: list[str], command: type[C], description: str | None = None,
     given = _parse(arguments, command, description)
     file = given.pop("config", None)
     whole = {name for name, _ in fields_of(command) if _is_mapping(name, command)}
-    values = _merge(_read_yaml(file), given, whole) if file else given
+    values = merged(_read_yaml(file), given, whole) if file else given
     _refuse_unknown(values, command)
     preset = values.pop("preset", None)
-    fixed = flattened(_merge(_preset(preset, whole), values, whole) if preset is not None else values)
+    fixed = flattened(merged(preset_settings(preset, whole), values, whole) if preset is not None else values)
     of_digits = values.get("source", {}).get("kind", "digits") == "digits"
     if of_digits and all(name.startswith(METHOD_PRESET) for name in (preset or METHOD_PRESET).split(",")):
         preset = "digits" if preset is None else f"digits,{preset}"  # presets of methods lie over it
-    values = (_merge(_preset(preset, whole), values, whole) if preset is not None else values) | {
+    values = (merged(preset_settings(preset, whole), values, whole) if preset is not None else values) | {
         "config": file,
         "preset": preset,
     }
@@ -94,11 +93,12 @@ def _as_begun(config: C, values: dict[str, Any], fixed: Collection[str]) -> C:
     if not kept:
         return config
     for name, value in kept.items():
-        log.info("%s %r, as %s was begun with, not %r", name, value, config.output, now[name])
+        if now[name] is not None or name.removeprefix("method.") not in FITTED:  # those were empty to be filled
+            log.info("%s %r, as %s was begun with, not %r", name, value, config.output, now[name])
         branch: Any = value
         for part in reversed(name.split(".")):
             branch = {part: branch}
-        values = _merge(values, branch)
+        values = merged(values, branch)
     return _checked(values, type(config))
 
 
@@ -230,15 +230,6 @@ def _settings(command: type[Config]) -> type[BaseSettings]:
     )
 
 
-def _merge(under: dict[str, Any], over: dict[str, Any], whole: Collection[str] = (), above: str = "") -> dict[str, Any]:
-    """Settings of `under`, replaced where `over` has them; a mapping that is one of `whole` is one setting."""
-    merged = dict(under)
-    for name, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict) and f"{above}{name}" not in whole
-        merged[name] = _merge(merged[name], value, whole, f"{above}{name}.") if both else value
-    return merged
-
-
 def _read_yaml(path: str) -> dict[str, Any]:
     from coreg_ray.run.storage import Folder  # late: --help needs no pyarrow
     from coreg_ray.run.strict_yaml import parsed_yaml
@@ -259,24 +250,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         branch: Any = value
         for part in reversed(str(name).split(".")):
             branch = {part: branch}
-        tree = _merge(tree, branch)
-    return tree
-
-
-def preset_settings(names: str) -> dict[str, Any]:
-    """The settings of presets by name, with commas between them. Raises UserError where one does not exist."""
-    return _preset(names, ())
-
-
-def _preset(names: str, whole: Collection[str]) -> dict[str, Any]:
-    """The settings of presets, each laid over the one before: `digits,method-elr`."""
-    folder = resources.files("coreg_ray") / "presets"
-    known = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-    tree: dict[str, Any] = {}
-    for name in names.split(","):
-        if name not in known:
-            raise UserError(f"preset={name} is unknown; the presets are {', '.join(known)}")
-        tree = _merge(tree, yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")), whole)
+        tree = merged(tree, branch)
     return tree
 
 

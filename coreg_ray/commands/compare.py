@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, ValidationError, field_validator
 
-from coreg_ray.commands.base import Command, load, preset_settings, run_word, show
+from coreg_ray.commands.base import Command, load, run_word, show
 from coreg_ray.commands.labels import settings_of
+from coreg_ray.commands.presets import preset_settings
 from coreg_ray.config.texts import explain, flattened
 from coreg_ray.errors import UserError
 from coreg_ray.run.uris import extended, without_credentials

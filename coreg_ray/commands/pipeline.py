@@ -3,11 +3,14 @@
 coreg-ray pipeline                                   the embedded digits, a few minutes on two cores
 coreg-ray pipeline --config run.yaml --output runs/x
 coreg-ray pipeline --preset smoke                    the same with four epochs, to see that it runs
+coreg-ray pipeline ... --estimate true               time, memory and disk, from a sample and a few steps
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from pydantic import Field
 
 from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, next_command, show
@@ -16,12 +19,24 @@ from coreg_ray.run.uris import extended, without_credentials
 from coreg_ray.run.voters import votes_in_words
 
 
+class PipelineCommand(Command):
+    """Pipeline."""
+
+    estimate: bool = Field(False, description="annotate a sample, take a few steps and say what the whole will take")
+
+
 def main(arguments: list[str]) -> None:
     """Run the command."""
-    config = load(arguments, Command, __doc__, continues=True)
+    config = load(arguments, PipelineCommand, __doc__, continues=True)
     from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
 
     refuse_silent()
+    if config.estimate:
+        from coreg_ray.cluster.forecast import forecast
+        from coreg_ray.run.folder import RunFolder
+
+        show(forecast(config, RunFolder.at(config.output)).in_words())
+        return
     from coreg_ray.cluster.pipeline import run_pipeline
 
     show(summary(run_pipeline(config), config.output))

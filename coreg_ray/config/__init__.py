@@ -1,6 +1,6 @@
 """The configuration: its sections, the tree they form, what older versions wrote, its texts."""
 
-from coreg_ray.config.method import MethodConfig
+from coreg_ray.config.method import MethodConfig, MethodSettings
 from coreg_ray.config.sections import (
     AnnotatorConfig,
     CandidatesConfig,
@@ -23,6 +23,7 @@ __all__ = [
     "Config",
     "ExportConfig",
     "MethodConfig",
+    "MethodSettings",
     "ReportConfig",
     "Section",
     "SourceConfig",

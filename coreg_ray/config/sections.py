@@ -1,8 +1,8 @@
 """The sections of the configuration, their defaults and limits.
 
-The defaults are the constants of the paper (arXiv 2406.18550) and of its authors' published settings, but for what
-`methods/coreg.py` opens with. What a setting decides is marked at the setting: the result, unless it says `running`
-(how or where it is computed) or `starting` (where a run begins; once it has a checkpoint, that no longer matters).
+What a setting decides is marked at the setting: the result, unless it says `running` (how or where it is computed) or
+`starting` (where a run begins; once it has a checkpoint, that no longer matters). Method and student have files
+of their own.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class ClusterConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state of the method is written; the best by `criterion/combined` is kept besides the last ones."""
+    """When the state of the method is written; the best by `criterion/combined` stays besides the last ones."""
 
     every: int = Field(1, ge=1, description="epochs between checkpoints")
     keep: int = Field(2, ge=1, description="last checkpoints kept")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, get_args, get_origin
 
 from pydantic import BaseModel, Field, model_validator
 
-from coreg_ray.config.method import MethodConfig
+from coreg_ray.config.method import MethodSettings
 from coreg_ray.config.older import ADDED, alike
 from coreg_ray.config.sections import (
     KNOWS_CLASSES,
@@ -49,7 +49,7 @@ class Config(Section):
     annotator: AnnotatorConfig = AnnotatorConfig()
     further_annotators: list[AnnotatorConfig] = Field([], description="more annotators, whose votes are added")
     candidates: CandidatesConfig = CandidatesConfig()
-    method: MethodConfig = MethodConfig()
+    method: MethodSettings = MethodSettings()
     student: StudentConfig = StudentConfig()
     cluster: ClusterConfig = running(ClusterConfig())
     checkpoint: CheckpointConfig = running(CheckpointConfig())

@@ -30,9 +30,8 @@ def no_counts(num_classes: int, device: torch.device) -> Tensor:
 
 
 def count(predicted: Tensor, candidates: Tensor | None, num_classes: int) -> Tensor:
-    """Counts of a batch, as `no_counts` lists them: predicted (2, 1 + VIEWS, B) int64, the image itself first;
-    candidates (B, K) bool, None where there are none.
-    """
+    """Counts of a batch, as `no_counts` lists them: predicted (2, 1 + V, B) int64, the image itself first;
+    candidates (B, K) bool, None where there are none."""
     counts = no_counts(num_classes, predicted.device)
     counts[0] = predicted.shape[2]
     counts[1] = (predicted[0, 0] == predicted[1, 0]).sum()
@@ -46,19 +45,25 @@ def count(predicted: Tensor, candidates: Tensor | None, num_classes: int) -> Ten
     return counts
 
 
-def criteria(held_out: Tensor, shown: Tensor) -> dict[str, float]:
-    """The criteria from summed counts of held-out images and of others; empty where none was held out."""
+def criteria(held_out: Tensor, shown: Tensor, views: int = VIEWS) -> dict[str, float]:
+    """The criteria from summed counts of held-out images and of others; empty where none was held out.
+
+    Args:
+        views: of each image that were looked at; without any, `label_free` alone is known.
+    """
     apart, agreed = held_out[:2].tolist()
     if not apart:
         return {}
+    if not views:
+        return {"label_free": agreed / apart}
     counts = held_out + shown
     images, _, stable, inside, judged = counts[:_SUMS].tolist()
-    stability = stable / (2 * VIEWS * images)
+    stability = stable / (2 * views * images)
     figures = {"label_free": agreed / apart, "stability": stability}
     if judged:
         predicted, held = (part / part.sum() for part in counts[_SUMS:].chunk(2))
         classes = float((predicted * held).sqrt().sum())
-        figures["candidates"] = inside / (2 * (1 + VIEWS) * judged)
+        figures["candidates"] = inside / (2 * (1 + views) * judged)
         figures["classes"] = classes
         figures["combined"] = stability * classes
     return figures

@@ -237,7 +237,7 @@ def _half_of_the_threads() -> Iterator[None]:
 
 def distil_epochs(config: Config) -> int:
     """Passes over the images that the distilled student takes where there is time."""
-    return min(DISTIL_EPOCHS, config.method.epochs)
+    return min(DISTIL_EPOCHS, config.method.whole().epochs)
 
 
 def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tuple[Student, int] | None:
@@ -255,7 +255,7 @@ def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tup
         student.normalise_by(*pixel_statistics(pixel_sums(pool.pixels.permute(0, 2, 3, 1))))
     else:
         student.normalise_by(*feature_statistics(feature_sums(features)))
-    method, precision = config.method, working_precision(config.student, device)
+    method, precision = config.method.whole(), working_precision(config.student, device)
     optimizer = torch.optim.SGD(
         student.parameters(), method.learning_rate, momentum=method.momentum, weight_decay=method.weight_decay
     )

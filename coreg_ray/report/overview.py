@@ -82,7 +82,7 @@ def _state(run: RunFolder, config: Config, history: Epochs, working: bool, entri
         trials = len((run / "trials").entries())
         end = "under way" if working else f"over, {BEST} has the best" if BEST in entries else "stopped"
         return f"a search, {end}; {trials} trials"
-    if done >= epochs:
+    if epochs is not None and done >= epochs:
         whole = run.model.exists("model.json") and REPORT in entries
         if whole:
             return f"finished: {epochs} of {epochs} epochs trained, model and report written"
@@ -94,7 +94,7 @@ def _state(run: RunFolder, config: Config, history: Epochs, working: bool, entri
         doing = "annotating" if working else "stopped while annotating"
         return f"{doing}, {_answered(run)} images answered"
     if working:
-        return f"annotated; before the first of {epochs} epochs"
+        return f"annotated; before the first of {epochs} epochs" if epochs else "annotated; before the first epoch"
     return "annotated, not trained"
 
 
@@ -115,7 +115,7 @@ def _answered(run: RunFolder) -> str:
 def _left(config: Config, history: Epochs) -> str | None:
     """What the epochs that are left take, by the last ones of the same phase."""
     done, epochs, warmup = len(history), config.method.epochs, config.method.warmup_epochs
-    if not done or done >= epochs:
+    if not done or epochs is None or warmup is None or done >= epochs:
         return None
     timed = [(row.get(metrics.EPOCH, 0), float(row[metrics.EPOCH_S])) for row in history if metrics.EPOCH_S in row]
     early = [seconds for epoch, seconds in timed if epoch < warmup]

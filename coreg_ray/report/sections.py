@@ -64,14 +64,14 @@ def facts(run: Run) -> str:
     """One line about what was learned from what."""
     if not run.config:
         return ""
-    student, source = run.config.student, run.config.source
+    student, source, epochs = run.config.student, run.config.source, run.config.method.epochs
     images = run.metrics.get(metrics.ANNOTATION + "rows")
     return ", ".join(
         [
             f"{images:,} images of kind {source.kind}" if images else f"images of kind {source.kind}",
             f"{len(run.class_names):,} classes",
             f"{student.name} at {student.resolution} px",
-            f"{run.config.method.epochs} epochs",
+            *([f"{epochs} epochs"] if epochs else []),
             f"seed {run.config.seed}",
         ]
     )

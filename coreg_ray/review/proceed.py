@@ -34,7 +34,7 @@ class Continuation:
     def words(self) -> list[str]:
         """What follows `train` on the command line."""
         self.output = self.output or free_output(self._given)
-        rate = self._config.method.learning_rate / 2 if self._config else 0.005
+        rate = (self._config.method.learning_rate if self._config else None) or 0.01
         return [
             *("--annotations", extended(self._given, "/annotations")),
             *("--output", self.output),
@@ -42,7 +42,7 @@ class Continuation:
             *("--source.manual_labels", extended(self._given, f"/{REVIEW}")),
             *("--method.epochs", str(EPOCHS)),
             *("--method.warmup_epochs", "0"),
-            *("--method.learning_rate", f"{rate:g}"),
+            *("--method.learning_rate", f"{rate / 2:g}"),
         ]
 
     def command(self) -> str:

@@ -55,7 +55,8 @@ def read_outcome(folder: RunFolder, name: str, seed: int, annotator: float | Non
     config, history = folder.read_config(), folder.read_history()
     method = config.method if config else None
     failure = folder.read_failure() or error
-    whole = bool(history and method and int(history[-1][metrics.EPOCH]) + 1 >= method.epochs)
+    epochs = method.epochs if method else None
+    whole = bool(history and epochs and int(history[-1][metrics.EPOCH]) + 1 >= epochs)
     as_right = (
         int(row[metrics.EPOCH]) + 1
         for row in history

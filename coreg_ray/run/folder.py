@@ -31,6 +31,7 @@ from pydantic import ValidationError
 
 from coreg_ray import __version__
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import as_begun
 from coreg_ray.config.older import completed
 from coreg_ray.config.texts import changed, flattened, resolved_yaml
 from coreg_ray.errors import UserError
@@ -138,6 +139,8 @@ class RunFolder(Folder):
                     "another --output, or continue with the settings in its config.yaml"
                 )
 
+        with usable(config.output):
+            config = as_begun(config, self.read_config())
         content = resolved_yaml(config)
         claim(self, config.output, holds="run", record=CONFIG, content=content, check=refuse_other)
         self._write_versions()

@@ -23,6 +23,7 @@ import yaml
 from pydantic import ValidationError
 
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.config.sections import decides
 from coreg_ray.config.texts import explain, fields_of, leaves, unknown_key
 from coreg_ray.errors import UserError
@@ -137,8 +138,11 @@ def encoded(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 
-def trial_settings(base: Config, space: Space, values: Mapping[str, Any]) -> Config:
-    """The configuration of one trial: `base` with `values` (as `encoded`) by dotted key.
+def trial_settings(base: Config, space: Space, values: Mapping[str, Any], images: int) -> Config:
+    """The configuration of one trial: `base` with `values` (as `encoded`) by dotted key, the rest fitted to the pool.
+
+    Args:
+        images: of the pool.
 
     Raises:
         UserError: the values contradict each other.
@@ -150,7 +154,7 @@ def trial_settings(base: Config, space: Space, values: Mapping[str, Any]) -> Con
             value = json.loads(value)
         _put(tree, dimension.key, value)
     try:
-        return Config.model_validate(tree)
+        return fitted_to_pool(Config.model_validate(tree), images)
     except ValidationError as error:
         raise UserError("\n".join(explain(problem, Config) for problem in error.errors())) from error
 

@@ -95,9 +95,8 @@ def train(run: str, variant: str, seed: int) -> dict[str, Any]:
     config = _configured(folder, given, seed)
     task = Task.read(config, folder)
     rows, scored = load_data(config, folder, task, mesh)
-    state = build_state(
-        config.method, explicit_student(config), seed, task.class_names, rows, mesh, coreg.remember, task.prior
-    )
+    settings, student = config.method.whole(), explicit_student(config)
+    state = build_state(settings, student, seed, task.class_names, rows, mesh, coreg.remember, task.prior)
     started = time.monotonic()
     method = Variant(words.get("passes", ""), words.get("batch_norm", ""))
     history = [epoch.metrics for epoch in fit(state, rows, scored, mesh, method)]

@@ -121,6 +121,11 @@ def count_rows(part: str, folder: Folder) -> tuple[str, int]:
     return part, read_table(folder, part, ["row"]).num_rows
 
 
+def names_of(counts: dict[str, int]) -> set[str]:
+    """The parts of features that parts with so many rows come to."""
+    return {Stretch(part, start).name for part, count in counts.items() for start in range(0, count, PART_ROWS)}
+
+
 def stretches(counts: dict[str, int], features: Folder) -> list[Stretch]:
     """What is still to be made of parts with so many rows; removes features of parts that are none any more."""
     asked = [Stretch(part, start) for part, count in sorted(counts.items()) for start in range(0, count, PART_ROWS)]

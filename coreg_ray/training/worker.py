@@ -105,7 +105,9 @@ def _prior(given: str, manifest: CandidateManifest) -> Tensor | None:
     return prior
 
 
-def train(config: Config, mesh: Mesh, method: Method, clone_from: Folder | None = None) -> Iterator[Epoch]:
+def train(
+    config: Config, mesh: Mesh, method: Method, clone_from: Folder | None = None, compared: bool = False
+) -> Iterator[Epoch]:
     """Train this process's part of a run; yields after every epoch, once its checkpoint and history are written.
 
     Continues from the newest whole checkpoint of the same fingerprint in the run folder, else from `clone_from`, else
@@ -113,26 +115,26 @@ def train(config: Config, mesh: Mesh, method: Method, clone_from: Folder | None 
 
     Args:
         method: a module of `methods/`. clone_from: checkpoint of a run with other settings of the method, whose whole
-            state this one takes over at the epoch where it stood (population based training).
+            state this one takes over at the epoch where it stood (population based training). compared: whether runs
+            are compared after every epoch, so that all criteria have to be known then.
 
     Raises:
         UserError: the folder's checkpoints belong to another run, or were trained on other candidate sets or images, or
             are for other classes or networks.
         NonFiniteLossError: on every process alike; the last good checkpoint stays.
     """
-    run = RunFolder.at(config.output)
+    run, settings = RunFolder.at(config.output), config.method.whole()
     with mesh.together():
         task = Task.read(config, run)
-        rows, scored = load_data(config, run, task, mesh)
+        rows, scored = load_data(config, run, task, mesh, compared)
     with mesh.together():  # the weights to start from may lie on some nodes only
         student = explicit_student(config)
-        state = build_state(
-            config.method, student, config.seed, task.class_names, rows, mesh, method.remember, task.prior
-        )
+        prior, remember = task.prior, method.remember
+        state = build_state(settings, student, config.seed, task.class_names, rows, mesh, remember, prior)
     begin(state, config, run, task, mesh, clone_from)
     with History(run, enabled=mesh.rank == 0, settings=config.settings()) as history:
         for epoch in fit(state, rows, scored, mesh, method):
-            last = epoch.number + 1 == config.method.epochs
+            last = epoch.number + 1 == settings.epochs
             saves = last or (epoch.number + 1) % config.checkpoint.every == 0
             if saves:
                 checkpoint.save(state, run.checkpoints, task.fingerprint, mesh)
@@ -190,8 +192,8 @@ def refuse_other_run(run: RunFolder, task: Task, fingerprint: str) -> None:
         )
 
 
-def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh) -> tuple[Rows, Scored]:
-    """This replica's training rows, and the images that every process scores."""
+def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh, compared: bool = True) -> tuple[Rows, Scored]:
+    """This replica's training rows, and the images that every process scores; `compared` as of `train`."""
     side, holdout = config.student.resolution, config.source.holdout
     # Ray Train says how many of its workers share this machine; each holds images of its own.
     limit = config.cluster.memory_share * physical_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -208,7 +210,7 @@ def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh) -> tuple[R
     shown = select(Selection(start=holdout, end=enough)) if 0 < holdout < enough else None
     test = load_images(run, "test", side, Selection(), limit, features) if config.test.kind else None
     _to_device([rows, *(images for images in (held_out, shown, test) if images is not None)], mesh)
-    return rows, Scored(held_out, test, shown)
+    return rows, Scored(held_out, test, shown, compared)
 
 
 def _to_device(parts: list[Images], mesh: Mesh) -> None:

@@ -14,6 +14,7 @@ from coreg_ray.cluster.pools import open_pool
 from coreg_ray.cluster.predict import evaluate
 from coreg_ray.commands.base import Command, load
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import resolved
 from coreg_ray.errors import UserError
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.training.backbone import read_backbone, timm_backbone
@@ -33,6 +34,10 @@ def test_the_whole_way_its_restart_and_what_is_refused(tmp_path: Path, ray_clust
     assert figures["test/accuracy"] > 0.3  # random features, six epochs
     assert run.model.read_json("model.json")["format"] == 2
     parts = {name: run.features.read(name) for name in _names(run)}
+    begun = run.read_config()
+    assert begun is not None
+    fitted = resolved(command(output).method, 1437, frozen=True)
+    assert begun.method.whole() == fitted  # what the preset leaves empty is settled, once
 
     (lost,) = [name for name in parts if name.startswith("test/")][:1]
     run.features.delete(lost)
@@ -41,6 +46,15 @@ def test_the_whole_way_its_restart_and_what_is_refused(tmp_path: Path, ray_clust
     assert again["annotation/encoded_images"] == 0
     assert {name: run.features.read(name) for name in _names(run)} == parts
     assert run.read_history() == history
+    assert run.read_config() == begun
+
+    other = tmp_path / "other"  # another training on the same images
+    words = ("--export.onnx", "false", "--method.epochs", "4", "--report.images", "64")
+    taken = run_pipeline(command(other, *words), annotated=str(output))
+    assert 0 <= taken["test/accuracy"] <= 1
+    assert RunFolder.at(other).features.path == run.features.path
+    assert not (other / "features").exists()
+    assert len(RunFolder.at(other).read_history()) == 4
 
     embeddings = tmp_path / "embeddings"  # heads on what the annotator has stored in the first run
     settings = {"student.name": "annotator", "student.frozen": "false", "method.epochs": "4", "export.onnx": "false"}

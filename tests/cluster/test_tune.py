@@ -172,7 +172,7 @@ def test_the_best_configuration_is_one_that_the_training_job_takes(first: Path, 
 def test_candidate_sets_that_lost_a_part_are_made_anew_when_a_search_goes_on(images: Path, first: Path) -> None:
     config = short_trials(images, first)
     space = read_space(str(first.parent / "space.yaml"), config)
-    study = Study(config, space, "criterion/combined", keep=False, cpus=2, at_once=1)
+    study = Study(config, space, "criterion/combined", keep=False, cpus=2, images=152, at_once=1)
     cumulative = Config.model_validate(config.settings() | {"candidates": {"mode": "cumulative"}}).settings()
     folder = Path(CandidateMaker(study).folder(cumulative))
     (part,) = folder.glob("*.parquet")

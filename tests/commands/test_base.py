@@ -17,6 +17,7 @@ from pydantic import Field
 from coreg_ray.commands import pipeline, tune
 from coreg_ray.commands.base import Command, load, program, run
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.config.older import ADDED
 from coreg_ray.config.texts import flattened, resolved_yaml
 from coreg_ray.errors import UserError
@@ -210,7 +211,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "is not valid YAML" in refusal("--config", written(tmp_path, "method: ["))
     assert "holds a list; it must hold keys" in refusal("--config", written(tmp_path, "- 1"))
     assert "is not valid YAML" in refusal("--config", written(tmp_path, "!!python/object/apply:os.getcwd []"))
-    assert "preset=nope is unknown; the presets are digits, method-dividemix, method-" in refusal("--preset", "nope")
+    assert "preset=nope is unknown; the presets are digits, method-di" in refusal("--preset", "nope")
 
 
 @pytest.mark.parametrize("name", ["digits", "photos-smoke", "smoke"])
@@ -393,6 +394,28 @@ def test_a_second_call_goes_on_with_what_the_run_was_begun_with(
     RunFolder.at(tmp_path).claim(again)
 
 
+def test_the_same_command_goes_on_with_what_was_fitted_to_its_pool(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["--preset", "photos-smoke", "--output", str(tmp_path), "--method.queue_size", "null"]
+    empty = load(words, Command, continues=True)
+    run = RunFolder.at(tmp_path)
+    run.claim(empty)
+    fitted = fitted_to_pool(empty, 700)
+    run.write_config(fitted)
+    with caplog.at_level(logging.INFO):
+        again = load(words, Command, continues=True)
+    run.claim(again)
+    begun_with = run.read_config()
+    assert begun_with is not None
+    assert begun_with.settings() == fitted.settings()
+    assert fitted_to_pool(again, 700_000, begun_with).decisive() == fitted.decisive()
+    assert "begun with" not in caplog.text  # nothing that was given is overruled
+    rate = load([*words, "--method.learning_rate", "0.3"], Command, continues=True)
+    with pytest.raises(UserError, match=r"method\.learning_rate 0\.02 -> 0\.3"):
+        run.claim(rate)
+
+
 def test_a_run_over_another_source_goes_on_without_its_source(tmp_path: Path) -> None:
     words = ["--source.kind", "folder", "--source.path", "pool", "--source.classes", "[cat, dog]"]
     before = begun(tmp_path, *words, "--method.epochs", "80")
@@ -403,7 +426,7 @@ def test_a_run_over_another_source_goes_on_without_its_source(tmp_path: Path) ->
 def test_a_run_that_a_changed_preset_began_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = begun(tmp_path)
     changed = {"source": {"kind": "digits"}, "test": {"kind": "digits"}, "method": {"epochs": 7, "warmup_epochs": 1}}
-    monkeypatch.setattr("coreg_ray.commands.base._preset", lambda *_: changed)
+    monkeypatch.setattr("coreg_ray.commands.base.preset_settings", lambda *_: changed)
     assert parsed().method.epochs == 7
     assert continued(tmp_path).settings() == before.settings()
 

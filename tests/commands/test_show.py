@@ -150,7 +150,7 @@ def test_runs_side_by_side_show_what_differs(tmp_path: Path, capsys: pytest.Capt
     show.main([one.path, other.path])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["one", "other"]
-    assert ["method.learning_rate", "0.01", "0.5"] in lines
+    assert ["method.learning_rate", "null", "0.5"] in lines
     assert ["annotation/images", "12,345", "-"] in lines
     assert ["test/accuracy", "0.9000", "0.9000"] in lines
     assert not [line for line in lines if line[:1] in (["output"], ["method.epochs"])]

@@ -49,6 +49,13 @@ def test_it_holds_no_credentials() -> None:
     assert line == "Next: coreg-ray train --annotations s3://bucket/a"
 
 
+def test_a_run_over_votes_knows_no_zero_shot_accuracy() -> None:
+    trained = {"time/annotate_s": 60.0, "time/train_s": 120.0, "test/accuracy": 0.9}
+    assert "Test accuracy 0.900." in pipeline.summary(trained, "runs/x").split("\n")
+    compared = pipeline.summary({**trained, "test/zero_shot_accuracy": 0.5}, "runs/x")
+    assert "the annotator alone 0.500: 0.20 of its errors are left" in compared
+
+
 def test_test_images_that_lie_in_the_pool_are_said_and_none_is_no_line() -> None:
     shared = {"test/images": 40, "test/images_in_pool": 2}
     trained = {"time/annotate_s": 60.0, "time/train_s": 120.0, "test/accuracy": 0.9, "test/zero_shot_accuracy": 0.5}

@@ -12,7 +12,8 @@ import yaml
 from pyarrow import fs
 
 import coreg_ray
-from coreg_ray.config import Config, MethodConfig
+from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.errors import UserError
 from coreg_ray.metrics import HISTORY as COLUMNS
 from coreg_ray.run.folder import CONFIG, HISTORY, LINKS, MANIFEST, METRICS, USED, VERSIONS, RunFolder, Split
@@ -154,20 +155,35 @@ def test_another_runs_settings_are_refused_by_name(run: RunFolder) -> None:
     run.claim(config_of(run))
     before = run.read(CONFIG)
     other = config_of(run, seed=1, method={"epochs": 90, "prior": "annotator"})
-    epochs = MethodConfig().epochs
     with pytest.raises(UserError) as refusal:
         run.claim(other)
     assert str(refusal.value) == (
-        f"--output {run.path} holds a run with other settings (method.epochs {epochs} -> 90; method.prior 'uniform' -> "
+        f"--output {run.path} holds a run with other settings (method.epochs None -> 90; method.prior 'uniform' -> "
         "'annotator'; seed 0 -> 1); choose another --output, or continue with the settings in its config.yaml"
     )
     assert run.read(CONFIG) == before
 
 
+def test_what_was_fitted_to_the_pool_is_what_empty_means_from_then_on(run: RunFolder) -> None:
+    empty = config_of(run, method={"exchanges": 3, "epochs": 17})
+    run.claim(empty)
+    assert run.read_config() == empty
+    fitted = fitted_to_pool(empty, 900)
+    run.write_config(fitted)
+    before = run.read(CONFIG)
+    run.claim(empty)
+    run.claim(fitted)
+    assert run.read(CONFIG) == before
+    batch = fitted.method.batch_size
+    other = config_of(run, method={"exchanges": 3, "epochs": 17, "batch_size": 17})
+    with pytest.raises(UserError, match=rf"other settings \(method\.batch_size {batch} -> 17\); choose"):
+        run.claim(other)
+
+
 def test_no_more_than_five_differences_are_named(run: RunFolder) -> None:
     run.claim(config_of(run))
     settings = {"epochs": 90, "batch_size": 9, "exchanges": 9, "lambda_u": 9, "ramp_epochs": 9, "queue_size": 90}
-    with pytest.raises(UserError, match=r"method\.queue_size 8192 -> 90\)") as refusal:
+    with pytest.raises(UserError, match=r"method\.queue_size None -> 90\)") as refusal:
         run.claim(config_of(run, seed=9, method=settings))
     assert str(refusal.value).count(" -> ") == 5
 

@@ -10,6 +10,7 @@ import yaml
 
 from coreg_ray.commands.base import Command, load
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import fitted_to_pool, resolved
 from coreg_ray.errors import UserError
 from coreg_ray.search.space import Space, encoded, read_space, trial_settings
 
@@ -97,21 +98,33 @@ def test_a_value_that_only_fits_together_with_another_is_taken(tmp_path: Path) -
     base = Config(test={"kind": "digits"}, method={"epochs": 10, "warmup_epochs": 5})
     assert "warmup_epochs=20 exceeds epochs=10" in refusal(tmp_path, {"method.warmup_epochs": {"choice": [20]}}, base)
     space = space_of(tmp_path, {"method.warmup_epochs": {"choice": [20]}, "method.epochs": {"choice": [10, 40]}}, base)
-    assert trial_settings(base, space, {"method.warmup_epochs": 20, "method.epochs": 40}).method.epochs == 40
+    assert trial_settings(base, space, {"method.warmup_epochs": 20, "method.epochs": 40}, 500).method.epochs == 40
     with pytest.raises(UserError, match="warmup_epochs=20 exceeds epochs=10"):
-        trial_settings(base, space, {"method.warmup_epochs": 20, "method.epochs": 10})
+        trial_settings(base, space, {"method.warmup_epochs": 20, "method.epochs": 10}, 500)
 
 
 def test_texts_and_lists_may_stand_beside_each_other(tmp_path: Path) -> None:
     space = space_of(tmp_path, {"source.prompts": {"choice": ["a photo of a {}", ["a {}", "the {}"]]}})
     for listed, meant in (("a photo of a {}", ["a photo of a {}"]), (["a {}", "the {}"], ["a {}", "the {}"])):
-        assert trial_settings(BASE, space, {"source.prompts": encoded(listed)}).source.prompts == meant
+        assert trial_settings(BASE, space, {"source.prompts": encoded(listed)}, 500).source.prompts == meant
 
 
 def test_a_trial_differs_from_the_base_in_its_values_alone(tmp_path: Path) -> None:
     prompts = [["a {}"], ["a {}", "the {}"]]
     space = space_of(tmp_path, {"source.prompts": {"choice": prompts}, "method.lambda_u": {"uniform": [0, 2]}})
-    trial = trial_settings(BASE, space, {"source.prompts": '["a {}", "the {}"]', "method.lambda_u": 0.5})
-    changed = BASE.settings()
+    trial = trial_settings(BASE, space, {"source.prompts": '["a {}", "the {}"]', "method.lambda_u": 0.5}, 500)
+    changed = fitted_to_pool(BASE, 500).settings()
     changed["source"]["prompts"], changed["method"]["lambda_u"] = prompts[1], 0.5
     assert trial.settings() == changed
+
+
+def test_what_a_trial_leaves_empty_follows_what_is_tried(tmp_path: Path) -> None:
+    space = space_of(tmp_path, {"method.epochs": {"choice": [10, 40]}, "method.batch_size": {"choice": [None, 32]}})
+    short, long = (
+        trial_settings(BASE, space, {"method.epochs": epochs, "method.batch_size": size}, 5000).method.whole()
+        for epochs, size in ((10, 32), (40, None))
+    )
+    fitted = resolved(BASE.method, 5000, frozen=False)
+    assert 0 < short.warmup_epochs < long.warmup_epochs
+    assert (short.batch_size, long.batch_size) == (32, fitted.batch_size)
+    assert short.queue_size == long.queue_size == fitted.queue_size
