@@ -20,13 +20,16 @@ from ray import tune
 
 from coreg_ray import metrics
 from coreg_ray.cluster.connect import connect
+from coreg_ray.cluster.features import open_features, write_features
 from coreg_ray.cluster.metrics import show_epoch
+from coreg_ray.cluster.pipeline import take_rows
 from coreg_ray.cluster.resources import at_once_here, nodes_with, refuse_unreachable, scaling_config, teams_on_one_node
 from coreg_ray.cluster.train import fit as fit_in_workers
 from coreg_ray.cluster.tune import fit_into_cluster
 from coreg_ray.cluster.tune_trial import beside_others, in_this_process
 from coreg_ray.cluster.waiting import waiting_for, watched
 from coreg_ray.config import Config
+from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.config.paths import with_absolute_paths
 from coreg_ray.config.texts import changed, flattened
 from coreg_ray.errors import UserError
@@ -73,17 +76,13 @@ def compare(entries: Sequence[Entry], config: Config, max_concurrent: int | None
         config: of the run. max_concurrent: most runs at once; None: as many as there is room for.
 
     Raises:
-        UserError: the run has no candidate sets or rows, a folder of `methods/` holds a run with other settings, or the
-            cluster has no room, before any work.
+        UserError: a folder of `methods/` holds a run with other settings, or the cluster has no room, before any work.
     """
     run = RunFolder.at(config.output)
-    if run.read_candidate_manifest() is None or run.read_rows_manifest("pool") is None:
-        raise UserError(
-            f"{config.output} has no candidate sets and rows to compare on; annotate first (coreg-ray annotate, or "
-            "coreg-ray pipeline)"
-        )
     annotator = _annotator(run)
     with locked(run, config.output), watched():
+        if run.read_rows_manifest("pool") is None:
+            _make_rows(config, run)
         for entry in entries:
             _claim(entry, run)
         outcomes = [read_outcome(entry.folder, entry.name, entry.seed, annotator) for entry in entries]
@@ -101,6 +100,30 @@ def _annotator(run: RunFolder) -> float | None:
     """The accuracy of the annotator alone on the test images, where it is known."""
     value = run.read_metrics().get(metrics.ZERO_SHOT)
     return float(value) if isinstance(value, int | float) else None
+
+
+def _make_rows(config: Config, run: RunFolder) -> None:
+    """Rows, and features where students learn from them, of a run that was annotated alone."""
+    connect()
+    open_features(config, run)
+    take_rows(config, run, run)
+    if config.student.on_features:
+        write_features(config, run, ["pool", "test"] if config.test.kind else ["pool"])
+
+
+def fitted(config: Config) -> Config:
+    """The configuration of a run with what of its method is empty fitted to its images.
+
+    Raises:
+        UserError: nothing was annotated there.
+    """
+    manifest = RunFolder.at(config.output).read_candidate_manifest()
+    if manifest is None:
+        raise UserError(
+            f"{config.output} has no candidate sets to compare on; annotate first (coreg-ray annotate, or coreg-ray "
+            "pipeline)"
+        )
+    return fitted_to_pool(config, manifest.quality.rows)
 
 
 def _claim(entry: Entry, run: RunFolder) -> None:

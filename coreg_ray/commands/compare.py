@@ -24,6 +24,7 @@ from coreg_ray.run.uris import extended, without_credentials
 
 if TYPE_CHECKING:
     from coreg_ray.cluster.compare import Entry
+    from coreg_ray.config import Config
     from coreg_ray.search.comparison import Row
 
 STOPPED = "stopped; the same command goes on with the runs that are not finished"
@@ -60,11 +61,11 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
 
     rows = rows_of(config)
-    entries = entries_of(config, rows)
     refuse_silent()
-    from coreg_ray.cluster.compare import compare
+    from coreg_ray.cluster.compare import compare, fitted
 
-    came = compare(entries, config, config.max_concurrent)
+    whole = fitted(config)
+    came = compare(entries_of(whole, rows, config.seeds), whole, config.max_concurrent)
     show(came.table)
     page = without_credentials(extended(place, "/comparison.html"))
     show(f"{came.conclusion} See {page} and comparison.csv.")
@@ -103,8 +104,11 @@ def rows_of(config: CompareCommand) -> list[Row]:
     return rows_of_kinds(list(dict.fromkeys(kinds)))
 
 
-def entries_of(config: CompareCommand, rows: list[Row]) -> list[Entry]:
+def entries_of(config: Config, rows: list[Row], seeds: str) -> list[Entry]:
     """Every row with every seed, its settings checked before anything starts.
+
+    Args:
+        config: of the run, its method whole. seeds: with commas between them.
 
     Raises:
         UserError: a row's settings contradict one another.
@@ -117,7 +121,7 @@ def entries_of(config: CompareCommand, rows: list[Row]) -> list[Entry]:
         if preset := changes.pop("preset", None):
             below = {key: value for key, value in flattened(preset_settings(str(preset))).items() if key != "output"}
             changes = {**below, **changes}
-        for seed in config.seeds.split(","):
+        for seed in seeds.split(","):
             try:
                 entries.append(entry_of(config, row.name, int(seed), changes))
             except ValidationError as error:

@@ -51,7 +51,7 @@ def test_it_holds_no_credentials() -> None:
 
 def test_a_run_over_votes_knows_no_zero_shot_accuracy() -> None:
     trained = {"time/annotate_s": 60.0, "time/train_s": 120.0, "test/accuracy": 0.9}
-    assert "Test accuracy 0.900." in pipeline.summary(trained, "runs/x").split("\n")
+    assert "Test accuracy 0.900; votes are about the pool alone." in pipeline.summary(trained, "runs/x").split("\n")
     compared = pipeline.summary({**trained, "test/zero_shot_accuracy": 0.5}, "runs/x")
     assert "the annotator alone 0.500: 0.20 of its errors are left" in compared
 

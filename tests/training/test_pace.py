@@ -11,7 +11,7 @@ from coreg_ray.config import Config, MethodConfig, StudentConfig
 from coreg_ray.methods import coreg
 from coreg_ray.training.pace import CLEAN, Pace, measure
 
-PACE = Pace(warmup=1.0, plain=10.0, contrast=100.0, look=1e-3, memory=0, parameters=0)
+PACE = Pace(warmup=1.0, plain=10.0, contrast=100.0, look=1e-3, labelled=CLEAN, memory=0, parameters=0)
 
 
 def seconds(rows: int = 1000, tested: int = 0, held_out: int = 0, **settings: Any) -> float:
