@@ -21,6 +21,7 @@ from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.config.older import ADDED
 from coreg_ray.config.texts import flattened, resolved_yaml
 from coreg_ray.errors import UserError
+from coreg_ray.images.paper_sets import PAPER_SETS
 from coreg_ray.run.folder import RunFolder
 
 
@@ -520,3 +521,27 @@ def test_presets_lie_over_one_another(tmp_path: Path) -> None:
     assert over.method.kind == "dividemix"
     assert over.method.epochs == parsed("--preset", "smoke").method.epochs
     assert parsed("--preset", "smoke,method-dividemix", "--method.lambda_u", "3").method.lambda_u == 3
+
+
+PAPER = ("cifar10", "cifar100", "svhn", "fashion_mnist", "eurosat", "fer2013", "gtsrb", "cifar100-synthetic")
+
+
+@pytest.mark.parametrize("name", [*PAPER, "paper-smoke"])
+def test_the_papers_experiments_are_presets_with_its_constants(name: str) -> None:
+    config, papers = parsed("--preset", name), parsed("--preset", "paper").method
+    scheduled = {
+        "epochs",
+        "warmup_epochs",
+        *(("contrast_delay", "batch_size", "warmup_batch_size") * (name not in PAPER)),
+    }
+    assert config.method.model_dump(exclude=scheduled) == papers.model_dump(exclude=scheduled)
+    if name in PAPER:
+        assert config.source.name == config.test.name == name.split("-")[0]
+        assert config.source.name in PAPER_SETS
+        assert config.method.epochs == (800 if name.split("-")[0] in ("cifar10", "cifar100", "svhn") else 100)
+        assert config.method.warmup_epochs == {"cifar100": 100, "cifar100-synthetic": 200}.get(name, 50)
+        assert config.annotator.model == ("embedded" if config.candidates.mode == "synthetic" else "ViT-B-32")
+
+
+def test_every_experiment_of_the_paper_has_a_preset() -> None:
+    assert {name.split("-")[0] for name in PAPER} == set(PAPER_SETS)
