@@ -27,7 +27,7 @@ from coreg_ray.cluster.resources import at_once_here, nodes_with, refuse_unreach
 from coreg_ray.cluster.train import fit as fit_in_workers
 from coreg_ray.cluster.tune import fit_into_cluster
 from coreg_ray.cluster.tune_trial import beside_others, in_this_process
-from coreg_ray.cluster.waiting import waiting_for, watched
+from coreg_ray.cluster.waiting import moved, waiting_for, watched
 from coreg_ray.config import Config
 from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.config.paths import with_absolute_paths
@@ -211,6 +211,11 @@ class _Lines(tune.Callback):
     def __init__(self, count: int) -> None:
         self._count, self._ended = count, 0
 
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Those that have no room yet wait for their turn while others run."""
+        if any(trial.status == trial.RUNNING for trial in trials):
+            moved()
+
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         log.info("%s begins", _shown(trial))
 
@@ -242,8 +247,8 @@ def _count(rows: Folder) -> int | None:
     import pyarrow.parquet as pq
 
     counts = []
-    for name in rows.files(".parquet"):
-        with rows.filesystem.open_input_file((rows / name).path) as file:
+    for path in rows.files(".parquet"):
+        with rows.filesystem.open_input_file(path) as file:
             counts.append(pq.read_metadata(file).num_rows)
     return sum(counts) or None
 

@@ -17,7 +17,7 @@ class Outcome:
     """One run of a comparison, as far as it came.
 
     Attributes:
-        name: of the row. kind, labels: `method.kind` and `method.labels`. status: finished, unfinished or failed.
+        name: of the row. kind: `method.kind`. labels: what it learns from. status: finished, unfinished or failed.
         last: the figures of its last epoch. passes: forward passes a row and network, all epochs together. seconds: in
             epochs. memory_mb: most that its process held. epochs_to_annotator: epochs until both networks together were
             as right as the annotator, None where they never were or nothing is known of it. error: why it failed.
@@ -65,7 +65,7 @@ def read_outcome(folder: RunFolder, name: str, seed: int, annotator: float | Non
     return Outcome(
         name=name,
         kind=method.kind if method else "",
-        labels=method.labels if method else "",
+        labels=method.learns_from if method else "",
         seed=seed,
         status=FINISHED if whole else FAILED if failure else UNFINISHED,
         last=history[-1] if history else {},

@@ -182,7 +182,7 @@ def conclusion(rows: Sequence[Summary], figure: str, annotator: float | None, im
     elif len(ranked) > 1:
         closing = "it is ahead of every other row by more than the spread over seeds."
     else:
-        closing = "there is no other row to compare it with."
+        closing = "no other row has finished, so there is nothing to compare it with."
     return f"{opening}; {closing}"
 
 
