@@ -94,8 +94,8 @@ def train(way: str, seed: int, student: str, epochs: int, pool: Answered, test: 
     heads = student == "head"
     rows: Rows = make_rows(numbers, pool.pixels, sets, weights=weights, features=pool.embedding if heads else None)
     method = MethodConfig(
-        epochs=epochs, warmup_epochs=min(epochs, max(4, epochs * 6 // 20)), contrast_delay=2, batch_size=64, warmup_batch_size=64,
-        ramp_epochs=4, learning_rate=0.04, key_momentum=0.99, queue_size=1024,
+        epochs=epochs, warmup_epochs=min(epochs, max(4, epochs * 6 // 20)), contrast_delay=2, ramp_epochs=4,
+        batch_size=64, warmup_batch_size=64, learning_rate=0.04, key_momentum=0.99, queue_size=1024,
     )  # fmt: skip
     state = build_state(method, STUDENTS[student], seed, list(CLASS_NAMES), rows, Mesh())
     places = torch.arange(len(test.labels))
