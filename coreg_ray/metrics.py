@@ -9,6 +9,7 @@ NETWORKS = ("a", "b")
 
 # Of an epoch.
 EPOCH, PHASE = "epoch", "phase"
+WARMUP = "warmup"  # the phase in which each network is alone; the others are named by the kinds of methods
 LOSS, CLEAN, CHURN = "loss", "clean", "churn"  # of each network: `of(LOSS, "a")`
 AGREEMENT = "agreement"
 EPOCH_S, TRAIN_EPOCH_S, STEP_S = "time/epoch_s", "time/train_s", "time/step_s"

@@ -11,7 +11,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from coreg_ray.commands.base import Command, load
-from coreg_ray.config import AnnotatorConfig, Config, SourceConfig, StudentConfig
+from coreg_ray.config import AnnotatorConfig, Config, MethodConfig, SourceConfig, StudentConfig
 from coreg_ray.config.older import ADDED, alike, completed
 from coreg_ray.config.paths import path_settings, with_absolute_paths
 from coreg_ray.config.sections import decides
@@ -370,7 +370,11 @@ def test_what_decides_is_what_always_did() -> None:
     config, usual = Config.model_validate(UNUSUAL), flattened(Config().settings())
     same = {name for name, value in flattened(config.settings()).items() if value == usual.get(name)}
     # Several workers contradict the sequential order, a backbone that learns one that is frozen.
-    assert same == {"cluster.num_workers", "student.backbone_learning_rate"}
+    # Settings of kinds that the method is not are refused.
+    others = {
+        f"method.{name}" for name in flattened(MethodConfig().model_dump(include=set(MethodConfig().of_others())))
+    }
+    assert same == {"cluster.num_workers", "student.backbone_learning_rate", "method.kind", *others}
     assert config.fingerprint() == digest(config.decisive())
     assert digest(without(config.decisive(), *LATER)) == UNUSUAL_OF_THE_SECOND
     assert digest(without(config.decisive(start=False), *LATER)) == UNUSUAL_WITHOUT_ITS_START
@@ -390,7 +394,7 @@ def test_settings_are_marked_with_what_they_decide() -> None:
     assert marked("nothing", SourceConfig) == {"unreadable"}
     assert (marked("start", Config), marked("start", StudentConfig)) == ({"start_from"}, {"pretrained"})
     others = set(sections_of(Config)) - {Config, AnnotatorConfig, SourceConfig, StudentConfig}
-    assert len(others) == 7
+    assert len(others) == 7 + len(MethodConfig().of_others())
     assert all(marked("result", section) == set(section.model_fields) for section in others)
 
 

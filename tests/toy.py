@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from coreg_ray.config import Config, MethodConfig, StudentConfig
-from coreg_ray.methods import coreg
+from coreg_ray.methods import KINDS
 from coreg_ray.pure.candidates import synthetic_candidates
 from coreg_ray.pure.rng import generator
 from coreg_ray.run.folder import MANIFEST, RunFolder
@@ -79,13 +79,14 @@ def start(
 ) -> tuple[State, Rows]:
     """A fresh state on this process's part of the rows."""
     rows = part_of(data.rows, mesh.replica, mesh.replicas)
-    return build_state(method(**settings), student, seed, CLASSES, rows, mesh), rows
+    chosen = method(**settings)
+    return build_state(chosen, student, seed, CLASSES, rows, mesh, KINDS[chosen.kind].remember), rows
 
 
 def history(data: Toy, mesh: Mesh, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:
     """Train to the end and return every epoch's metrics."""
     state, rows = start(data, mesh, seed, **settings)
-    return [epoch.metrics for epoch in fit(state, rows, data.scored, mesh, coreg)]
+    return [epoch.metrics for epoch in fit(state, rows, data.scored, mesh, KINDS[state.method.kind])]
 
 
 def same(one: list[dict[str, Any]], other: list[dict[str, Any]], tolerance: float = 0.0) -> None:

@@ -27,7 +27,7 @@ from coreg_ray.training.fit import NonFiniteLossError, fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Turns
 from coreg_ray.training.networks import pack
-from coreg_ray.training.plan import coreg_plan, warmup_plan
+from coreg_ray.training.plan import split_plan, whole_plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
 from coreg_ray.training.worker import Task, begin, train
@@ -78,21 +78,21 @@ def resumed(mesh: Mesh, settings: dict[str, Any], data: dict[str, Any], folder: 
     checkpoint.resume(state, newest, mesh)
     answer: dict[str, Any] = {"numbers": rows.numbers, "scores": evaluate(state, problem.scored, mesh)}
     for learner in state.learners:
-        answer[f"losses {learner.name}"] = learner.losses.T.clone()
-        answer[f"queue {learner.name}"] = learner.queue.keys[learner.queue.valid].clone()
+        answer[f"losses {learner.name}"] = learner.memory.losses.T.clone()
+        answer[f"queue {learner.name}"] = learner.memory.queue.keys[learner.memory.queue.valid].clone()
     own = {learner.network: assess(state, learner, rows, mesh, state.epoch) for learner in state.learners}
     others = swap_opinions(own, mesh)
     counts = rows.sizes
     for learner in state.learners:
         network, name = learner.network, learner.name
         clean = others[network].clean
-        plan = coreg_plan(rows, clean, 0.5, 0.25, state.seed, network, state.epoch, 25, mesh)
-        warm = warmup_plan(rows, state.seed, network, state.epoch, 25, mesh)
+        plan = split_plan(rows, clean, 0.5, 0.25, state.seed, network, state.epoch, 25, mesh)
+        warm = whole_plan(rows, state.seed, network, state.epoch, 25, mesh)
         answer[f"steps {name}"] = (plan.steps, warm.steps)
         answer[f"team rows {name}"] = (plan.team_labelled, plan.team_unlabelled, warm.team_unlabelled)
         answer[f"clean {name}"] = own[network].clean
         answer[f"labels {name}"] = list(own[network].soft_labels.split(counts.tolist()))
-        answer[f"mean {name}"] = learner.mean
+        answer[f"mean {name}"] = learner.memory.mean
     return answer
 
 
@@ -224,7 +224,8 @@ def refused(mesh: Mesh, folder: str) -> str:
 class _Convinced:
     """Co-Reg whose networks are of the same given opinion in every epoch."""
 
-    TERMS, DEPLOYED = coreg.TERMS, coreg.DEPLOYED
+    TERMS, LISTENS, DEPLOYED = coreg.TERMS, coreg.LISTENS, coreg.DEPLOYED
+    remember = staticmethod(coreg.remember)
 
     def __init__(self, opinion: Opinion) -> None:
         self.opinion = opinion

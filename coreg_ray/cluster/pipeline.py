@@ -92,7 +92,7 @@ def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
     most = max(ASKED_IMAGES, config.report.images, most_images(config, len(class_names)) if compares else 0)
     samples = Samples(run, config.student.resolution, len(class_names), most)
     started = time.monotonic()
-    export(run, samples, KINDS["coreg"].DEPLOYED)
+    export(run, samples, KINDS[config.method.kind].DEPLOYED)
     exported = time.monotonic()
     with watched():
         purified = purify(config, run, samples)

@@ -31,14 +31,14 @@ from coreg_ray.training.worker import Task, checkpoint, refuse_other_run, train
 log = logging.getLogger(__name__)
 
 
-def fit(config: Config, callbacks: Sequence[UserCallback] = (), kind: str = "coreg") -> TrainResult:
+def fit(config: Config, callbacks: Sequence[UserCallback] = ()) -> TrainResult:
     """Train on what lies in the run folder; blocks until the last epoch is done.
 
     The same call after any interruption continues from the newest whole checkpoint, and starts no worker when there is
     nothing left to do.
 
     Args:
-        callbacks: Ray Train's, which hear of every epoch. kind: of the method, a key of `methods.KINDS`.
+        callbacks: Ray Train's, which hear of every epoch.
 
     Raises:
         UserError: the cluster cannot hold the workers within `cluster.wait_s`, a node cannot reach the run folder, or
@@ -54,7 +54,7 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), kind: str = "cor
     refuse_unreachable(run)  # again: nodes have come since the job began
     trainer = TorchTrainer(
         worker,  # type: ignore[arg-type]
-        train_loop_config={"settings": with_absolute_paths(config).settings(), "kind": kind},
+        train_loop_config={"settings": with_absolute_paths(config).settings()},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
         run_config=RunConfig(
@@ -104,12 +104,12 @@ def worker(given: dict[Any, Any]) -> dict[str, Any]:
     """What every Ray Train worker runs. Errors that a retry cannot mend are returned, so that none is attempted."""
     logging.basicConfig(level=logging.INFO)
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report in full; the driver has a line
-    config, method = Config.model_validate(given["settings"]), KINDS[given["kind"]]
+    config = Config.model_validate(given["settings"])
     context = ray.train.get_context()
     torch.set_num_threads(_threads(config, context.get_world_size()))
     start = config.method.epochs
     try:
-        for epoch in train(config, Mesh(get_device()), method):
+        for epoch in train(config, Mesh(get_device()), KINDS[config.method.kind]):
             start = min(start, epoch.number)
             if context.get_world_rank() == 0:
                 show_epoch(RunFolder.at(config.output).name, epoch.metrics)

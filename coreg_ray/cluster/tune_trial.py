@@ -127,7 +127,7 @@ def train_trial(values: dict[str, Any], study: Study, maker: Any) -> None:
     device = "cuda" if ray.get_gpu_ids() else "cpu"  # not whether there is one: it may be another trial's
     epoch = None
     with _diverging(run, study.objective):
-        for epoch in train(config, Mesh(device), KINDS["coreg"], clone_from):
+        for epoch in train(config, Mesh(device), KINDS[config.method.kind], clone_from):
             show_epoch(run.name, epoch.metrics)
             _report(epoch.metrics, run)
         newest = checkpoint.newest(run.checkpoints)

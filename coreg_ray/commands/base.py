@@ -27,6 +27,7 @@ from coreg_ray.run.uris import without_credentials
 
 log = logging.getLogger(__name__)
 C = TypeVar("C", bound=Config)
+METHOD_PRESET = "method-"  # what presets of one method each begin with
 
 
 class Command(Config):
@@ -34,7 +35,9 @@ class Command(Config):
 
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
     preset: str | None = Field(
-        None, description="settings under it: digits (the embedded default), photos, photos-smoke, search, smoke"
+        None,
+        description="settings under it: digits (the embedded default), photos, photos-smoke, search, smoke; "
+        "method-KIND lies over any: digits,method-dividemix",
     )
 
 
@@ -57,10 +60,11 @@ def load(arguments: list[str], command: type[C], description: str | None = None,
     values = _merge(_read_yaml(file), given, whole) if file else given
     _refuse_unknown(values, command)
     preset = values.pop("preset", None)
-    fixed = flattened(_merge(_preset(preset), values, whole) if preset is not None else values)
-    if preset is None and values.get("source", {}).get("kind", "digits") == "digits":
-        preset = "digits"
-    values = (_merge(_preset(preset), values, whole) if preset is not None else values) | {
+    fixed = flattened(_merge(_preset(preset, whole), values, whole) if preset is not None else values)
+    of_digits = values.get("source", {}).get("kind", "digits") == "digits"
+    if of_digits and all(name.startswith(METHOD_PRESET) for name in (preset or METHOD_PRESET).split(",")):
+        preset = "digits" if preset is None else f"digits,{preset}"  # presets of methods lie over it
+    values = (_merge(_preset(preset, whole), values, whole) if preset is not None else values) | {
         "config": file,
         "preset": preset,
     }
@@ -259,12 +263,16 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return tree
 
 
-def _preset(name: str) -> dict[str, Any]:
+def _preset(names: str, whole: Collection[str]) -> dict[str, Any]:
+    """The settings of presets, each laid over the one before: `digits,method-elr`."""
     folder = resources.files("coreg_ray") / "presets"
     known = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
-    if name not in known:
-        raise UserError(f"preset={name} is unknown; the presets are {', '.join(known)}")
-    return dict(yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")))
+    tree: dict[str, Any] = {}
+    for name in names.split(","):
+        if name not in known:
+            raise UserError(f"preset={name} is unknown; the presets are {', '.join(known)}")
+        tree = _merge(tree, yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")), whole)
+    return tree
 
 
 def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:

@@ -19,6 +19,7 @@ ADDED: dict[str, Any] = {
     "annotator.voters": None,
     "annotator.scores": "votes",
     "candidates.align": "none",
+    "method.kind": "coreg",
     "candidates.weighted": False,  # every candidate of a set counted alike
     "source.descriptions": None,  # classes were known by their names alone
     "source.description_votes": "each",

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from coreg_ray.config.kinds import DivideMixConfig, PartialConfig, is_of_a_kind
+
 _DECIDES, _WORDS = "decides", "words"
 
 
@@ -194,8 +196,9 @@ class CandidatesConfig(Section):
 
 
 class MethodConfig(Section):
-    """Co-Reg's schedule and constants (paper, sections 3 and 4; epochs count from 0)."""
+    """Which method, its schedule and constants (Co-Reg's paper, sections 3 and 4; epochs count from 0)."""
 
+    kind: Literal["coreg", "dividemix", "partial"] = Field("coreg", description="the method, a file of methods/")
     epochs: int = Field(100, ge=1, description="passes over the rows, warm-up included")
     warmup_epochs: int = Field(50, ge=0, description="epochs of partial cross-entropy, each network alone")
     contrast_delay: int = Field(10, ge=0, description="epochs after warm-up before the contrastive branch joins")
@@ -226,6 +229,25 @@ class MethodConfig(Section):
     order: Literal["concurrent", "sequential"] = Field("concurrent", description="how the networks take turns")
     exchanges: int = Field(4, ge=1, description="rounds per epoch after which concurrent networks swap weights")
     trusted_share: float = Field(0.25, ge=0.05, le=0.9, description="share of manual labels in a labelled batch")
+    dividemix: DivideMixConfig = DivideMixConfig()
+    partial: PartialConfig = PartialConfig()
+
+    def of_others(self) -> list[str]:
+        """The sections of kinds that this method is not."""
+        fields = type(self).model_fields.items()
+        return [name for name, field in fields if is_of_a_kind(field) and name != self.kind]
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> MethodConfig:
+        for name in self.of_others():
+            given, untouched = getattr(self, name), type(self).model_fields[name].default
+            changed = [key for key in type(given).model_fields if getattr(given, key) != getattr(untouched, key)]
+            if changed:
+                raise ValueError(
+                    f"{name}.{changed[0]}={getattr(given, changed[0])} is a setting of method.kind={name}, and this is "
+                    f"method.kind={self.kind}; leave it out or choose that kind"
+                )
+        return self
 
     @model_validator(mode="after")
     def _schedule(self) -> MethodConfig:
@@ -255,30 +277,3 @@ class ClusterConfig(Section):
         if self.num_workers > 1 and self.num_workers % 2:
             raise ValueError(f"num_workers={self.num_workers} cannot hold two equal teams; use 1 or an even number")
         return self
-
-
-class CheckpointConfig(Section):
-    """When the state of the method is written; the best by `criterion/combined` is kept besides the last ones."""
-
-    every: int = Field(1, ge=1, description="epochs between checkpoints")
-    keep: int = Field(2, ge=1, description="last checkpoints kept")
-
-
-class ExportConfig(Section):
-    """How the trained model is written; never part of a run's fingerprint."""
-
-    network: Literal["auto", "a", "b", "ensemble"] = Field(
-        "auto", description="which network is deployed; auto: the better one by what needs no labels"
-    )
-    calibrate: bool = Field(True, description="fit a temperature on the purified labels")
-    onnx: bool | None = Field(None, description="also write model.onnx; empty: when the onnx extra is installed")
-    program: bool = Field(False, description="also write model.pt2, a torch.export program")
-
-
-class ReportConfig(Section):
-    """What the report shows; never part of a run's fingerprint."""
-
-    pictures: int = Field(12, ge=0, le=200, description="pictures in each gallery; 0 for private pools")
-    images: int = Field(4096, ge=0, description="most images of a split that both networks are asked about")
-    baselines: bool = Field(True, description="train a linear probe and a distilled student to compare with")
-    review: int = Field(100, ge=0, description="images in review.csv, for a human look")

@@ -15,15 +15,13 @@ from typing import Any, ClassVar, get_args, get_origin
 from pydantic import BaseModel, Field, model_validator
 
 from coreg_ray.config.older import ADDED, alike
+from coreg_ray.config.outputs import CheckpointConfig, ExportConfig, ReportConfig
 from coreg_ray.config.sections import (
     KNOWS_CLASSES,
     AnnotatorConfig,
     CandidatesConfig,
-    CheckpointConfig,
     ClusterConfig,
-    ExportConfig,
     MethodConfig,
-    ReportConfig,
     Section,
     SourceConfig,
     TestConfig,
@@ -101,13 +99,15 @@ class Config(Section):
         return self.model_dump(mode="json", include=set(Config.model_fields))
 
     def decisive(self, start: bool = True) -> dict[str, Any]:
-        """All that decides the result: data, annotation, method, student and seed.
+        """All that decides the result: data, annotation, method, student and seed; of other kinds of methods nothing.
 
         Args:
             start: whether that includes where a run begins.
         """
         tree = self.settings()
         _prune(tree, Config, {"nothing"} if start else {"nothing", "start"})
+        for name in self.method.of_others():
+            tree["method"].pop(name)
         return tree
 
     def fingerprint(self) -> str:

@@ -1,6 +1,7 @@
 """The algorithms, one file each, to be read against its paper."""
 
-from coreg_ray.methods import coreg
+from coreg_ray.methods import coreg, dividemix, partial
 from coreg_ray.training.method import Method
 
-KINDS: dict[str, Method] = {"coreg": coreg}  # by the word that names the method's phase in `history.csv`
+# By `method.kind`, which names the method's phase too.
+KINDS: dict[str, Method] = {"coreg": coreg, "dividemix": dividemix, "partial": partial}

@@ -24,27 +24,72 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from coreg_ray import metrics
 from coreg_ray.metrics import NETWORKS
-from coreg_ray.training.assess import Opinion, assess, opinion_metrics, swap_opinions
+from coreg_ray.pure import losses, purify
+from coreg_ray.training.assess import Assessed, Opinion, assess, opinion_metrics, swap_opinions, unassessed
+from coreg_ray.training.memory import kept
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.method import Turn, Turns
-from coreg_ray.training.plan import coreg_plan, warmup_plan
+from coreg_ray.training.method import Turn, Turns, warm_up, warmup_turn
+from coreg_ray.training.networks import Queue, Student, follow, frozen_copy
+from coreg_ray.training.plan import split_plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.side_by_side import side_by_side
 from coreg_ray.training.state import Learner, State
-from coreg_ray.training.steps import TERMS, coreg_step, warmup_step
+from coreg_ray.training.steps import (
+    WARMUP_TERMS,
+    Batch,
+    mixed_terms,
+    move_prototypes,
+    strong,
+    update,
+    weak,
+)
 
-__all__ = ["DEPLOYED", "TERMS", "settle", "turns"]
+if TYPE_CHECKING:
+    from coreg_ray.config import MethodConfig
+
+__all__ = ["DEPLOYED", "LISTENS", "TERMS", "Memory", "remember", "settle", "turns"]
 
 log = logging.getLogger(__name__)
 
+TERMS: tuple[str, ...] = (*WARMUP_TERMS, "label", "consistency", "prototype", "contrast")
+LISTENS = True
 DEPLOYED: tuple[str, ...] = NETWORKS
+
+
+@dataclass(kw_only=True)
+class Memory(Assessed):
+    """What Co-Reg remembers of one network, beside its assessments.
+
+    Attributes:
+        prototypes: (K, D) unit or zero; common to both networks after every exchange.
+        keys: momentum encoder, from the first epoch with contrast on.
+        queue: this replica's part of the newest keys.
+    """
+
+    prototypes: Tensor = kept("team")
+    keys: Student | None = kept("network", default=None)
+    queue: Queue = kept("ring")
+
+
+def remember(method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Memory:
+    """No prototype, no key and no assessment yet."""
+    losses, choices = unassessed(method.loss_history, rows)
+    return Memory(
+        losses=losses,
+        choices=choices,
+        prototypes=torch.zeros(rows.num_classes, own.projection, device=mesh.device),
+        queue=Queue(method.queue_size // mesh.replicas, own.projection, mesh.device),
+    )
 
 
 def turns(
@@ -54,15 +99,33 @@ def turns(
     epoch: int,
     *,
     assess: Callable[..., Opinion] = assess,
-    step: Callable[..., Tensor] = coreg_step,
+    step: Callable[..., Tensor] | None = None,
 ) -> Turns:
     """What both networks do in an epoch: warm up (METHOD: section 2), then co-regularise (METHOD: section 3).
 
     Args:
-        assess, step: as of `training.assess` and `training.steps`; others for studies of what they gain.
+        assess, step: as of `training.assess` and below; others for studies of what they gain.
     """
     if epoch < state.method.warmup_epochs:
-        return Turns("warmup", 1, {m.network: _warmup_turn(state, m, rows, mesh, epoch) for m in state.learners})
+        return warm_up(state, rows, mesh, epoch, TERMS)
+    return by_the_other(state, rows, mesh, epoch, "coreg", TERMS, assess, step or coreg_step)
+
+
+def by_the_other(
+    state: State,
+    rows: Rows,
+    mesh: Mesh,
+    epoch: int,
+    kind: str,
+    terms: tuple[str, ...],
+    assess: Callable[..., Opinion],
+    step: Callable[..., Tensor],
+) -> Turns:
+    """Each network judges all rows, and each learns by the other's opinion of them (METHOD: section 3, steps 1 to 3).
+
+    Args:
+        kind, terms: of the method. step: takes an `opinion` beside what every step takes.
+    """
     start = time.perf_counter()
     own = side_by_side(state.learners, lambda learner: assess(state, learner, rows, mesh, epoch), mesh)
     others = swap_opinions(own, mesh)
@@ -71,15 +134,125 @@ def turns(
     planned = {}
     for learner in state.learners:
         opinion = others[learner.network]
-        plan = coreg_plan(
+        plan = split_plan(
             rows, opinion.clean, state.method.clean_threshold, state.method.trusted_share,
             state.seed, learner.network, epoch, state.method.batch_size, mesh,
         )  # fmt: skip
         planned[learner.network] = Turn(plan, partial(step, opinion=opinion))
         if not plan.steps:
             log.warning("epoch %d, network %s: no clean row; it warms up once more", epoch, learner.name)
-            planned[learner.network] = _warmup_turn(state, learner, rows, mesh, epoch)
-    return Turns("coreg", state.method.exchanges, planned, figures)
+            planned[learner.network] = warmup_turn(state, learner, rows, mesh, epoch, terms)
+    return Turns(kind, planned, figures)
+
+
+def coreg_step(
+    state: State,
+    learner: Learner,
+    batch: Batch,
+    mesh: Mesh,
+    opinion: Opinion,
+    *,
+    views: Callable[..., Tensor] | None = None,
+    regularised: bool = True,
+    evaluation_mode: bool = True,
+) -> Tensor:
+    """Co-pseudo-labels, prototypes, mixup and all losses of one step; returns the weighted terms, detached.
+
+    In every tensor the labelled rows come first (b of them, with targets by the other network's `opinion`), then the
+    unlabelled rows (u of them, with targets by both networks).
+
+    Args:
+        views: two views of each row that are trained on, one after the other; None: strong ones.
+        regularised: whether prototypes and contrast take part once their time has come.
+        evaluation_mode: whether pseudo-labels are made in it; False as the authors' code does, for studies.
+    """
+    method, memory = state.method, learner.memory
+    contrast_on = regularised and batch.epoch > method.warmup_epochs + method.contrast_delay
+    if contrast_on and memory.keys is None:
+        memory.keys = frozen_copy(learner.student)
+    terms = torch.zeros(len(TERMS), device=mesh.device)
+    index = torch.cat([batch.labelled, batch.unlabelled])
+    images = batch.rows.take(index, mesh.device)
+    targets, features = pseudo_labels(state, learner, batch, opinion, images, evaluation_mode)
+    classes = targets.argmax(dim=1)
+    memory.prototypes = move_prototypes(
+        memory.prototypes, features, classes[: len(features)], method.prototype_momentum, batch, mesh
+    )
+    if len(index):
+        shown = (views or strong_pair)(state, learner, batch, index, images)
+        prototypes = memory.prototypes if contrast_on else None
+        terms[2:5], _ = mixed_terms(state, learner, batch, shown, targets, mesh, prototypes)
+        if contrast_on:
+            first, second = shown.chunk(2)
+            terms[5], keys, confident = contrast_term(state, learner, batch, first, second, classes)
+    terms = update(learner, terms, mesh)
+    if contrast_on and len(index):  # after the backward pass, which still needs the queue as it was
+        memory.queue.push(keys, classes, confident)
+    if memory.keys is not None:
+        follow(memory.keys, learner.student, method.key_momentum)
+    return terms
+
+
+def strong_pair(state: State, learner: Learner, batch: Batch, index: Tensor, images: Tensor) -> Tensor:
+    """Two strong views of rows `index` (B,), one after the other: (2 B, ...)."""
+    return torch.cat([strong(state, learner, batch, index, f"strong {number}", images) for number in (1, 2)])
+
+
+@torch.no_grad()
+def pseudo_labels(
+    state: State, learner: Learner, batch: Batch, opinion: Opinion, images: Tensor, evaluation_mode: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Targets (b + u, K) of a step, and the features (b, D) of the labelled rows' first weak views (section 3, step 3).
+
+    One pass through each network: the own one sees a weak view of all rows, the peer another of the
+    unlabelled rows. With the paper's two weak views a network (`method.weak_views 2`) each sees both.
+    """
+    b, device = len(batch.labelled), images.device
+    if not len(images):
+        nothing = torch.zeros(0, device=device)
+        return nothing.view(0, batch.rows.num_classes), nothing.view(0, learner.student.projection)
+    index = torch.cat([batch.labelled, batch.unlabelled])
+    one = state.method.weak_views == 1
+    first = weak(state, learner, batch, index, "weak 1", images)
+    second = weak(state, learner, batch, index[b:] if one else index, "weak 2", images[b:] if one else images)
+    own_views = first if one else torch.cat([first, second])
+    peer_views = second if one else torch.cat([first[b:], second[b:]])
+    learner.student.train(not evaluation_mode)
+    with state.autocast():
+        logits, features = learner.student(own_views)
+        peer_logits = learner.peer.classify(peer_views) if b < len(images) else logits[:0]
+    learner.student.train()
+    own = logits.softmax(1).split(len(images))
+    peer = peer_logits.softmax(1).split(max(len(images) - b, 1))
+    soft_labels = batch.rows.scatter(batch.labelled, opinion.soft_labels, device).float()
+    clean = opinion.clean[batch.labelled].to(device, non_blocking=True)
+    refined = purify.refine(soft_labels, purify.guess(*(view[:b] for view in own)), clean)
+    guessed = purify.guess(*(view[b:] for view in own), *peer)
+    return purify.sharpen(torch.cat([refined, guessed]), state.method.temperature), features[:b]
+
+
+def contrast_term(
+    state: State, learner: Learner, batch: Batch, first: Tensor, second: Tensor, classes: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise-tolerant supervised contrast of unmixed strong views, weighted (section 4).
+
+    Returns the loss, and what the queue takes in: keys (b + u, D) and whether each is confident (b + u,).
+
+    Args:
+        first, second: (b + u, ...) strong views, as networks take them. classes: (b + u,) pseudo-classes.
+    """
+    method, queue = state.method, learner.memory.queue
+    confident = torch.zeros(len(first), dtype=torch.bool, device=first.device)
+    confident[: len(batch.labelled)] = True
+    with state.autocast():
+        _, queries = learner.student(first)
+        with torch.no_grad():
+            _, keys = learner.memory.keys(second)
+    loss = losses.noise_tolerant_contrast(
+        queries, keys, classes, confident, queue.keys, queue.classes, queue.confident, queue.valid,
+        method.contrast_temperature, denominator=batch.team_labelled + batch.team_unlabelled,
+    )  # fmt: skip
+    return method.contrast_weight * loss, keys, confident
 
 
 def settle(state: State, trained: list[Learner], mesh: Mesh) -> None:
@@ -87,15 +260,9 @@ def settle(state: State, trained: list[Learner], mesh: Mesh) -> None:
 
     Where only one of a process's two networks has trained (the sequential order), the prototypes are simply its own.
     """
-    prototypes = mesh.swap({learner.network: learner.prototypes for learner in state.learners})
+    prototypes = mesh.swap({learner.network: learner.memory.prototypes for learner in state.learners})
     for learner in state.learners:
         if len(trained) == len(state.learners):
-            learner.prototypes = F.normalize(learner.prototypes + prototypes[learner.network], dim=1)
+            learner.memory.prototypes = F.normalize(learner.memory.prototypes + prototypes[learner.network], dim=1)
         else:
-            learner.prototypes = trained[0].prototypes.clone()
-
-
-def _warmup_turn(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -> Turn:
-    """One epoch of partial cross-entropy on strong views, the network alone (METHOD: section 2)."""
-    plan = warmup_plan(rows, state.seed, learner.network, epoch, state.method.warmup_batch_size, mesh)
-    return Turn(plan, warmup_step)
+            learner.memory.prototypes = trained[0].memory.prototypes.clone()

@@ -28,6 +28,39 @@ def consistency(logits: Tensor, targets: Tensor, *, denominator: Tensor | float 
     return _mean(rows, denominator)
 
 
+def divergence(logits: Tensor, targets: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """KL = mean_B sum_j t_j log(t_j / p_j): logits (B, K), targets (B, K) distributions; zero where p is t."""
+    rows = (torch.special.xlogy(targets, targets) - targets * _log_probs(logits)).sum(dim=1)
+    return _mean(rows, denominator)
+
+
+def negative(
+    logits: Tensor,
+    excluded: Tensor,
+    *,
+    weights: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Negative learning, mean_B -sum_{j excluded} log(1 - p_j); a row that excludes every class costs nothing.
+
+    log(1 - p_j) is taken from the other classes' logits where p_j is the largest, so that it and its gradient are exact
+    however near to one p_j is.
+
+    Args:
+        logits: (B, K), K of at least 2. excluded: (B, K) bool. weights: (B,) of rows; None: all one.
+        denominator: number of rows in the whole team.
+    """
+    log_probs = _log_probs(logits)
+    peak = log_probs.argmax(dim=1, keepdim=True)
+    of_peak = torch.zeros_like(excluded).scatter_(1, peak, True)
+    others = log_probs.masked_fill(of_peak, -math.inf).logsumexp(dim=1, keepdim=True)  # log(1 - p) of the largest
+    rest = torch.log1p(-log_probs.masked_fill(of_peak, -1.0).exp())  # no other class has more than a half
+    log_not = torch.where(of_peak, others, rest)
+    counted = excluded & ~excluded.all(dim=1, keepdim=True)
+    rows = -log_not.masked_fill(~counted, 0.0).sum(dim=1)
+    return _mean(rows if weights is None else rows * weights, denominator)
+
+
 def partial_cross_entropy(
     logits: Tensor, candidates: Tensor, *, weights: Tensor | None = None, denominator: Tensor | float | None = None
 ) -> Tensor:
@@ -70,6 +103,70 @@ def negative_entropy(logits: Tensor, *, denominator: Tensor | float | None = Non
     return _mean((log_probs.exp() * log_probs).sum(dim=1), denominator)
 
 
+def kl_to_prior(
+    probs: Tensor, prior: Tensor, mean: Tensor | None = None, *, denominator: Tensor | float | None = None
+) -> Tensor:
+    """KL(prior || mean prediction) = sum_k prior_k log(prior_k / mean_k), the penalty of DivideMix.
+
+    Replicas that each hold a part of the rows add up, in value and gradient: each contributes its rows' part of both.
+
+    Args:
+        probs: (B, K) predictions.
+        prior: (K,), adds up to one.
+        mean: (K,) of all rows of the team; None: of those given.
+        denominator: number of rows in the whole team.
+
+    Returns:
+        Scalar; with the default arguments the divergence itself.
+    """
+    probs = _wide(probs)
+    rows = torch.as_tensor(len(probs) if denominator is None else denominator, device=probs.device).clamp(min=1)
+    total = (probs.sum(0) / rows if mean is None else _wide(mean)).detach().clamp(min=1e-12)
+    divergence = (torch.special.xlogy(prior, prior) - prior * total.log()).sum()
+    pull = -(prior / total * probs.sum(0) / rows).sum()  # has the divergence's gradient
+    return pull - pull.detach() + divergence * (len(probs) / rows)
+
+
+def masked_contrast(
+    queries: Tensor,
+    entries: Tensor,
+    positive: Tensor,
+    counted: Tensor,
+    temperature: float = 0.07,
+    *,
+    weights: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+) -> Tensor:
+    """Contrast with any choice of positives: L_i = log sum_counted exp s_ij - mean_positive s_ij.
+
+    s_ij = q_i . e_j / temperature.
+
+    Args:
+        queries: (A, D) anchors. entries: (E, D). Both normalised.
+        positive: (A, E) bool, inside `counted`; an anchor without any costs nothing.
+        counted: (A, E) bool: entries in the anchor's sum.
+        weights: (A,) of anchors; None: all one.
+        denominator: number of anchors in the whole team.
+
+    Returns:
+        Scalar, mean over anchors.
+
+    Raises:
+        ValueError: temperature not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} cannot divide similarities; use a number above 0")
+    if not len(queries):  # no anchor, no sum to take the logarithm of
+        return _mean(_wide(queries).sum(dim=1), denominator)
+    with torch.autocast(queries.device.type, enabled=False):  # similarities up to 14 need more than 8 bits
+        similarity = _wide(queries) @ _wide(entries).T / temperature  # (A, E)
+    alone = ~positive.any(dim=1)  # takes every entry, which keeps its logarithm finite, and is then left out
+    normaliser = similarity.masked_fill(~(counted | alone[:, None]), -math.inf).logsumexp(dim=1)
+    attraction = similarity.masked_fill(~positive, 0.0).sum(dim=1) / positive.sum(dim=1).clamp(min=1)
+    rows = (normaliser - attraction).masked_fill(alone, 0.0)
+    return _mean(rows if weights is None else rows * weights, denominator)
+
+
 def noise_tolerant_contrast(
     queries: Tensor,
     keys: Tensor,
@@ -106,25 +203,15 @@ def noise_tolerant_contrast(
     Raises:
         ValueError: temperature not above 0.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} cannot divide similarities; use a number above 0")
-    if not len(queries):  # no anchor, no sum to take the logarithm of
-        return _mean(_wide(queries).sum(dim=1), denominator)
-    with torch.autocast(queries.device.type, enabled=False):  # similarities up to 14 need more than 8 bits
-        entries = torch.cat([_wide(queries), _wide(keys), _wide(queue)])  # (2A + Q, D)
-        similarity = _wide(queries) @ entries.T / temperature  # (A, 2A + Q)
-
-    own_query = torch.eye(*similarity.shape, dtype=torch.bool, device=queries.device)
+    entries = torch.cat([_wide(queries), _wide(keys), _wide(queue)])  # (2A + Q, D)
+    own_query = torch.eye(len(queries), len(entries), dtype=torch.bool, device=queries.device)
     own_key = own_query.roll(len(queries), dims=1)
     same_class = classes[:, None] == torch.cat([classes, classes, queue_classes])
     both_confident = confident[:, None] & torch.cat([confident, confident, queue_confident])
     takes_part = torch.cat([torch.ones_like(confident).repeat(2), queue_valid]) & ~own_query
     positive = own_key | (same_class & both_confident & takes_part)
     counted = positive | (~same_class & takes_part)
-
-    normaliser = similarity.masked_fill(~counted, -math.inf).logsumexp(dim=1)  # (A,)
-    attraction = similarity.masked_fill(~positive, 0.0).sum(dim=1) / positive.sum(dim=1)
-    return _mean(normaliser - attraction, denominator)
+    return masked_contrast(queries, entries, positive, counted, temperature, denominator=denominator)
 
 
 def _mean(rows: Tensor, denominator: Tensor | float | None) -> Tensor:

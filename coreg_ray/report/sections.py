@@ -179,7 +179,7 @@ def annotation_figures(run: Run) -> list[Drawn]:
 
 def training_figures(run: Run) -> list[Drawn]:
     """Curves of both networks over the epochs; only what the history holds."""
-    change = next((int(row[metrics.EPOCH]) for row in run.history if row.get(metrics.PHASE) == "coreg"), None)
+    change = next((int(row[metrics.EPOCH]) for row in run.history if row.get(metrics.PHASE) != metrics.WARMUP), None)
     annotator = run.metrics.get(metrics.ZERO_SHOT)
     drawn = []
     for ylabel, caption, lines in _CURVES:

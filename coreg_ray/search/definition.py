@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _STATE = "experiment_state-"  # files of Tune's own
 # What may change in the state of another trial that goes on: no shape, no length, no data.
-_SHAPES = ("method.epochs", "method.queue_size", "method.loss_history")
+_SHAPES = ("method.kind", "method.epochs", "method.queue_size", "method.loss_history")
 _OF_FEATURES = tuple(f"student.{name}" for name in ("frozen", "frozen_views", "name", "pretrained", "flip", "views"))
 
 

@@ -97,7 +97,7 @@ def train(way: str, seed: int, student: str, epochs: int, pool: Answered, test: 
         epochs=epochs, warmup_epochs=min(epochs, max(4, epochs * 6 // 20)), contrast_delay=2, ramp_epochs=4,
         batch_size=64, warmup_batch_size=64, learning_rate=0.04, key_momentum=0.99, queue_size=1024,
     )  # fmt: skip
-    state = build_state(method, STUDENTS[student], seed, list(CLASS_NAMES), rows, Mesh())
+    state = build_state(method, STUDENTS[student], seed, list(CLASS_NAMES), rows, Mesh(), coreg.remember)
     places = torch.arange(len(test.labels))
     scored = Images(places, test.pixels, test.labels, features=test.embedding if heads else None)
     *_, last = fit(state, rows, Scored(None, scored), Mesh(), coreg)

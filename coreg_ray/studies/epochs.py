@@ -66,7 +66,9 @@ def measure_epoch(
     rows.pixels = rows.pixels.to(device)
     method = method_settings(epochs=6, warmup_epochs=1, batch_size=batch_size, warmup_batch_size=2 * batch_size)
     class_names = [f"class {k}" for k in range(rows.num_classes)]
-    state = build_state(method, student_settings(width=width, precision=precision), 0, class_names, rows, mesh)
+    state = build_state(
+        method, student_settings(width=width, precision=precision), 0, class_names, rows, mesh, coreg.remember
+    )
     epochs = [epoch.metrics for epoch in fit(state, rows, Scored(), mesh, coreg) if epoch.number > 2]
     clean_a, clean_b = (metrics.of(metrics.CLEAN, network) for network in metrics.NETWORKS)
     clean = min(float(epoch[clean_a]) + float(epoch[clean_b]) for epoch in epochs) / 2

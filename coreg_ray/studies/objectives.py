@@ -108,7 +108,7 @@ def run_trials(noise: str, regime: str, numbers: range, done: set[int]) -> Itera
     student = StudentConfig(resolution=SIDES[regime], width=8, projection=32, flip=False, views="randaugment")
     for number in left:
         method = MethodConfig(**settings(regime, number))
-        state = build_state(method, student, number, list(CLASS_NAMES), rows, Mesh())
+        state = build_state(method, student, number, list(CLASS_NAMES), rows, Mesh(), coreg.remember)
         history = [epoch.metrics for epoch in fit(state, rows, scored, Mesh(), coreg)]
         log.info("%s, %s, trial %d: accuracy %.3f", noise, regime, number, history[-1][TRUTH])
         kept = [{name: epoch[name] for name in (*WITHOUT_LABELS, TRUTH)} for epoch in history]

@@ -2,7 +2,7 @@
 
 What is plain about it: Pillow makes every view in the main process, image by image; float32 and contiguous layout;
 every view goes through each network by itself; prototypes, key encoder and queue are brought up to date in Python.
-What it computes is METHOD sections 3 and 4, exactly as `training.steps.coreg_step` does with the paper's two weak views
+What it computes is METHOD sections 3 and 4, exactly as `methods.coreg.coreg_step` does with the paper's two weak views
 a network (`method.weak_views 2`): tests compare the two, given the same views and the same mixing.
 """
 
@@ -50,16 +50,16 @@ class PlainLearner:
     """The state of one network: copies of a `Learner`'s, so that both start from the same point."""
 
     def __init__(self, learner: Learner, method: MethodConfig) -> None:
-        assert learner.keys is not None
+        assert learner.memory.keys is not None
         self.student, self.peer, self.keys = (
             copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-            for network in (learner.student, learner.peer, learner.keys)
+            for network in (learner.student, learner.peer, learner.memory.keys)
         )
-        self.prototypes = learner.prototypes.clone()
+        self.prototypes = learner.memory.prototypes.clone()
         self.optimizer = torch.optim.SGD(
             self.student.parameters(), method.learning_rate, momentum=method.momentum, weight_decay=method.weight_decay
         )
-        queue = learner.queue
+        queue = learner.memory.queue
         newest_first = (queue.position - 1 - torch.arange(len(queue), device=queue.keys.device)) % max(len(queue), 1)
         kept = newest_first[queue.valid[newest_first]]
         self.queue, self.queue_classes = queue.keys[kept], queue.classes[kept]

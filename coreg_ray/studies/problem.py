@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from coreg_ray.methods import coreg
 from coreg_ray.pure.candidates import synthetic_candidates
 from coreg_ray.pure.rng import generator
 from coreg_ray.training.assess import Opinion
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import frozen_copy
-from coreg_ray.training.plan import coreg_plan
+from coreg_ray.training.plan import split_plan
 from coreg_ray.training.rows import Rows, make_rows
 from coreg_ray.training.state import Learner, State, build_state
-from coreg_ray.training.steps import Batch, coreg_step
+from coreg_ray.training.steps import Batch
 
 if TYPE_CHECKING:
     from coreg_ray.config import MethodConfig, StudentConfig
@@ -96,7 +97,7 @@ class Problem:
 
     def step(self) -> Tensor:
         """One training step of network a."""
-        return coreg_step(self.state, self.learner, self.batch(), self.mesh, self.opinion)
+        return coreg.coreg_step(self.state, self.learner, self.batch(), self.mesh, self.opinion)
 
 
 def build_problem(
@@ -112,18 +113,20 @@ def build_problem(
     mesh = Mesh(device)
     settings = method_settings(batch_size=batch_size, **method)
     student = student_settings(width=width, resolution=rows.pixels.shape[1], precision=precision)
-    state = build_state(settings, student, 0, [f"class {k}" for k in range(rows.num_classes)], rows, mesh)
+    state = build_state(
+        settings, student, 0, [f"class {k}" for k in range(rows.num_classes)], rows, mesh, coreg.remember
+    )
     if device != "cpu":
         rows.pixels = rows.pixels.to(mesh.device)
     opinion = made_up_opinion(rows)
-    plan = coreg_plan(
+    plan = split_plan(
         rows, opinion.clean, settings.clean_threshold, settings.trusted_share, 0, 0, EPOCH, batch_size, mesh
     )
     full = [step for step in range(plan.steps) if len(plan.labelled[step]) == batch_size]
     if not full:
         raise ValueError(f"{len(rows)} rows make no full batch of {batch_size}; use more rows or a smaller batch")
     learner = state.learners[0]
-    learner.keys = frozen_copy(learner.student)
+    learner.memory.keys = frozen_copy(learner.student)
     fill(learner, rows.num_classes)
     return Problem(state, rows, mesh, opinion, [Batch(rows, plan, step, EPOCH) for step in full[:most_batches]])
 
@@ -140,10 +143,10 @@ def made_up_opinion(rows: Rows, seed: int = 1) -> Opinion:
 
 def fill(learner: Learner, classes: int, seed: int = 2) -> None:
     """Fill the queue with made-up keys, so that the contrastive loss costs what it costs later on."""
-    size, random = len(learner.queue), generator(seed)
-    keys = torch.nn.functional.normalize(torch.randn(*learner.queue.keys.shape, generator=random), dim=1)
-    learner.queue.push(
-        keys.to(learner.queue.keys.device),
-        torch.randint(classes, (size,), generator=random).to(learner.queue.keys.device),
-        (torch.rand(size, generator=random) < CLEAN_SHARE).to(learner.queue.keys.device),
+    size, random = len(learner.memory.queue), generator(seed)
+    keys = torch.nn.functional.normalize(torch.randn(*learner.memory.queue.keys.shape, generator=random), dim=1)
+    learner.memory.queue.push(
+        keys.to(learner.memory.queue.keys.device),
+        torch.randint(classes, (size,), generator=random).to(learner.memory.queue.keys.device),
+        (torch.rand(size, generator=random) < CLEAN_SHARE).to(learner.memory.queue.keys.device),
     )

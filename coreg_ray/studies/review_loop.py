@@ -78,7 +78,7 @@ def study(seeds: list[int], orders: list[str], done: set[tuple[int, str, int]], 
         for order, count in left:
             chosen = images(order, count, logits, features, seed)
             began = time.monotonic()
-            state = build_state(THEN, STUDENT, seed, list(CLASS_NAMES), rows, Mesh())
+            state = build_state(THEN, STUDENT, seed, list(CLASS_NAMES), rows, Mesh(), coreg.remember)
             checkpoint.start_from(state, start)
             for epoch in fit(state, reviewed(rows, chosen, truth[chosen]), scored, Mesh(), coreg):
                 figures = epoch.metrics
@@ -115,7 +115,7 @@ def load_pool() -> tuple[Rows, Scored, Tensor]:
 def first_run(rows: Rows, scored: Scored, seed: int, folder: RunFolder) -> tuple[Folder, Tensor, Tensor]:
     """The checkpoint to start from, trained unless it lies there; its calibrated logits (2, N, K), features (N, F)."""
     if checkpoint.newest(folder.checkpoints) is None:
-        state = build_state(FIRST, STUDENT, seed, list(CLASS_NAMES), rows, Mesh())
+        state = build_state(FIRST, STUDENT, seed, list(CLASS_NAMES), rows, Mesh(), coreg.remember)
         for epoch in fit(state, rows, scored, Mesh(), coreg):
             log.info("seed %d, epoch %d: %.3f", seed, epoch.number, epoch.metrics[ACCURACY])
         checkpoint.save(state, folder.checkpoints, "review loop", Mesh())

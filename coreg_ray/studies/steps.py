@@ -49,9 +49,9 @@ def measure_steps(figures: Figures, fast: Problem, low: Problem, two: Problem, r
 def measure_compiled(figures: Figures, problem: Problem, rounds: int, name: str) -> None:
     """What `student.compile` gains: the same step before and after. The networks of the problem stay compiled."""
     learner = problem.learner
-    assert learner.keys is not None
+    assert learner.memory.keys is not None
     before = take_turns({"step": problem.step}, rounds, problem.device)["step"]
-    for network in (learner.student, learner.peer, learner.keys):
+    for network in (learner.student, learner.peer, learner.memory.keys):
         compiled(network)
     first = seconds_of(problem.step, problem.device)
     after = take_turns({"step": problem.step}, rounds, problem.device)["step"]
@@ -106,8 +106,8 @@ def _parts(problem: Problem) -> dict[str, Task]:
     batch = problem.batches[0]
     index = torch.cat([batch.labelled, batch.unlabelled])
     b = len(batch.labelled)
-    assert learner.keys is not None
-    keys, queue = learner.keys, learner.queue
+    assert learner.memory.keys is not None
+    keys, queue = learner.memory.keys, learner.memory.queue
 
     def views(which: Callable[..., torch.Tensor], count: int, of: torch.Tensor) -> torch.Tensor:
         draws = uniform(stream(0, "benchmark", len(of)), rows.numbers[of], count)
@@ -139,7 +139,7 @@ def _parts(problem: Problem) -> dict[str, Task]:
         learner.student.train()
 
     def forward_backward() -> None:
-        terms = mixed_terms(state, learner, batch, strong_views, targets, True, mesh)
+        terms, _ = mixed_terms(state, learner, batch, strong_views, targets, mesh, learner.memory.prototypes)
         with state.autocast():
             _, queries = learner.student(first)
         contrast = losses.noise_tolerant_contrast(

@@ -25,7 +25,7 @@ import torch
 import yaml
 
 from coreg_ray import metrics
-from coreg_ray.config import Config
+from coreg_ray.config import Config, MethodConfig
 from coreg_ray.errors import UserError
 from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.methods import coreg
@@ -36,9 +36,9 @@ from coreg_ray.training.assess import ASSESS_BATCH, Opinion, assess
 from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Turns
+from coreg_ray.training.networks import Student
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State, build_state
-from coreg_ray.training.steps import coreg_step
 from coreg_ray.training.worker import Task, load_data
 
 log = logging.getLogger(__name__)
@@ -65,11 +65,16 @@ class Variant:
     batch_norm: str = ""
 
     TERMS: tuple[str, ...] = coreg.TERMS
+    LISTENS: bool = coreg.LISTENS
     DEPLOYED: tuple[str, ...] = coreg.DEPLOYED
+
+    def remember(self, method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> coreg.Memory:
+        """As `Method.remember`."""
+        return coreg.remember(method, own, rows, mesh)
 
     def turns(self, state: State, rows: Rows, mesh: Mesh, epoch: int) -> Turns:
         """As `Method.turns`."""
-        step = partial(coreg_step, evaluation_mode=self.passes != "training")
+        step = partial(coreg.coreg_step, evaluation_mode=self.passes != "training")
         return coreg.turns(state, rows, mesh, epoch, assess=_renew_and_assess if self.batch_norm else assess, step=step)
 
     def settle(self, state: State, trained: list[Learner], mesh: Mesh) -> None:
@@ -90,7 +95,9 @@ def train(run: str, variant: str, seed: int) -> dict[str, Any]:
     config = _configured(folder, given, seed)
     task = Task.read(config, folder)
     rows, scored = load_data(config, folder, task, mesh)
-    state = build_state(config.method, explicit_student(config), seed, task.class_names, rows, mesh, task.prior)
+    state = build_state(
+        config.method, explicit_student(config), seed, task.class_names, rows, mesh, coreg.remember, task.prior
+    )
     started = time.monotonic()
     method = Variant(words.get("passes", ""), words.get("batch_norm", ""))
     history = [epoch.metrics for epoch in fit(state, rows, scored, mesh, method)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from coreg_ray import metrics
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.pure import purify
 from coreg_ray.pure.rng import stream
+from coreg_ray.training.memory import kept
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
@@ -21,6 +23,28 @@ ASSESS_BATCH = 1024
 # larger ones the heap fragments and grows with the number of rows (measured at 20,000 classes).
 ASSESS_CELLS = {"cpu": 2**19}
 ACCELERATOR_CELLS = 2**24
+
+
+@dataclass
+class Assessed:
+    """What assessments leave behind, of one network; memories of methods that assess begin with it.
+
+    Attributes:
+        losses: (loss_history, N) float16, normalised losses of the last assessments, newest last, NaN where none was.
+        choices: (N,) int32, where in its candidate set each row's label of the last assessment lies, -1 where none was.
+        mean: (K,) mean unaligned prediction of the previous assessment, over the team; None before it, or where
+            predictions are not aligned.
+    """
+
+    losses: Tensor = kept("rows", unknown=torch.nan)
+    choices: Tensor = kept("rows", unknown=-1)
+    mean: Tensor | None = kept("team", default=None)
+
+
+def unassessed(loss_history: int, rows: Rows) -> tuple[Tensor, Tensor]:
+    """`losses` and `choices` of `Assessed` before the first assessment."""
+    losses = torch.full((loss_history, len(rows)), torch.nan, dtype=torch.float16)
+    return losses, torch.full((len(rows),), -1, dtype=torch.int32)
 
 
 @dataclass(frozen=True)
@@ -37,56 +61,85 @@ class Opinion:
 
 
 @torch.no_grad()
-def assess(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -> Opinion:
-    """Judge every row by one weak view: aligned prediction, max-candidate loss, mixture (METHOD: section 3, step 1)."""
-    if learner.mean is None:
-        learner.mean = _assess_pass(state, learner, rows, mesh, epoch, soft_labels=None, row_losses=None)
-    soft_labels = torch.empty(len(rows.indices), dtype=torch.float16)
-    row_losses = torch.empty(len(rows))
-    learner.mean = _assess_pass(state, learner, rows, mesh, epoch, soft_labels, row_losses)
+def look(
+    state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, purpose: str = "assess"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One weak view of every row in evaluation mode: row positions (B,) and predictions (B, K), batch by batch.
 
-    low, high = -mesh.team_max(-row_losses.min()), mesh.team_max(row_losses.max())
-    newest = purify.normalise_losses(row_losses, low, high).to(torch.float16)
-    learner.losses = torch.cat([learner.losses[1:], newest[None]])
-    averaged = learner.losses.float().nanmean(dim=0)
-    parts = mesh.team_concat(averaged)
-    clean = purify.clean_probability(torch.cat(parts), stream(state.seed, "mixture") % 2**31)
-    before = sum(map(len, parts[: mesh.replica]))
-    clean = clean[before : before + len(rows)].float()
-    return Opinion(torch.where(rows.trusted, 1.0, clean), soft_labels)
-
-
-def _assess_pass(
-    state: State,
-    learner: Learner,
-    rows: Rows,
-    mesh: Mesh,
-    epoch: int,
-    soft_labels: Tensor | None,
-    row_losses: Tensor | None,
-) -> Tensor:
-    """One pass over the rows; fills `soft_labels` and `row_losses` unless None; returns the team's mean prediction."""
-    total = torch.zeros(rows.num_classes, dtype=torch.float64, device=mesh.device)
-    purpose = stream(state.seed, "assess", learner.network, epoch)
+    The network is back in training mode after the last batch; memory does not follow the number of classes.
+    """
+    drawn = stream(state.seed, purpose, learner.network, epoch)
     learner.student.eval()
     batch_size = min(ASSESS_BATCH, max(1, ASSESS_CELLS.get(mesh.device.type, ACCELERATOR_CELLS) // rows.num_classes))
     for index in torch.arange(len(rows)).split(batch_size):
-        views = weak_view(state, rows.take(index, mesh.device), purpose, rows.numbers[index])
+        views = weak_view(state, rows.take(index, mesh.device), drawn, rows.numbers[index])
         with state.autocast():
             logits = learner.student.classify(views)
-        probs = logits.softmax(dim=1)
-        total += probs.sum(0)
-        if soft_labels is None or row_losses is None or learner.mean is None:
-            continue
-        candidates = rows.candidates(index, mesh.device)
-        aligned = purify.align(probs, learner.mean, state.prior)
-        weights = rows.weights_of(index, mesh.device)
-        row_losses[index] = purify.candidate_loss(aligned, candidates, weights=weights).cpu()
-        position, values = rows.gather(index, purify.restrict(aligned, candidates, weights=weights))
-        soft_labels[position] = values.to(torch.float16)
+        yield index, logits.softmax(dim=1)
     learner.student.train()
-    sums = mesh.team_sum(torch.cat([total, total.new_tensor([len(rows)])]))
-    return (sums[:-1] / sums[-1]).float()
+
+
+@torch.no_grad()
+def assess(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, *, aligned: bool = True) -> Opinion:
+    """Judge every row by one weak view: aligned prediction, max-candidate loss, mixture (METHOD: section 3, step 1).
+
+    Args:
+        aligned: whether predictions are moved towards the class prior before they are judged.
+    """
+    memory: Assessed = learner.memory
+    if aligned and memory.mean is None:
+        memory.mean = _mean(state, learner, rows, mesh, epoch)
+    soft_labels = torch.empty(len(rows.indices), dtype=torch.float16)
+    row_losses = torch.empty(len(rows))
+    total = _Total(rows, mesh)
+    for index, probs in look(state, learner, rows, mesh, epoch):
+        total.add(probs)
+        candidates = rows.candidates(index, mesh.device)
+        judged = probs if memory.mean is None else purify.align(probs, memory.mean, state.prior)
+        weights = rows.weights_of(index, mesh.device)
+        row_losses[index] = purify.candidate_loss(judged, candidates, weights=weights).cpu()
+        position, values = rows.gather(index, purify.restrict(judged, candidates, weights=weights))
+        soft_labels[position] = values.to(torch.float16)
+    if aligned:
+        memory.mean = total.mean()
+
+    low, high = -mesh.team_max(-row_losses.min()), mesh.team_max(row_losses.max())
+    newest = purify.normalise_losses(row_losses, low, high).to(torch.float16)
+    memory.losses = torch.cat([memory.losses[1:], newest[None]])
+    averaged = memory.losses.float().nanmean(dim=0)
+    return Opinion(clean_of(averaged, state.seed, rows, mesh), soft_labels)
+
+
+def clean_of(row_losses: Tensor, seed: int, rows: Rows, mesh: Mesh) -> Tensor:
+    """The mixture's clean probability of this replica's rows (N,) from the whole team's losses; 1 of trusted rows."""
+    parts = mesh.team_concat(row_losses)
+    clean = purify.clean_probability(torch.cat(parts), stream(seed, "mixture") % 2**31)
+    before = sum(map(len, parts[: mesh.replica]))
+    return torch.where(rows.trusted, 1.0, clean[before : before + len(rows)].float())
+
+
+class _Total:
+    """A sum of predictions on the way to the team's mean."""
+
+    def __init__(self, rows: Rows, mesh: Mesh) -> None:
+        self.sum = torch.zeros(rows.num_classes, dtype=torch.float64, device=mesh.device)
+        self.rows, self.mesh = len(rows), mesh
+
+    def add(self, probs: Tensor) -> None:
+        self.sum += probs.sum(0)
+
+    def mean(self) -> Tensor:
+        """(K,) float32 over all rows of the team."""
+        sums = self.mesh.team_sum(torch.cat([self.sum, self.sum.new_tensor([self.rows])]))
+        return (sums[:-1] / sums[-1]).float()
+
+
+def _mean(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -> Tensor:
+    """The team's mean unaligned prediction (K,), by a pass of its own."""
+    total = _Total(rows, mesh)
+    for _, probs in look(state, learner, rows, mesh, epoch):
+        total.add(probs)
+    return total.mean()
 
 
 def swap_opinions(own: dict[int, Opinion], mesh: Mesh) -> dict[int, Opinion]:
@@ -99,7 +152,7 @@ def swap_opinions(own: dict[int, Opinion], mesh: Mesh) -> dict[int, Opinion]:
 def opinion_metrics(
     state: State, own: dict[int, Opinion], others: dict[int, Opinion], rows: Rows, mesh: Mesh
 ) -> dict[str, float]:
-    """What both networks think of the rows, in shares of them; renews `Learner.choices`.
+    """What both networks think of the rows, in shares of them; renews `Assessed.choices`.
 
     `clean/a`, `clean/b`: found sound; `agreement`: of one label; `churn/a`, `churn/b`: of another label than in the
     assessment before, absent in the first.
@@ -109,11 +162,12 @@ def opinion_metrics(
         labels = _choices(own[learner.network].soft_labels, rows)
         same = (labels == _choices(others[learner.network].soft_labels, rows)).sum()
         sound = (own[learner.network].clean > state.method.clean_threshold).sum()
-        known = learner.choices >= 0
-        changed = (known & (labels != learner.choices)).sum()
+        memory: Assessed = learner.memory
+        known = memory.choices >= 0
+        changed = (known & (labels != memory.choices)).sum()
         row_counts = [sound, same, changed, known.sum(), torch.tensor(len(rows))]
         counts[learner.network] = mesh.team_sum(torch.stack(row_counts))
-        learner.choices = labels
+        memory.choices = labels
     both = counts | {1 - network: theirs for network, theirs in mesh.swap(counts).items()}
     figures: dict[str, float] = {}
     for network, name in enumerate(NETWORKS):

@@ -1,9 +1,9 @@
 """The method's state on disk: written by every process, read at any world size, without unpickling anything.
 
 checkpoints/epoch-000012/
-    network_a.safetensors   student, key encoder, momentum, prototypes, alignment mean   (replica 0 of network a)
-    rows_a_0.safetensors    losses by row number, this replica's queue                   (every replica)
-    state.json              epoch, fingerprint, classes, architecture, history           (rank 0)
+    network_a.safetensors   student, momentum; of the memory what the team has in common   (replica 0 of network a)
+    rows_a_0.safetensors    of the memory what belongs to this replica, by row number      (every replica)
+    state.json              epoch, fingerprint, classes, architecture, method's kind, history  (rank 0)
     manifest.json           size and digest of every file (manifest.py); written last, so that a folder with it is whole
 """
 
@@ -23,12 +23,10 @@ from coreg_ray.run.storage import Folder
 from coreg_ray.training import manifest
 from coreg_ray.training.manifest import STATE, Entry, fault, network_file, read_file, rows_file
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.networks import Queue, frozen_copy
+from coreg_ray.training.remembered import below, common_tensors, restore_common, restore_rows, row_tensors
 from coreg_ray.training.state import Learner, State
 
 log = logging.getLogger(__name__)
-
-QUEUE = ("keys", "classes", "confident", "valid")
 
 
 def save(state: State, folder: Folder, fingerprint: str, mesh: Mesh) -> Folder:
@@ -115,15 +113,18 @@ def resume(state: State, checkpoint: Folder, mesh: Mesh) -> None:
         UserError: it holds other classes or another architecture, or a file of it has been damaged.
     """
     description, weights = _read_networks(state, checkpoint)
+    if _kind(description) != state.method.kind:
+        raise UserError(
+            f"{checkpoint.path} was trained by method.kind={_kind(description)}, this run is method.kind="
+            f"{state.method.kind}; give that kind, or pass it with --start_from to another --output"
+        )
     for learner in state.learners:
         _restore_network(learner, weights[learner.name], weights[NETWORKS[1 - learner.network]])
         parts = [
             load_tensors(read_file(checkpoint, rows_file(learner.name, replica)))
             for replica in range(description["replicas"])
         ]
-        learner.losses = _of_rows(state.numbers, parts, "losses", torch.nan)[-state.method.loss_history :]
-        learner.choices = _of_rows(state.numbers, parts, "choices", -1)
-        _restore_queue(learner.queue, parts, mesh)
+        restore_rows(learner.memory, parts, state.numbers, state.sizes, mesh)
     state.epoch = description["epoch"] + 1
     state.history = description["history"]
 
@@ -146,10 +147,21 @@ def start_from(state: State, checkpoint: Folder) -> None:
     Raises:
         UserError: it holds other classes or another architecture, or a file of it has been damaged.
     """
-    _, weights = _read_networks(state, checkpoint)
+    description, weights = _read_networks(state, checkpoint)
+    kind = _kind(description)
+    if kind != state.method.kind:
+        log.info(
+            "%s was trained by method.kind=%s; its networks are taken, and %s trains on", checkpoint.path, kind,
+            state.method.kind,
+        )  # fmt: skip
     for learner in state.learners:
         for student, name in ((learner.student, learner.name), (learner.peer, NETWORKS[1 - learner.network])):
-            student.load_state_dict(_below(weights[name], "student."))
+            student.load_state_dict(below(weights[name], "student."))
+
+
+def _kind(description: dict[str, Any]) -> str:
+    """The kind of method that wrote a checkpoint; those that do not say it are Co-Reg's."""
+    return str(description.get("method", "coreg"))
 
 
 def _description(state: State, fingerprint: str, mesh: Mesh) -> dict[str, Any]:
@@ -160,6 +172,7 @@ def _description(state: State, fingerprint: str, mesh: Mesh) -> dict[str, Any]:
         "seed": state.seed,
         "classes": state.class_names,
         "student": _architecture(state),
+        "method": state.method.kind,
         "replicas": mesh.replicas,
         "history": state.history,
     }
@@ -188,11 +201,7 @@ def _refuse_other_network(state: State, description: dict[str, Any], checkpoint:
 
 def _network_tensors(learner: Learner) -> dict[str, Tensor]:
     tensors = {f"student.{name}": tensor for name, tensor in learner.student.state_dict().items()}
-    if learner.keys is not None:
-        tensors |= {f"keys.{name}": tensor for name, tensor in learner.keys.state_dict().items()}
-    if learner.mean is not None:
-        tensors["mean"] = learner.mean
-    tensors["prototypes"] = learner.prototypes
+    tensors |= common_tensors(learner.memory)
     for name, parameter in learner.student.named_parameters():
         momentum = learner.optimizer.momenta.get(parameter)
         if momentum is not None:
@@ -201,55 +210,14 @@ def _network_tensors(learner: Learner) -> dict[str, Tensor]:
 
 
 def _row_tensors(learner: Learner, state: State) -> dict[str, Tensor]:
-    queue = learner.queue
-    tensors = {f"queue.{name}": getattr(queue, name).roll(-queue.position, 0).cpu() for name in QUEUE}  # oldest first
-    tensors["queue.position"] = torch.tensor(queue.position)
-    return tensors | {"numbers": state.numbers.clone(), "losses": learner.losses, "choices": learner.choices}
-
-
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return row_tensors(learner.memory, state.numbers, state.sizes)
 
 
 def _restore_network(learner: Learner, own: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    device = learner.prototypes.device
-    learner.student.load_state_dict(_below(own, "student."))
-    learner.peer.load_state_dict(_below(other, "student."))
-    learner.keys = None
-    if keys := _below(own, "keys."):
-        learner.keys = frozen_copy(learner.student)
-        learner.keys.load_state_dict(keys)
-    learner.prototypes = own["prototypes"].to(device)
-    learner.mean = own["mean"].to(device) if "mean" in own else None
-    momentum = _below(own, "momentum.")
+    learner.student.load_state_dict(below(own, "student."))
+    learner.peer.load_state_dict(below(other, "student."))
+    restore_common(learner.memory, own, learner.student)
+    momentum = below(own, "momentum.")
     for name, parameter in learner.student.named_parameters():
         if name in momentum:
             learner.optimizer.momenta[parameter] = torch.empty_like(parameter).copy_(momentum[name])
-
-
-def _of_rows(numbers: Tensor, parts: list[dict[str, Tensor]], name: str, unknown: float) -> Tensor:
-    """A tensor (..., N) of rows `numbers`, found in all replicas' files; `unknown` for rows that none knows."""
-    known = torch.cat([part["numbers"] for part in parts])
-    values = torch.cat([part[name] for part in parts], dim=-1)
-    order = torch.argsort(known)
-    place = torch.searchsorted(known[order], numbers).clamp(max=len(known) - 1)
-    stored = order[place]
-    return torch.where(known[stored] == numbers, values[..., stored], torch.tensor(unknown, dtype=values.dtype))
-
-
-def _restore_queue(queue: Queue, parts: list[dict[str, Tensor]], mesh: Mesh) -> None:
-    """This replica's queue: slot by slot where the team is as large as it was, else its part of all valid entries.
-
-    The slots matter, because sums over them are rounded in their order.
-    """
-    if len(parts) == mesh.replicas:
-        mine = parts[mesh.replica]
-        queue.position = int(mine["queue.position"])
-        for name in QUEUE:
-            getattr(queue, name).copy_(mine[f"queue.{name}"].roll(queue.position, 0))
-        return
-    valid = torch.cat([part["queue.valid"] for part in parts]).nonzero()[mesh.replica :: mesh.replicas, 0]
-    entries = (torch.cat([part[f"queue.{name}"] for part in parts])[valid] for name in QUEUE[:3])
-    queue.valid.zero_()
-    queue.position = 0
-    queue.push(*(entry.to(queue.keys.device) for entry in entries))

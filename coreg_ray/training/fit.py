@@ -13,15 +13,16 @@ from torch import Tensor
 from coreg_ray import metrics
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.training.evaluate import Scored, evaluate
+from coreg_ray.training.memory import parts
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Method, Turn, Turns
-from coreg_ray.training.networks import pack, unpack
+from coreg_ray.training.networks import Student, pack, unpack
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.side_by_side import side_by_side
 from coreg_ray.training.state import Learner, State
 from coreg_ray.training.steps import Batch
 
-_PARTS = ("weights", "batch-norm statistics", "momenta", "prototypes or keys")
+_PARTS = ("weights", "batch-norm statistics", "momenta", "prototypes, keys or other memory")
 _REMEDY = "lower method.learning_rate, or use student.precision float32, and continue from the last checkpoint"
 
 
@@ -81,7 +82,8 @@ def train_epoch(state: State, rows: Rows, mesh: Mesh, epoch: int, turns: Turns, 
             batch = Batch(rows, turn.plan, step, epoch)
             terms[learner.network].append(turn.step(state, learner, batch, mesh))
 
-    for steps in _rounds(state, turns.of, turns.rounds):
+    alone = turns.phase == metrics.WARMUP or not method.LISTENS
+    for steps in _rounds(state, turns.of, 1 if alone else state.method.exchanges):
         trained = [learner for learner in state.learners if learner.network in steps]
         side_by_side(trained, take_steps, mesh)
         _refuse_non_finite(terms, epoch, mesh, method.TERMS)
@@ -109,9 +111,8 @@ def _rounds(state: State, turns: dict[int, Turn], rounds: int) -> list[dict[int,
 def exchange(state: State, mesh: Mesh, trained: list[Learner], method: Method) -> None:
     """Renew both peers, and whatever else the method brings into line (METHOD: section 6)."""
     for learner in trained:
-        for network in (learner.student, learner.keys):
-            if network is not None:
-                _average_buffers(network, mesh)
+        for network in _networks(learner):
+            _average_buffers(network, mesh)
     weights = mesh.swap({learner.network: pack(learner.student) for learner in state.learners})
     for learner in state.learners:
         unpack(weights[learner.network], learner.peer)
@@ -160,7 +161,7 @@ def _refuse_non_finite_state(state: State, mesh: Mesh, epoch: int) -> None:
     """
     bad = torch.zeros(2, len(_PARTS))
     for learner in state.learners:
-        for part, tensors in enumerate(_parts(learner)):
+        for part, tensors in enumerate(_numbers(learner)):
             bad[learner.network, part] = not all(bool(tensor.isfinite().all()) for tensor in tensors)
     for network, part in mesh.world_max(bad).nonzero().tolist():
         raise NonFiniteLossError(
@@ -169,14 +170,17 @@ def _refuse_non_finite_state(state: State, mesh: Mesh, epoch: int) -> None:
         )
 
 
-def _parts(learner: Learner) -> tuple[list[Tensor], ...]:
+def _numbers(learner: Learner) -> tuple[list[Tensor], ...]:
     """All numbers that a network goes on from, in the order of `_PARTS`."""
-    networks = [learner.student, *([] if learner.keys is None else [learner.keys])]
-    momenta = list(learner.optimizer.momenta.values())
-    mean = [] if learner.mean is None else [learner.mean]
+    networks, memory = _networks(learner), learner.memory
     return (
         [parameter for network in networks for parameter in network.parameters()],
         [buffer for network in networks for buffer in network.buffers() if buffer.is_floating_point()],
-        momenta,
-        [learner.prototypes, learner.queue.keys, *mean],
+        list(learner.optimizer.momenta.values()),
+        [part.content for part in parts(memory, "team")] + [part.content.keys for part in parts(memory, "ring")],
     )
+
+
+def _networks(learner: Learner) -> list[Student]:
+    """The network in training and those that follow it."""
+    return [learner.student, *(part.content for part in parts(learner.memory, "network"))]

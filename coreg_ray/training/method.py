@@ -1,18 +1,28 @@
-"""What a method is to the loop: a module with these names."""
+"""What a method is to the loop: a module with these names.
+
+A method that looks at one network alone trains two that know nothing of one another: a and b are two seeds of it,
+weights travel once an epoch, for scoring, and its published figure is that of either network, not of both together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from coreg_ray import metrics
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.plan import Plan
+from coreg_ray.training.networks import Student
+from coreg_ray.training.plan import Plan, whole_plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
-from coreg_ray.training.steps import Batch
+from coreg_ray.training.steps import Batch, warmup_step
+
+if TYPE_CHECKING:
+    from coreg_ray.config import MethodConfig
 
 Step = Callable[[State, Learner, Batch, Mesh], Tensor]  # takes one step; returns its weighted terms, detached
 
@@ -30,12 +40,11 @@ class Turns:
     """What a process does in one epoch.
 
     Attributes:
-        phase: `warmup`, or the method's kind. rounds: after how many rounds of steps weights travel.
+        phase: `warmup`, where each network is alone, or the method's kind.
         of: a turn for each network that the process holds. figures: of the epoch so far, by name.
     """
 
     phase: str
-    rounds: int
     of: dict[int, Turn]
     figures: dict[str, float] = field(default_factory=dict)
 
@@ -45,14 +54,31 @@ class Method(Protocol):
 
     Attributes:
         TERMS: names of the loss terms that a step returns, which become columns of `history.csv`.
+        LISTENS: whether a step looks at the other network; if not, weights travel once an epoch, for scoring.
         DEPLOYED: networks that may be taken home.
     """
 
     TERMS: tuple[str, ...]
+    LISTENS: bool
     DEPLOYED: tuple[str, ...]
+
+    def remember(self, method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Any:
+        """What is remembered of a network from epoch to epoch (`training.memory`), before the first."""
 
     def turns(self, state: State, rows: Rows, mesh: Mesh, epoch: int) -> Turns:
         """Whatever comes before the steps of an epoch: passes over all rows, messages, plans."""
 
     def settle(self, state: State, trained: list[Learner], mesh: Mesh) -> None:
         """Bring into line what both networks share, after each round, once weights have travelled."""
+
+
+def warm_up(state: State, rows: Rows, mesh: Mesh, epoch: int, terms: tuple[str, ...]) -> Turns:
+    """An epoch in which each network is alone (METHOD: section 2); `terms` are the method's."""
+    of = {learner.network: warmup_turn(state, learner, rows, mesh, epoch, terms) for learner in state.learners}
+    return Turns(metrics.WARMUP, of)
+
+
+def warmup_turn(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, terms: tuple[str, ...]) -> Turn:
+    """One network's epoch of partial cross-entropy on strong views."""
+    plan = whole_plan(rows, state.seed, learner.network, epoch, state.method.warmup_batch_size, mesh)
+    return Turn(plan, partial(warmup_step, terms=len(terms)))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coreg_ray.errors import UserError
-from coreg_ray.pure.prototypes import update_prototypes
 from coreg_ray.training.timm_models import normalisation, timm_encoder
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ __all__ = [
     "follow",
     "pack",
     "unpack",
-    "update_prototypes",
 ]
 
 
@@ -84,6 +82,7 @@ class Student(nn.Module):
         pixel_mean, pixel_std: (3,) mean and standard deviation of the training images, in 0..255; or those that a
             pretrained encoder was trained with.
         own_statistics: whether they are the encoder's own.
+        projection: D, how many numbers z has.
     """
 
     pixel_mean: Tensor
@@ -95,6 +94,7 @@ class Student(nn.Module):
         self.classifier = nn.Linear(features, num_classes)
         self.projector = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
         self.own_statistics = False
+        self.projection = projection
         self._register_statistics()
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,12 +44,17 @@ class Plan:
         return [range(start, stop) for start, stop in pairwise(edges)]
 
 
-def warmup_plan(rows: Rows, seed: int, network: int, epoch: int, batch_size: int, mesh: Mesh) -> Plan:
+def whole_plan(
+    rows: Rows, seed: int, network: int, epoch: int, batch_size: int, mesh: Mesh, purpose: str = "warm-up"
+) -> Plan:
     """Every row once in random order; `labelled` holds the batches, `team_labelled` counts their informative rows.
 
     `team_unlabelled` counts all rows: the two terms of the warm-up loss have different denominators.
+
+    Args:
+        purpose: of the random order.
     """
-    order = torch.randperm(len(rows), generator=_order(seed, "warm-up", network, epoch, mesh))
+    order = torch.randperm(len(rows), generator=_order(seed, purpose, network, epoch, mesh))
     (total,) = _team_totals([len(order)], mesh)
     batches = _dealt(order, batch_size, total)
     says_something = rows.informative
@@ -58,7 +63,7 @@ def warmup_plan(rows: Rows, seed: int, network: int, epoch: int, batch_size: int
     return Plan(batches, [order[:0]] * len(batches), *counts)
 
 
-def coreg_plan(
+def split_plan(
     rows: Rows,
     clean: Tensor,
     threshold: float,

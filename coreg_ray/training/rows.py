@@ -136,6 +136,13 @@ class Rows(Images):
         owner = torch.repeat_interleave(torch.arange(len(self)), self.sizes)
         return fewer.index_put((owner[self.weights < 1],), torch.tensor(True))
 
+    @property
+    def shares(self) -> Tensor:
+        """(sum of |S|,) float16, each candidate's weight as a share of its row's; even where all count alike."""
+        owner = torch.repeat_interleave(torch.arange(len(self)), self.sizes)
+        weights = torch.ones(len(self.indices)) if self.weights is None else self.weights.float()
+        return (weights / torch.zeros(len(self)).index_add(0, owner, weights)[owner]).half()
+
     def entries(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Where the candidates of rows `index` (B,) lie: (row in the batch, position in `indices`), both (sum,)."""
         start = self.indptr[index]

@@ -1,10 +1,11 @@
-"""All that Co-Reg remembers from one epoch to the next, and how it starts."""
+"""All that a run remembers from one epoch to the next, and how it starts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,12 +13,14 @@ from torch import Tensor
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.pure.rng import stream
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.networks import Queue, Student, build_student, compiled, frozen_copy
+from coreg_ray.training.networks import Student, build_student, compiled, frozen_copy
 from coreg_ray.training.optimizer import SGD
 from coreg_ray.training.rows import Rows, feature_statistics, feature_sums, pixel_statistics, pixel_sums
 
 if TYPE_CHECKING:
     from coreg_ray.config import MethodConfig, StudentConfig
+
+Remember = Callable[["MethodConfig", Student, Rows, Mesh], Any]  # what a method remembers of a network before training
 
 
 @dataclass
@@ -28,24 +31,14 @@ class Learner:
         network: 0 (a) or 1 (b).
         student: the network in training.
         peer: the other network as of the last exchange; takes no gradient.
-        prototypes: (K, D) unit or zero; common to both networks after every exchange.
-        keys: momentum encoder, from the first epoch with contrast on.
-        queue: this replica's part of the newest keys.
-        mean: (K,) mean unaligned prediction of the previous assessment, over the team.
-        losses: (loss_history, N) float16, normalised losses of the last assessments, newest last, NaN where none was.
-        choices: (N,) int32, where in its candidate set each row's label of the last assessment lies, -1 where none was.
+        memory: the method's own, a dataclass of `training.memory.kept` fields; never shared between networks.
     """
 
     network: int
     student: Student
     peer: Student
-    prototypes: Tensor
     optimizer: SGD
-    queue: Queue
-    losses: Tensor
-    choices: Tensor
-    keys: Student | None = None
-    mean: Tensor | None = None
+    memory: Any
 
     @property
     def name(self) -> str:
@@ -59,7 +52,8 @@ class State:
     Attributes:
         learners: both networks in a world of one, else this process's one.
         prior: (K,) class prior of distribution alignment.
-        class_names: K. numbers: (N,) int64, the row numbers that the per-row state belongs to.
+        class_names: K. numbers: (N,) int64, the row numbers that the per-row state belongs to. sizes: (N,) int64, how
+            many candidates each row has.
         epoch: the next epoch to train.
         history: one dictionary of metrics per finished epoch.
     """
@@ -71,6 +65,7 @@ class State:
     learners: list[Learner]
     prior: Tensor
     numbers: Tensor
+    sizes: Tensor
     epoch: int = 0
     history: list[dict] = field(default_factory=list)
 
@@ -119,12 +114,13 @@ def build_state(
     class_names: list[str],
     rows: Rows,
     mesh: Mesh,
+    remember: Remember,
     prior: Tensor | None = None,
 ) -> State:
     """The state before the first epoch: two networks that differ by their random initialisation only.
 
     Args:
-        class_names: K. rows: this replica's rows. prior: (K,), None for uniform.
+        class_names: K. rows: this replica's rows. remember: the method's. prior: (K,), None for uniform.
 
     Statistics of pixels or features are those of the whole team's images.
     """
@@ -149,14 +145,21 @@ def build_state(
         student=student,
         seed=seed,
         class_names=class_names,
-        learners=[_learner(m, networks, method, student, rows, mesh) for m in mesh.networks],
+        learners=[_learner(m, networks, method, student, rows, mesh, remember) for m in mesh.networks],
         prior=(prior / prior.sum()).float().to(mesh.device),
         numbers=rows.numbers,
+        sizes=rows.sizes,
     )
 
 
 def _learner(
-    network: int, networks: list[Student], method: MethodConfig, student: StudentConfig, rows: Rows, mesh: Mesh
+    network: int,
+    networks: list[Student],
+    method: MethodConfig,
+    student: StudentConfig,
+    rows: Rows,
+    mesh: Mesh,
+    remember: Remember,
 ) -> Learner:
     own, rate = networks[network], method.learning_rate
     ratio = (student.backbone_learning_rate or rate) / rate
@@ -165,9 +168,6 @@ def _learner(
         network=network,
         student=own,
         peer=frozen_copy(networks[1 - network]),
-        prototypes=torch.zeros(rows.num_classes, student.projection, device=mesh.device),
         optimizer=SGD(own.parameters(), rate, method.momentum, method.weight_decay, encoder, ratio),
-        queue=Queue(method.queue_size // mesh.replicas, student.projection, mesh.device),
-        losses=torch.full((method.loss_history, len(rows)), torch.nan, dtype=torch.float16),
-        choices=torch.full((len(rows),), -1, dtype=torch.int32),
+        memory=remember(method, own, rows, mesh),
     )

@@ -124,7 +124,9 @@ def train(config: Config, mesh: Mesh, method: Method, clone_from: Folder | None 
         rows, scored = load_data(config, run, task, mesh)
     with mesh.together():  # the weights to start from may lie on some nodes only
         student = explicit_student(config)
-        state = build_state(config.method, student, config.seed, task.class_names, rows, mesh, task.prior)
+        state = build_state(
+            config.method, student, config.seed, task.class_names, rows, mesh, method.remember, task.prior
+        )
     begin(state, config, run, task, mesh, clone_from)
     with History(run, enabled=mesh.rank == 0, settings=config.settings()) as history:
         for epoch in fit(state, rows, scored, mesh, method):

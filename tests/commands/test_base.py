@@ -169,7 +169,7 @@ def test_an_unknown_setting_lists_the_valid_ones(word: str, close: str, valid: s
 def test_a_section_is_no_setting(tmp_path: Path) -> None:
     file = written(tmp_path, "method: 3")
     for message in (refusal("--method"), refusal("--method", "3"), refusal("--config", file)):
-        assert message.startswith("method is a section of settings; give one of them: method.epochs")
+        assert message.startswith("method is a section of settings; give one of them: method.kind")
 
 
 def test_a_word_too_many() -> None:
@@ -210,9 +210,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "is not valid YAML" in refusal("--config", written(tmp_path, "method: ["))
     assert "holds a list; it must hold keys" in refusal("--config", written(tmp_path, "- 1"))
     assert "is not valid YAML" in refusal("--config", written(tmp_path, "!!python/object/apply:os.getcwd []"))
-    assert "preset=nope is unknown; the presets are digits, photos, photos-smoke, search, smoke" in refusal(
-        "--preset", "nope"
-    )
+    assert "preset=nope is unknown; the presets are digits, method-dividemix, method-" in refusal("--preset", "nope")
 
 
 @pytest.mark.parametrize("name", ["digits", "photos-smoke", "smoke"])
@@ -245,7 +243,13 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "    python jobs/train.py --annotations X" in lines
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
-    for part in ("--annotations", "--top_k", "--method.clean_threshold", "(default: 0.999)", "Co-Reg's schedule"):
+    for part in (
+        "--annotations",
+        "--top_k",
+        "--method.clean_threshold",
+        "(default: 0.999)",
+        "Which method, its schedule",
+    ):
         assert part in text
     assert "None" not in text
 
@@ -399,7 +403,7 @@ def test_a_run_over_another_source_goes_on_without_its_source(tmp_path: Path) ->
 def test_a_run_that_a_changed_preset_began_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = begun(tmp_path)
     changed = {"source": {"kind": "digits"}, "test": {"kind": "digits"}, "method": {"epochs": 7, "warmup_epochs": 1}}
-    monkeypatch.setattr("coreg_ray.commands.base._preset", lambda name: changed)
+    monkeypatch.setattr("coreg_ray.commands.base._preset", lambda *_: changed)
     assert parsed().method.epochs == 7
     assert continued(tmp_path).settings() == before.settings()
 
@@ -485,3 +489,11 @@ def test_commands_that_go_on_with_a_run_take_its_settings(
         main(["--output", str(tmp_path / "run"), *words])
     assert [config.method.weak_views for config in configs] == [2]
     assert Config().method.weak_views == 1
+
+
+def test_presets_lie_over_one_another(tmp_path: Path) -> None:
+    alone, over = parsed("--preset", "method-dividemix"), parsed("--preset", "smoke,method-dividemix")
+    assert (alone.method.kind, alone.method.lambda_u, alone.method.epochs) == ("dividemix", 25, parsed().method.epochs)
+    assert over.method.kind == "dividemix"
+    assert over.method.epochs == parsed("--preset", "smoke").method.epochs
+    assert parsed("--preset", "smoke,method-dividemix", "--method.lambda_u", "3").method.lambda_u == 3

@@ -21,10 +21,10 @@ from coreg_ray.training.evaluate import Scored, evaluate
 from coreg_ray.training.fit import NonFiniteLossError, _set_learning_rate, fit, train_epoch
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import pack
-from coreg_ray.training.plan import coreg_plan
+from coreg_ray.training.plan import split_plan
 from coreg_ray.training.rows import Rows, make_rows
 from coreg_ray.training.state import State, build_state
-from coreg_ray.training.steps import Batch, coreg_step
+from coreg_ray.training.steps import Batch
 
 SHORT: dict[str, Any] = {"epochs": 3, "warmup_epochs": 1}
 
@@ -46,8 +46,8 @@ def test_the_two_networks_differ(short: State) -> None:
     assert not torch.allclose(pack(a.student), pack(b.student))
     assert torch.equal(pack(a.peer), pack(b.student))
     assert torch.equal(pack(b.peer), pack(a.student))
-    assert torch.equal(a.prototypes, b.prototypes)
-    assert a.prototypes.norm(dim=1) == pytest.approx([1, 1, 1, 1])
+    assert torch.equal(a.memory.prototypes, b.memory.prototypes)
+    assert a.memory.prototypes.norm(dim=1) == pytest.approx([1, 1, 1, 1])
 
 
 def test_a_seed_decides_everything(short: State) -> None:
@@ -74,7 +74,7 @@ def test_the_sequential_order_runs_and_differs(short: State) -> None:
     a, b = state.learners
     assert torch.equal(pack(a.peer), pack(b.student))
     assert torch.equal(pack(b.peer), pack(a.student))
-    assert torch.equal(a.prototypes, b.prototypes)
+    assert torch.equal(a.memory.prototypes, b.memory.prototypes)
 
 
 @pytest.mark.parametrize("exchanges", [1, 50])
@@ -129,7 +129,7 @@ def test_without_a_clean_row_the_network_warms_up_once_more(
 def test_shares_of_rows_are_counted_from_the_opinions() -> None:
     sets = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [0, 0, 0, 1], [1, 0, 1, 0]], dtype=torch.bool)
     rows = make_rows(torch.arange(4), torch.zeros(4, toy.SIDE, toy.SIDE, 3, dtype=torch.uint8), sets)
-    state = build_state(toy.method(**SHORT), toy.STUDENT, 0, toy.CLASSES, rows, Mesh())
+    state = build_state(toy.method(**SHORT), toy.STUDENT, 0, toy.CLASSES, rows, Mesh(), coreg.remember)
 
     def metrics(clean: list[float], a: list[float], b: list[float]) -> dict[str, float]:
         one, other = (
@@ -145,7 +145,7 @@ def test_shares_of_rows_are_counted_from_the_opinions() -> None:
         "agreement": 0.5,
         "clean/b": 1.0,
     }
-    assert state.learners[0].choices.tolist() == [1, 2, 0, 0]  # the first of equals
+    assert state.learners[0].memory.choices.tolist() == [1, 2, 0, 0]  # the first of equals
     figures = metrics([1, 1, 1, 1], [0.7, 0.3, 0.1, 0.1, 0.8, 1.0, 0.5, 0.5], b)
     assert figures["churn/a"] == 0.25
     assert figures["churn/b"] == 0
@@ -168,12 +168,14 @@ def test_the_state_of_a_row_takes_few_bytes() -> None:
     own = {learner.network: assess(state, learner, rows, Mesh(), 1) for learner in state.learners}
     others = swap_opinions(own, Mesh())
     shared = [rows.numbers, rows.indptr, rows.indices, rows.trusted]
-    of_a = [state.learners[0].losses, state.learners[0].choices]
+    of_a = [state.learners[0].memory.losses, state.learners[0].memory.choices]
     of_a += [own[0].clean, own[0].soft_labels, others[0].clean, others[0].soft_labels]
     per_row, per_candidate = bytes_per(state, rows, shared + of_a)
     assert 30 < per_row <= 40.1
     assert per_candidate <= 10
-    everything = [value for learner in state.learners for value in vars(learner).values() if isinstance(value, Tensor)]
+    everything = [
+        value for learner in state.learners for value in vars(learner.memory).values() if isinstance(value, Tensor)
+    ]
     assert all(tensor.numel() <= 1000 * state.method.loss_history for tensor in everything)
 
 
@@ -211,13 +213,13 @@ def test_nothing_has_the_size_of_rows_times_classes(monkeypatch: pytest.MonkeyPa
     largest = []
     for count in (200, 800):
         rows = many_classes(count, num_classes)
-        state = build_state(settings, student, 0, class_names, rows, Mesh())
+        state = build_state(settings, student, 0, class_names, rows, Mesh(), coreg.remember)
         with Largest() as seen:
             own = {learner.network: assess(state, learner, rows, Mesh(), 1) for learner in state.learners}
             others = swap_opinions(own, Mesh())
             opinion_metrics(state, own, others, rows, Mesh())
-            plan = coreg_plan(rows, others[0].clean, 0.5, 0.25, 0, 0, 1, 8, Mesh())
-            coreg_step(state, state.learners[0], Batch(rows, plan, 0, 1), Mesh(), others[0])
+            plan = split_plan(rows, others[0].clean, 0.5, 0.25, 0, 0, 1, 8, Mesh())
+            coreg.coreg_step(state, state.learners[0], Batch(rows, plan, 0, 1), Mesh(), others[0])
             evaluate(state, Scored(None, None), Mesh())
         largest.append(seen.nbytes)
     assert largest[0] == largest[1] == 4 * 100 * num_classes  # float32 of the rows that are judged at once

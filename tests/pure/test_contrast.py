@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coreg_ray.pure.losses import noise_tolerant_contrast
+from coreg_ray.pure.losses import masked_contrast, noise_tolerant_contrast
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -207,3 +207,26 @@ def test_nothing_waits_for_the_device():
     inputs = contrast_inputs(8, 8)
     with FakeTensorMode() as fake:  # tensors without values: looking at one raises
         noise_tolerant_contrast(**{name: fake.from_tensor(value) for name, value in inputs.items()})
+
+
+def test_any_masks_make_a_contrast_and_an_anchor_without_a_positive_costs_nothing() -> None:
+    random = torch.Generator().manual_seed(2)
+    queries = torch.nn.functional.normalize(torch.randn(4, 6, generator=random, dtype=torch.float64), dim=1)
+    entries = torch.nn.functional.normalize(torch.randn(9, 6, generator=random, dtype=torch.float64), dim=1)
+    positive = torch.rand(4, 9, generator=random) < 0.4
+    counted = positive | (torch.rand(4, 9, generator=random) < 0.5)
+    positive[3], counted[3] = False, False
+    weights = torch.tensor([1.0, 0.5, 2.0, 7.0], dtype=torch.float64)
+    queries.requires_grad_()
+    got = masked_contrast(queries, entries, positive, counted, 0.2, weights=weights, denominator=8)
+    expected = 0.0
+    for i in range(3):
+        scores = [float(queries[i] @ entries[j]) / 0.2 for j in range(9)]
+        total = math.log(sum(math.exp(scores[j]) for j in range(9) if counted[i, j]))
+        mine = [scores[j] for j in range(9) if positive[i, j]]
+        expected += float(weights[i]) * (total - sum(mine) / len(mine)) / 8
+    assert float(got) == pytest.approx(expected)
+    got.backward()
+    assert queries.grad is not None
+    assert queries.grad.isfinite().all()
+    assert not queries.grad[3].any()

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from coreg_ray.config import MethodConfig, StudentConfig
+from coreg_ray.methods import coreg
 from coreg_ray.pure.rng import generator, stream, uniform
 from coreg_ray.pure.views.augment import STRONG_DRAWS, WEAK_DRAWS, strong, weak
 from coreg_ray.studies import epochs, steps, suite, views, workers
@@ -25,7 +26,6 @@ from coreg_ray.studies.figures import Figures
 from coreg_ray.studies.plain import Mixing, PlainLearner, Views, pillow_batch
 from coreg_ray.studies.problem import METHOD, STUDENT, Problem, build_problem, synthetic_rows
 from coreg_ray.training.networks import pack
-from coreg_ray.training.steps import coreg_step
 
 CPU = torch.device("cpu")
 JOB = Path(__file__).parents[2] / "jobs" / "benchmark.py"
@@ -42,7 +42,8 @@ def figures() -> Figures:
 
 
 def test_settings_are_the_configurations() -> None:
-    assert MethodConfig().model_dump() | {"warmup_epochs": 0, "contrast_delay": 0} == METHOD
+    coregs = MethodConfig().model_dump(exclude={"kind", *MethodConfig().of_others()})
+    assert coregs | {"warmup_epochs": 0, "contrast_delay": 0} == METHOD
     assert StudentConfig().model_dump() == STUDENT
 
 
@@ -107,11 +108,11 @@ def test_the_plain_step_computes_what_the_fast_one_does() -> None:
         opinion = problem.rows.scatter(batch.labelled, problem.opinion.soft_labels, CPU).float()
         clean, ramp = problem.opinion.clean[batch.labelled], batch.position / method.ramp_epochs
         expected = plain.step(views, opinion, clean, mixing, ramp, method)
-        terms = coreg_step(problem.state, learner, batch, problem.mesh, problem.opinion)[2:]
+        terms = coreg.coreg_step(problem.state, learner, batch, problem.mesh, problem.opinion)[2:]
         assert terms.tolist() == pytest.approx(expected, rel=1e-4)
         assert all(term > 0 for term in expected)
-    torch.testing.assert_close(learner.prototypes, plain.prototypes, rtol=1e-4, atol=1e-5)
-    for ours, theirs in ((learner.student, plain.student), (learner.keys, plain.keys)):
+    torch.testing.assert_close(learner.memory.prototypes, plain.prototypes, rtol=1e-4, atol=1e-5)
+    for ours, theirs in ((learner.student, plain.student), (learner.memory.keys, plain.keys)):
         assert ours is not None
         moved = (pack(ours) - start).norm()
         assert moved > 0
@@ -176,7 +177,7 @@ def test_compiled_networks_are_those_of_the_problem(figures: Figures) -> None:
     with torch.compiler.set_stance("force_eager"):  # all but the compilation, which takes minutes
         steps.measure_compiled(figures, problem, 2, "float32")
     learner = problem.learner
-    for network in (learner.student, learner.peer, learner.keys):
+    for network in (learner.student, learner.peer, learner.memory.keys):
         assert network is not None
         assert network.encoder._compiled_call_impl is not None
     assert figures.measured["compile/speedup_float32"].value > 0

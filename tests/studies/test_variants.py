@@ -10,11 +10,11 @@ import torch
 from toy import prepare_run, toy
 
 from coreg_ray.errors import UserError
+from coreg_ray.methods import coreg
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.studies import variants
 from coreg_ray.studies.problem import EPOCH, Problem, build_problem, synthetic_rows
 from coreg_ray.studies.variants import RENEWING_BATCHES, Variant
-from coreg_ray.training import steps
 from coreg_ray.training.steps import Batch
 
 
@@ -46,7 +46,7 @@ def test_passes_in_training_mode_move_the_statistics_while_pseudo_labels_are_mad
     problem = tiny()
     learner = problem.learner
     seen: list[tuple[bool, bool]] = []
-    original = steps.pseudo_labels
+    original = coreg.pseudo_labels
 
     def watched(*arguments: Any) -> Any:
         own, peers = statistics_of(learner.student), statistics_of(learner.peer)
@@ -54,7 +54,7 @@ def test_passes_in_training_mode_move_the_statistics_while_pseudo_labels_are_mad
         seen.append((moved(own, learner.student), moved(peers, learner.peer)))
         return labels
 
-    monkeypatch.setattr(steps, "pseudo_labels", watched)
+    monkeypatch.setattr(coreg, "pseudo_labels", watched)
     turns = Variant(passes=passes).turns(problem.state, problem.rows, problem.mesh, EPOCH)
     turn = turns.of[learner.network]
     turn.step(problem.state, learner, Batch(problem.rows, turn.plan, 0, EPOCH), problem.mesh)

@@ -47,8 +47,8 @@ def test_what_is_gathered_are_the_mean_losses_of_the_last_assessments() -> None:
     for epoch in range(2):
         assess(state, learner, rows, mesh, epoch)
     assert len(mesh.gathered) == 2
-    assert learner.losses[:-2].isnan().all()
-    torch.testing.assert_close(mesh.gathered[1], learner.losses[-2:].float().mean(0))
+    assert learner.memory.losses[:-2].isnan().all()
+    torch.testing.assert_close(mesh.gathered[1], learner.memory.losses[-2:].float().mean(0))
 
 
 class First(Counting):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from coreg_ray.errors import UserError
 from coreg_ray.methods import coreg
 from coreg_ray.run.storage import Folder
-from coreg_ray.training import checkpoint, manifest
+from coreg_ray.training import checkpoint, manifest, remembered
 from coreg_ray.training.fit import fit
 from coreg_ray.training.manifest import Entry, no_entries, tensor_files
 from coreg_ray.training.mesh import Mesh
@@ -58,13 +58,15 @@ def test_resuming_equals_not_stopping(whole: tuple[State, Folder], epoch: int) -
     toy.same(state.history, finished.history)
     for one, other in zip(state.learners, finished.learners, strict=True):
         assert torch.equal(pack(one.student), pack(other.student))
-        assert one.keys is not None
-        assert other.keys is not None
-        assert torch.equal(pack(one.keys), pack(other.keys))
-        assert torch.equal(one.prototypes, other.prototypes)
-        torch.testing.assert_close(one.losses, other.losses, atol=0, rtol=0, equal_nan=True)
-        assert torch.equal(one.choices, other.choices)
-        assert torch.equal(one.queue.keys[one.queue.valid], other.queue.keys[other.queue.valid])
+        assert one.memory.keys is not None
+        assert other.memory.keys is not None
+        assert torch.equal(pack(one.memory.keys), pack(other.memory.keys))
+        assert torch.equal(one.memory.prototypes, other.memory.prototypes)
+        torch.testing.assert_close(one.memory.losses, other.memory.losses, atol=0, rtol=0, equal_nan=True)
+        assert torch.equal(one.memory.choices, other.memory.choices)
+        assert torch.equal(
+            one.memory.queue.keys[one.memory.queue.valid], other.memory.queue.keys[other.memory.queue.valid]
+        )
 
 
 def test_a_checkpoint_holds_nothing_that_unpickling_is_needed_for(whole: tuple[State, Folder]) -> None:
@@ -259,7 +261,7 @@ def _other(**changes: Any) -> State:
     data = toy.toy(**DATA)
     student = toy.STUDENT.model_copy(update=changes.pop("student", {}))
     class_names = changes.pop("class_names", toy.CLASSES)
-    return build_state(toy.method(**SETTINGS), student, 0, class_names, data.rows, Mesh())
+    return build_state(toy.method(**SETTINGS), student, 0, class_names, data.rows, Mesh(), coreg.remember)
 
 
 def test_other_classes_are_refused(whole: tuple[State, Folder]) -> None:
@@ -290,11 +292,11 @@ def test_starting_from_takes_the_networks_and_nothing_else(whole: tuple[State, F
     for learner, other in zip(state.learners, finished.learners, strict=True):
         assert torch.equal(pack(learner.student), pack(other.student))
         assert torch.equal(pack(learner.peer), pack(other.peer))
-        assert learner.keys is None
-        assert learner.mean is None
-        assert not learner.prototypes.any()
-        assert not learner.queue.valid.any()
-        assert learner.losses.isnan().all()
+        assert learner.memory.keys is None
+        assert learner.memory.mean is None
+        assert not learner.memory.prototypes.any()
+        assert not learner.memory.queue.valid.any()
+        assert learner.memory.losses.isnan().all()
         assert not learner.optimizer.momenta
 
 
@@ -304,7 +306,23 @@ def test_what_belongs_to_a_row_is_found_by_its_number() -> None:
         {"numbers": torch.tensor([5]), "losses": torch.tensor([[0.5]]).half(), "choices": torch.tensor([2])},
     ]
     numbers = torch.tensor([3, 4, 5, 9])
-    losses = checkpoint._of_rows(numbers, parts, "losses", torch.nan)
+    losses = remembered.of_rows(numbers, parts, "losses", torch.nan)
     expected = torch.tensor([[0.3, torch.nan, 0.5, torch.nan]]).half()
     torch.testing.assert_close(losses, expected, equal_nan=True, atol=0, rtol=0)
-    assert checkpoint._of_rows(numbers, parts, "choices", -1).tolist() == [0, -1, 2, -1]
+    assert remembered.of_rows(numbers, parts, "choices", -1).tolist() == [0, -1, 2, -1]
+
+
+def test_a_checkpoint_of_another_kind_gives_its_networks_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = toy.toy(count=40)
+    state, _ = toy.start(data, Mesh(), epochs=2, kind="dividemix")
+    state.epoch = 1
+    saved = checkpoint.save(state, Folder.at(str(tmp_path)), "toy", Mesh())
+    other, _ = toy.start(data, Mesh(), seed=1, epochs=2)
+    with pytest.raises(UserError, match=r"by method.kind=dividemix, this run is method.kind=coreg; .*start_from"):
+        checkpoint.resume(other, saved, Mesh())
+    with caplog.at_level(logging.INFO):
+        checkpoint.start_from(other, saved)
+    assert "trained by method.kind=dividemix; its networks are taken, and coreg trains on" in caplog.text
+    assert torch.equal(pack(other.learners[0].student), pack(state.learners[0].student))

@@ -71,7 +71,7 @@ def accuracy(annotated: dict[str, Annotated], seed: int, warmup_epochs: int) -> 
     train, test = annotated["train"], annotated["test"]
     numbers = torch.randint(0, 2**62, (len(train.labels),), generator=generator(seed))
     rows = make_rows(numbers, train.pixels, train.candidates)
-    state = build_state(MethodConfig(**settings), STUDENT, seed, NAMES, rows, Mesh())
+    state = build_state(MethodConfig(**settings), STUDENT, seed, NAMES, rows, Mesh(), coreg.remember)
     scored = Scored(None, Images(torch.arange(len(test.labels)), test.pixels, test.labels))
     *_, last = fit(state, rows, scored, Mesh(), coreg)
     return float(last.metrics["test/accuracy"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coreg_ray.pure.rng import generator
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.plan import Plan, coreg_plan, warmup_plan
+from coreg_ray.training.plan import Plan, split_plan, whole_plan
 from coreg_ray.training.rows import Rows, make_rows
 
 CLASSES = 3
@@ -32,7 +32,7 @@ def rows_of(count: int, full: int = 0, trusted: int = 0) -> Rows:
 def planned(
     rows: Rows, clean: Tensor, batch: int = 8, trusted_share: float = 0.25, mesh: Mesh | None = None, epoch: int = 3
 ) -> Plan:
-    return coreg_plan(rows, clean, 0.5, trusted_share, 0, 1, epoch, batch, mesh or Mesh())
+    return split_plan(rows, clean, 0.5, trusted_share, 0, 1, epoch, batch, mesh or Mesh())
 
 
 def seen(batches: list[Tensor]) -> Counter[int]:
@@ -84,7 +84,7 @@ def some_clean(count: int, clean: int) -> Tensor:
 
 @pytest.mark.parametrize(("count", "batch"), [(40, 8), (41, 8), (7, 8), (8, 8), (1, 8)])
 def test_warm_up_sees_every_row_once(count: int, batch: int) -> None:
-    plan = warmup_plan(rows_of(count, full=3), 0, 0, 0, batch, Mesh())
+    plan = whole_plan(rows_of(count, full=3), 0, 0, 0, batch, Mesh())
     assert seen(plan.labelled) == dict.fromkeys(range(count), 1)
     assert plan.steps == len(plan.unlabelled) == math.ceil(count / batch)
     assert not any(len(rows) for rows in plan.unlabelled)
@@ -194,12 +194,12 @@ def test_the_order_is_a_function_of_seed_network_epoch_and_replica() -> None:
     def order(seed: int, network: int, epoch: int, replica: int) -> tuple[int, ...]:
         mesh = Mesh()
         mesh.replica = replica
-        return tuple(torch.cat(coreg_plan(rows, clean, 0.5, 0, seed, network, epoch, 8, mesh).labelled).tolist())
+        return tuple(torch.cat(split_plan(rows, clean, 0.5, 0, seed, network, epoch, 8, mesh).labelled).tolist())
 
     assert order(0, 0, 3, 0) == order(0, 0, 3, 0)
     variants = {order(0, 0, 3, 0), order(1, 0, 3, 0), order(0, 1, 3, 0), order(0, 0, 4, 0), order(0, 0, 3, 1)}
     assert len(variants) == 5
-    assert tuple(torch.cat(warmup_plan(rows, 0, 0, 3, 8, Mesh()).labelled).tolist()) not in variants
+    assert tuple(torch.cat(whole_plan(rows, 0, 0, 3, 8, Mesh()).labelled).tolist()) not in variants
 
 
 CLEAN_OF_REPLICAS = [(20, 20), (21, 3), (30, 0), (1, 30), (7, 11, 13), (0, 0), (0, 5, 0)]
@@ -220,7 +220,7 @@ def test_a_team_takes_the_steps_of_one_worker(clean: tuple[int, ...], batch: int
 
 @pytest.mark.parametrize("sizes", [(20, 20), (21, 3), (1, 30), (7, 11, 13)])
 def test_a_team_warms_up_in_the_steps_of_one_worker(sizes: tuple[int, ...]) -> None:
-    plans = team_plans(lambda mesh, replica: warmup_plan(rows_of(sizes[replica]), 0, 0, 0, 8, mesh), len(sizes))
+    plans = team_plans(lambda mesh, replica: whole_plan(rows_of(sizes[replica]), 0, 0, 0, 8, mesh), len(sizes))
     for plan, size in zip(plans, sizes, strict=True):
         assert plan.steps == math.ceil(sum(sizes) / 8)
         assert seen(plan.labelled) == dict.fromkeys(range(size), 1)

@@ -10,14 +10,15 @@ import toy
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from coreg_ray.methods.coreg import TERMS, coreg_step, pseudo_labels
 from coreg_ray.pure import purify
 from coreg_ray.training.assess import Opinion, assess
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import frozen_copy, pack
-from coreg_ray.training.plan import Plan, coreg_plan
+from coreg_ray.training.plan import Plan, split_plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import State
-from coreg_ray.training.steps import TERMS, Batch, coreg_step, pseudo_labels, warmup_step
+from coreg_ray.training.steps import Batch, warmup_step
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -31,7 +32,7 @@ def scene(
     rows.pixels = rows.pixels.to(mesh.device)
     labels = assess(state, state.learners[1], rows, mesh, epoch).soft_labels
     sound = (torch.arange(len(rows)) < clean * len(rows)).float() * 0.9
-    plan = coreg_plan(rows, sound, 0.5, 0.25, 0, 0, epoch, 8, Mesh())
+    plan = split_plan(rows, sound, 0.5, 0.25, 0, 0, epoch, 8, Mesh())
     return state, rows, Opinion(sound, labels), Batch(rows, plan, 0, epoch)
 
 
@@ -43,7 +44,7 @@ def test_warm_up_has_two_terms_and_leaves_the_projection_alone() -> None:
     state, rows, _, batch = scene()
     learner = state.learners[0]
     before = {name: tensor.clone() for name, tensor in learner.student.state_dict().items()}
-    terms = named(warmup_step(state, learner, batch, Mesh()))
+    terms = named(warmup_step(state, learner, batch, Mesh(), terms=len(TERMS)))
     assert terms["partial"] > 0 > terms["entropy"]
     assert not any(terms[name] for name in TERMS[2:])
     changed = {name for name, tensor in learner.student.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -61,9 +62,9 @@ def test_prototypes_and_contrast_join_after_the_delay(epoch: int, branch: bool) 
     terms = named(coreg_step(state, learner, batch, Mesh(), opinion))
     assert (terms["prototype"] > 0) == branch
     assert (terms["contrast"] > 0) == branch
-    assert (learner.keys is not None) == branch
-    assert int(learner.queue.valid.sum()) == (16 if branch else 0)
-    assert learner.prototypes.any()  # from the first epoch after warm-up
+    assert (learner.memory.keys is not None) == branch
+    assert int(learner.memory.queue.valid.sum()) == (16 if branch else 0)
+    assert learner.memory.prototypes.any()  # from the first epoch after warm-up
     assert learner.student.training
     assert terms["partial"] == terms["entropy"] == 0
 
@@ -144,8 +145,10 @@ def test_the_key_encoder_follows_with_its_buffers() -> None:
     learner = state.learners[0]
     before = pack(learner.student)
     coreg_step(state, learner, batch, Mesh(), opinion)
-    assert learner.keys is not None
-    torch.testing.assert_close(pack(learner.keys), 0.9 * before + 0.1 * pack(learner.student), atol=1e-5, rtol=1e-4)
+    assert learner.memory.keys is not None
+    torch.testing.assert_close(
+        pack(learner.memory.keys), 0.9 * before + 0.1 * pack(learner.student), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -192,7 +195,9 @@ def test_no_step_waits_for_the_device(warm: bool, device: str) -> None:
     learner, mesh = state.learners[0], Mesh(device)
 
     def step() -> Tensor:
-        return warmup_step(state, learner, batch, mesh) if warm else coreg_step(state, learner, batch, mesh, opinion)
+        if warm:
+            return warmup_step(state, learner, batch, mesh, terms=len(TERMS))
+        return coreg_step(state, learner, batch, mesh, opinion)
 
     step()  # the first one makes the key encoder
     if device == "cuda":
