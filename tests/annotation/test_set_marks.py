@@ -50,8 +50,11 @@ CANDIDATES = {
     *("candidates.mode", "candidates.partial_rate", "candidates.noise_rate", "candidates.k", "candidates.threshold"),
     *("candidates.ratio", "candidates.mass", "candidates.align", "candidates.weighted"),
 }
-TRAINING = {
-    *("seed", "start_from", "source.holdout"),
+OF_ONE_KIND = {  # of method: they decide what it learns, and are no part of what decides another kind
+    *("method.dividemix.penalty", "method.partial.loss", "method.partial.robust", "method.partial.weight"),
+}
+TRAINING = OF_ONE_KIND | {
+    *("seed", "start_from", "source.holdout", "method.kind"),
     *("method.epochs", "method.warmup_epochs", "method.contrast_delay", "method.batch_size"),
     *("method.warmup_batch_size", "method.learning_rate", "method.momentum", "method.weight_decay"),
     *("method.clean_threshold", "method.temperature", "method.weak_views", "method.lambda_u", "method.ramp_epochs"),
@@ -89,7 +92,7 @@ def test_every_setting_is_classified() -> None:
     assert sorted(sorted_out) == sorted(every)
     inert = {name for name, field in _fields() if field == "nothing"}
     assert inert == NOTHING  # what decides nothing is what the configuration itself says decides nothing
-    assert set(flattened(Config().decisive())) == ANNOTATION | CANDIDATES | TRAINING
+    assert set(flattened(Config().decisive())) == (ANNOTATION | CANDIDATES | TRAINING) - OF_ONE_KIND
 
 
 def test_every_setting_that_decides_sets_is_tried() -> None:
