@@ -1,13 +1,11 @@
 """The configuration: its sections, the tree they form, what older versions wrote, its texts."""
 
 from coreg_ray.config.method import MethodConfig, MethodSettings
+from coreg_ray.config.outputs import CheckpointConfig, ExportConfig, ReportConfig
 from coreg_ray.config.sections import (
     AnnotatorConfig,
     CandidatesConfig,
-    CheckpointConfig,
     ClusterConfig,
-    ExportConfig,
-    ReportConfig,
     Section,
     SourceConfig,
     TestConfig,

@@ -212,30 +212,3 @@ class ClusterConfig(Section):
         if self.num_workers > 1 and self.num_workers % 2:
             raise ValueError(f"num_workers={self.num_workers} cannot hold two equal teams; use 1 or an even number")
         return self
-
-
-class CheckpointConfig(Section):
-    """When the state of the method is written; the best by `criterion/combined` stays besides the last ones."""
-
-    every: int = Field(1, ge=1, description="epochs between checkpoints")
-    keep: int = Field(2, ge=1, description="last checkpoints kept")
-
-
-class ExportConfig(Section):
-    """How the trained model is written; never part of a run's fingerprint."""
-
-    network: Literal["auto", "a", "b", "ensemble"] = Field(
-        "auto", description="which network is deployed; auto: the better one by what needs no labels"
-    )
-    calibrate: bool = Field(True, description="fit a temperature on the purified labels")
-    onnx: bool | None = Field(None, description="also write model.onnx; empty: when the onnx extra is installed")
-    program: bool = Field(False, description="also write model.pt2, a torch.export program")
-
-
-class ReportConfig(Section):
-    """What the report shows; never part of a run's fingerprint."""
-
-    pictures: int = Field(12, ge=0, le=200, description="pictures in each gallery; 0 for private pools")
-    images: int = Field(4096, ge=0, description="most images of a split that both networks are asked about")
-    baselines: bool = Field(True, description="train a linear probe and a distilled student to compare with")
-    review: int = Field(100, ge=0, description="images in review.csv, for a human look")

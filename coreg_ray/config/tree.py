@@ -16,14 +16,12 @@ from pydantic import BaseModel, Field, model_validator
 
 from coreg_ray.config.method import MethodSettings
 from coreg_ray.config.older import ADDED, alike
+from coreg_ray.config.outputs import CheckpointConfig, ExportConfig, ReportConfig
 from coreg_ray.config.sections import (
     KNOWS_CLASSES,
     AnnotatorConfig,
     CandidatesConfig,
-    CheckpointConfig,
     ClusterConfig,
-    ExportConfig,
-    ReportConfig,
     Section,
     SourceConfig,
     TestConfig,

@@ -62,7 +62,7 @@ def remember(method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Memo
         total = rows.soft.total(rows.num_classes)
     else:
         total = torch.zeros(rows.num_classes, dtype=torch.float64)
-        total.index_add_(0, rows.indices.long(), rows.shares().double())
+        total.index_add_(0, rows.indices.long(), rows.shares.double())
     total = mesh.team_sum(total.to(mesh.device))
     return Memory((total / total.sum().clamp(min=1e-12)).float())
 

@@ -17,7 +17,8 @@ What differs from the papers or their authors' published settings, and why:
 3. The views are those of every kind here: one weak, two strong ones. Theirs are cropped, cut out and auto-augmented.
 4. PRODEN's confidences come from a second pass in evaluation mode; CR-DPLL's from the same passes as its loss, as
    published.
-5. There is no warm-up: the first epoch's confidences are even. The learning rate follows the cosine of every kind.
+5. There is no warm-up: the first epoch's confidences are even, or as the candidates' weights have them. The learning
+   rate follows the cosine of every kind.
 6. Confidences are ragged, two bytes a candidate, never N x K. LWS, which needs N x K, is left out.
 7. The robust variant is ours; with sound sets it is CR-DPLL.
 """
@@ -64,10 +65,9 @@ class Memory(Assessed):
 
 
 def remember(method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Memory:
-    """Even confidences, or those of the candidates' weights."""
+    """Confidences as the candidates' weights have them: even where all count alike."""
     row_losses, choices = unassessed(method.loss_history, rows)
-    confidence = None if method.partial.loss == "cc" else rows.shares().half()
-    return Memory(losses=row_losses, choices=choices, confidence=confidence)
+    return Memory(losses=row_losses, choices=choices, confidence=None if method.partial.loss == "cc" else rows.shares)
 
 
 def turns(state: State, rows: Rows, mesh: Mesh, epoch: int) -> Turns:
@@ -91,7 +91,8 @@ def cc_step(state: State, learner: Learner, batch: Batch, mesh: Mesh, clean: Ten
     terms, index = torch.zeros(len(TERMS), device=mesh.device), batch.labelled
     if len(index):
         logits = _logits(state, learner, weak(state, learner, batch, index, "weak 1", _images(batch, mesh)))
-        candidates, weights = batch.rows.candidates(index, mesh.device), batch.rows.weights_of(index, mesh.device)
+        candidates = batch.rows.candidates(index, mesh.device)
+        weights = batch.rows.weights_of(index, mesh.device)
         terms[0] = losses.partial_cross_entropy(logits, candidates, weights=weights, denominator=batch.team_labelled)
     return update(learner, terms, mesh)
 
@@ -129,9 +130,8 @@ def crdpll_step(state: State, learner: Learner, batch: Batch, mesh: Mesh, clean:
     terms[0] = ramp * sum(losses.divergence(view, confidence, denominator=team) for view in logits)
     sound = None if clean is None else clean[index].to(mesh.device)
     terms[1] = losses.negative(logits[0], ~candidates, weights=sound, denominator=team)
-    agreed = purify.geometric(*(view.detach().softmax(1) for view in logits), candidates=candidates)
-    weights = batch.rows.weights_of(index, mesh.device)
-    _believe(learner, batch, agreed if weights is None else purify.restrict(agreed, candidates, weights=weights))
+    seen, weights = (view.detach().softmax(1) for view in logits), batch.rows.weights_of(index, mesh.device)
+    _believe(learner, batch, purify.geometric(*seen, candidates=candidates, weights=weights))
     return update(learner, terms, mesh)
 
 

@@ -121,14 +121,15 @@ def restrict(probs: Tensor, candidates: Tensor, *, weights: Tensor | None = None
     return (inside / inside.sum(dim=-1, keepdim=True)).to(probs.dtype)
 
 
-def geometric(*probs: Tensor, candidates: Tensor) -> Tensor:
+def geometric(*probs: Tensor, candidates: Tensor, weights: Tensor | None = None) -> Tensor:
     """The geometric mean of predictions, restricted to S and renormalised: what CR-DPLL's views agree on.
 
     Args:
-        probs: one (B, K) for each view. candidates: (B, K) bool; an empty S counts as all classes.
+        probs: one (B, K) for each view. candidates: (B, K) bool; an empty S counts as all classes. weights: (B, K) as
+            `restrict` takes them.
 
     Returns:
-        (B, K) distributions, the dtype of the first; a row without mass on S is even over S.
+        (B, K) distributions, the dtype of the first; a row without mass on S is as `restrict` has it.
 
     Raises:
         ValueError: nothing given.
@@ -140,7 +141,7 @@ def geometric(*probs: Tensor, candidates: Tensor) -> Tensor:
     inside = logs.masked_fill(~allowed, -torch.inf)
     peak = inside.amax(dim=-1, keepdim=True)
     shares = (inside - peak.clamp(min=-1e30)).exp()  # relative to the largest, so that small ones do not vanish
-    return restrict(shares, candidates).to(probs[0].dtype)
+    return restrict(shares, candidates, weights=weights).to(probs[0].dtype)
 
 
 def refine(opinion: Tensor, own: Tensor, clean: Tensor) -> Tensor:

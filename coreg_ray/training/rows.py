@@ -140,12 +140,12 @@ class Rows(Images):
         owner = torch.repeat_interleave(torch.arange(len(self)), self.sizes)
         return fewer.index_put((owner[self.weights < 1],), torch.tensor(True))
 
+    @property
     def shares(self) -> Tensor:
-        """(sum of |S|,) float32: what share of its row each candidate has before anything is known of the image."""
-        weights = torch.ones(len(self.indices)) if self.weights is None else self.weights.float()
+        """(sum of |S|,) float16, each candidate's weight as a share of its row's; even where all count alike."""
         owner = torch.repeat_interleave(torch.arange(len(self)), self.sizes)
-        totals = torch.zeros(len(self)).index_add_(0, owner, weights)
-        return torch.where(totals[owner] > 0, weights / totals[owner], 1 / self.sizes[owner])
+        weights = torch.ones(len(self.indices)) if self.weights is None else self.weights.float()
+        return (weights / torch.zeros(len(self)).index_add(0, owner, weights)[owner]).half()
 
     def entries(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Where the candidates of rows `index` (B,) lie: (row in the batch, position in `indices`), both (sum,)."""

@@ -25,7 +25,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = RunFolder.at(str(folder))
     run.write_config(config)
     for split in ("pool", "test"):
-        run.write_rows_manifest(split, RowsManifest(toy.SIDE, ""))  # type: ignore[arg-type]
+        run.write_rows_manifest(split, RowsManifest(toy.SIDE, ""))
     run.update_metrics({"test/zero_shot_accuracy": 0.25})
     return folder
 

@@ -135,14 +135,20 @@ def test_a_run_on_votes_alone_says_what_stands_in_the_place_of_a_model(images: P
 def test_votes_beside_a_model_are_voters_of_one_label_model(images: Path, tmp_path: Path) -> None:
     run = RunFolder.at(tmp_path / "run")
     people = config(images).annotator.model_dump()
-    both = {"annotator": write_toy_clip(tmp_path), "further_annotators": [people]}
+    (tmp_path / "looks.yaml").write_text("cat: [whiskers, fur]\ndog: [a wet nose]\n")
+    source = {**config(images).source.model_dump(), "descriptions": str(tmp_path / "looks.yaml")}
+    both = {"source": source, "annotator": write_toy_clip(tmp_path), "further_annotators": [people]}
     done = annotate_splits(config(images, **both), ["pool", "test"], run, rows=True)
     assert (done["pool"].rejected_images, done["pool"].missing_images) == (1, 0)  # the model answers for all others
     manifest = build_candidates(config(images, **both), run)
     assert manifest.quality.rows == 40
     lines = run.read("voters.csv").decode().splitlines()[1:]
-    assert [line.split(",")[2] for line in lines] == ["40", "38", "38", "38", "38"]
+    assert [line.split(",")[1].split(" (")[0] for line in lines[:3]] == ["a {}", "description 1", "description 2"]
+    assert [line.split(",")[2] for line in lines] == ["40"] * 3 + ["38"] * 4
     assert list(zero_shot(config(images, **both), run))  # the model's own
     for candidates in ({"mode": "cpl"}, {"mode": "union", "align": "uniform"}):
         assert build_candidates(config(images, **both, candidates=candidates), run).quality.rows == 40
         assert not run.exists("voters.csv")
+    without = config(images, **both | {"source": config(images).source})  # its one prompt alone
+    assert build_candidates(without, run).quality.prompt_accuracy is None
+    assert len(run.read("voters.csv").decode().splitlines()) == 1 + 5

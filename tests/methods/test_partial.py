@@ -153,6 +153,24 @@ def test_negative_learning_is_exact_near_one() -> None:
     torch.testing.assert_close(weighted, -(1 - p[1]).log() - (1 - p[2]).log())
 
 
+@pytest.mark.parametrize("loss", ["cc", "proden", "crdpll"])
+def test_equal_weights_are_none_and_others_lead_elsewhere(loss: str) -> None:
+    plain = frozen_toy.frozen(toy.toy(count=60)).rows
+    ones = plain.select(torch.arange(len(plain)))
+    ones.weights = torch.ones(len(ones.indices), dtype=torch.float16)
+    others = plain.select(torch.arange(len(plain)))
+    others.weights = torch.where(torch.arange(len(others.indices)) % 3 > 0, 1.0, 0.1).half()
+    taken = []
+    for rows in (plain, ones, others):
+        state, held = scene(loss, rows)
+        learner, turn = turn_of(state, held, 0)
+        taken.append([turn.step(state, learner, Batch(held, turn.plan, step, 0), Mesh()) for step in (0, 1)])
+        if loss != "cc":
+            assert dense(learner, held).sum(1).tolist() == pytest.approx([1.0] * len(held), abs=2e-3)
+    assert torch.equal(torch.stack(taken[0]), torch.stack(taken[1]))
+    assert not torch.equal(torch.stack(taken[0]), torch.stack(taken[2]))
+
+
 def test_the_geometric_mean_forgets_the_order_of_views_and_survives_zeros() -> None:
     random = torch.Generator().manual_seed(0)
     views = [torch.randn(5, 4, generator=random).softmax(1) for _ in range(3)]
