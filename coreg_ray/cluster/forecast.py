@@ -5,6 +5,7 @@ The sample stays annotated, and a frozen backbone's weights lie in the run folde
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import time
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import torch
 from numpy.typing import NDArray
@@ -37,7 +40,7 @@ from coreg_ray.images.pool_and_test import refuse_pool_as_test
 from coreg_ray.methods import KINDS
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.lock import locked
-from coreg_ray.training.backbone import read_backbone
+from coreg_ray.training.backbone import WEIGHTS, read_backbone
 from coreg_ray.training.features import PART_ROWS, features_of
 from coreg_ray.training.pace import Pace, measure
 
@@ -107,8 +110,8 @@ def _measured(config: Config, run: RunFolder) -> Forecast:
     tested = Listing(open_pool(config, "test")[1], None).images if config.test.kind else 0
     refuse_small_pool(config, images)
     config = fitted_to_pool(config, images, run.read_config())
-    stages = [_annotation(config, run, images, tested)]
     sample = task(_decoded).remote(source, of_each_block(listing), config.student.resolution)
+    stages = [_annotation(config, run, images, tested, ask(task(_stored).remote(sample)))]
     if config.student.on_features:
         stage, sample = _features(config, run, sample, images, tested)
         stages.append(stage)
@@ -116,9 +119,9 @@ def _measured(config: Config, run: RunFolder) -> Forecast:
     return Forecast(images, tested, config.method.whole().epochs, tuple(stages))
 
 
-def _annotation(config: Config, run: RunFolder, images: int, tested: int) -> Stage:
-    """Of all splits; rows are written on the way."""
-    rows = 3.0 * config.student.resolution**2 * (images + tested)
+def _annotation(config: Config, run: RunFolder, images: int, tested: int, row: float) -> Stage:
+    """Of all splits; rows of so many bytes are written on the way."""
+    rows = row * (images + tested)
     if config.annotator.kind == "votes":  # which are all there
         return Stage("annotation", _ANNOTATION_S, 0.0, rows)
     measured = estimate(config, run)
@@ -145,7 +148,7 @@ def _features(
     seconds, memory, width = ask(figures)
     views = config.student.frozen_views
     passes = images * (1 + views) + tested
-    disk = 2.0 * width * passes
+    disk = 2.0 * width * passes + run.features.size(WEIGHTS)
     return Stage("features", _FEATURES_S + passes * seconds / at_once, float(memory * size), disk), seen
 
 
@@ -188,6 +191,14 @@ def _decoded(source: Source, of_each: int, side: int) -> tuple[NDArray[np.int64]
         raise UserError("no image of the sample can be decoded; look at what the source holds")
     ids = [str(name) for batch in batches for name in batch["image_id"]]
     return row_numbers(ids), np.concatenate([batch["image"] for batch in batches])
+
+
+def _stored(sample: tuple[NDArray[np.int64], NDArray[np.uint8]]) -> float:
+    """Bytes that a row of the sample takes on disk."""
+    stored = io.BytesIO()
+    column = pa.array([image.tobytes() for image in sample[1]], pa.binary(sample[1][0].size))
+    pq.write_table(pa.table({"row": sample[0], "image": column}), stored, compression="zstd", use_dictionary=False)
+    return stored.tell() / len(sample[0])
 
 
 def _seen(

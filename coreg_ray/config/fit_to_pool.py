@@ -19,7 +19,7 @@ def resolved(method: MethodSettings, images: int, frozen: bool) -> MethodConfig:
         images: of the pool. frozen: whether heads learn from features of a network that stays as it is.
     """
     given = {name: value for name, value in method.model_dump().items() if value is not None}
-    batch = min(_power_of_two(images / 40, 64 if frozen else 32, 256), max(2, images // 4))
+    batch = min(_power_of_two(images / 40, 64, 256), max(2, images // 4))
     epochs = method.epochs or max(_epochs(images, frozen), 2 * (method.warmup_epochs or 0))
     warmup = round(0.3 * epochs)
     fitted = {

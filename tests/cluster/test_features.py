@@ -17,7 +17,9 @@ from coreg_ray.config import Config
 from coreg_ray.config.fit_to_pool import resolved
 from coreg_ray.errors import UserError
 from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.records import RowsManifest
 from coreg_ray.training.backbone import read_backbone, timm_backbone
+from coreg_ray.training.features import names_of
 
 
 def command(output: Path, *more: str) -> Command:
@@ -83,6 +85,36 @@ def test_the_whole_way_its_restart_and_what_is_refused(tmp_path: Path, ray_clust
 def frozen(tmp_path: Path, **student: Any) -> Config:
     settings = {"name": "test_resnet", "frozen": True, "resolution": 32, "frozen_views": 4}
     return Config.model_validate({"output": str(tmp_path / "run"), "student": settings | student})
+
+
+def test_another_runs_features_are_taken_over_where_they_are_the_same_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"part.parquet": 200}
+    monkeypatch.setattr(features, "_counts", lambda folder: counts if folder.exists("part.parquet") else {})
+    config = frozen(tmp_path)
+    other = RunFolder.at(config.output)
+    features.open_features(config, other)
+    other.own("rows", "pool").write("part.parquet", b"")
+    other.write_rows_manifest("pool", RowsManifest(32, "0123456789abcdef"))
+    run = RunFolder.at(tmp_path / "mine")
+
+    def taken(settings: Config = config) -> str | None:
+        folder = features.fitting_features(settings, run, other, ["pool"])
+        return folder.path if folder else None
+
+    parts = sorted(names_of(counts))
+    assert len(parts) == 2
+    other.own("features", "pool").write(parts[0], b"")
+    assert taken() is None  # a part is missing
+    other.own("features", "pool").write(parts[1], b"")
+    assert taken() == other.features.path
+    assert features.fitting_features(config, run, other, ["pool", "test"]) is None  # there are no test images
+    for change in ({"frozen_views": 6}, {"name": "test_efficientnet"}, {"resolution": 48}, {"frozen": False}):
+        assert taken(frozen(tmp_path, **change)) is None
+    assert taken(config.model_copy(update={"seed": 1})) is None  # its views are others
+    features.open_features(config, run)
+    assert taken() is None  # it has begun its own
 
 
 def test_the_backbones_weights_are_kept_and_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
