@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+MethodKind = Literal["coreg", "dividemix", "pico", "elr", "ill"]
+
 
 class KindSection(BaseModel):
     """A frozen section that refuses keys it does not know."""
@@ -57,3 +59,19 @@ class PicoConfig(KindSection):
                 f"importance={self.importance} (ALIM) and plus=true (PiCO+) are two ways to bear wrong sets; choose one"
             )
         return self
+
+
+class ElrConfig(KindSection):
+    """ELR and ELR+ (methods/elr.py)."""
+
+    momentum: float = Field(0.7, ge=0, le=1, description="elr: of a row's early prediction; published 0.7 to 0.9")
+    weight: float = Field(3.0, ge=0, description="elr: of the term that holds it; published 1 to 7")
+
+
+class IllConfig(KindSection):
+    """ILL (methods/ill.py)."""
+
+    scale: float | None = Field(
+        None, gt=0, description="ill: how sure transitions can get; empty: log(K - 1) + 4, which starts at 0.98"
+    )
+    balance: float = Field(0.1, ge=0, description="ill: weight of the term that holds the prior")

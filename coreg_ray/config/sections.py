@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
-from coreg_ray.config.kinds import DivideMixConfig, PicoConfig, is_of_a_kind
+from coreg_ray.config.kinds import DivideMixConfig, ElrConfig, IllConfig, MethodKind, PicoConfig, is_of_a_kind
 
 _DECIDES, _WORDS = "decides", "words"
 
@@ -191,7 +191,7 @@ class CandidatesConfig(Section):
 class MethodConfig(Section):
     """Which method, its schedule and constants (Co-Reg's paper, sections 3 and 4; epochs count from 0)."""
 
-    kind: Literal["coreg", "dividemix", "pico"] = Field("coreg", description="the method, a file of methods/")
+    kind: MethodKind = Field("coreg", description="the method, a file of methods/")
     epochs: int = Field(100, ge=1, description="passes over the rows, warm-up included")
     warmup_epochs: int = Field(50, ge=0, description="epochs of partial cross-entropy, each network alone")
     contrast_delay: int = Field(10, ge=0, description="epochs after warm-up before the contrastive branch joins")
@@ -215,15 +215,15 @@ class MethodConfig(Section):
     key_momentum: float = Field(0.999, ge=0, lt=1, description="momentum of the key encoder; 0.99 for small sets")
     queue_size: int = Field(8192, ge=0, description="keys kept for contrast, per network")
     prior: str = file(
-        "uniform",
-        words=("uniform", "annotator"),
-        description="class prior of alignment: uniform, annotator, or a JSON file",
+        "uniform", words=("uniform", "annotator"), description="class prior: uniform, annotator, or a JSON file"
     )
     order: Literal["concurrent", "sequential"] = Field("concurrent", description="how the networks take turns")
     exchanges: int = Field(4, ge=1, description="rounds per epoch after which concurrent networks swap weights")
     trusted_share: float = Field(0.25, ge=0.05, le=0.9, description="share of manual labels in a labelled batch")
     dividemix: DivideMixConfig = DivideMixConfig()
     pico: PicoConfig = PicoConfig()
+    elr: ElrConfig = ElrConfig()
+    ill: IllConfig = IllConfig()
 
     def of_others(self) -> list[str]:
         """The sections of kinds that this method is not."""

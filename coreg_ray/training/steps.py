@@ -141,11 +141,15 @@ def mixed_terms(
     return torch.stack(terms), logits
 
 
-def update(learner: Learner, terms: Tensor, mesh: Mesh) -> Tensor:
-    """Back-propagate the sum of the terms (T,), add up the team's gradients and take an optimiser step."""
+def update(learner: Learner, terms: Tensor, mesh: Mesh, *others: Tensor) -> Tensor:
+    """Back-propagate the sum of the terms (T,), add up the team's gradients and take an optimiser step.
+
+    Args:
+        others: leaves beside the network's parameters whose gradients are added up and left to the method.
+    """
     if terms.requires_grad:
         terms.sum().backward()
-    mesh.reduce_gradients(learner.student.parameters())
+    mesh.reduce_gradients([*learner.student.parameters(), *others])
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     return terms.detach()

@@ -33,6 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     "pico": {"pico": {"start": 0.3}},
     "pico-alim-onehot": {"pico": {"importance": "onehot", "importance_start": 0.3}},
     "pico-alim-scale": {"pico": {"importance": "scale", "importance_start": 0.3}},
+    "elr": {},
+    "ill": {},
 }
 SETTINGS: dict[str, Any] = {"epochs": 5, "warmup_epochs": 1, "ramp_epochs": 2, "queue_size": 50}
 DATA: dict[str, Any] = {"count": 125}
