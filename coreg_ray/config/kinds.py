@@ -66,6 +66,10 @@ class ElrConfig(KindSection):
 
     momentum: float = Field(0.7, ge=0, le=1, description="elr: of a row's early prediction; published 0.7 to 0.9")
     weight: float = Field(3.0, ge=0, description="elr: of the term that holds it; published 1 to 7")
+    plus: bool = Field(False, description="elr: ELR+: mixed views, and targets by the other network's moving average")
+    average: float = Field(0.997, ge=0, lt=1, description="elr: plus: momentum of the moving average of weights")
+    average_ramp: float = Field(0.5, ge=0, le=1, description="elr: plus: share of epochs over which it gets there")
+    ramp: float = Field(0.0, ge=0, le=1, description="elr: plus: share of epochs over which the weight gets there")
 
 
 class IllConfig(KindSection):

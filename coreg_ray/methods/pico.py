@@ -29,14 +29,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from coreg_ray import metrics
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.pure import confidence, losses, purify, slots
-from coreg_ray.pure.rng import stream
 from coreg_ray.training.assess import clean_of
 from coreg_ray.training.memory import kept
 from coreg_ray.training.mesh import Mesh
@@ -45,7 +43,7 @@ from coreg_ray.training.networks import Queue, Student, follow, frozen_copy
 from coreg_ray.training.plan import parted, whole_plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import Learner, State
-from coreg_ray.training.steps import Batch, move_prototypes, predict, strong, update, weak
+from coreg_ray.training.steps import Batch, mixing_share, move_prototypes, predict, strong, update, weak
 
 if TYPE_CHECKING:
     from coreg_ray.config import MethodConfig
@@ -234,10 +232,7 @@ def mixed_term(state: State, learner: Learner, batch: Batch, views: Tensor, targ
     images = batch.rows.take(partner, views.device)
     others = weak(state, learner, batch, partner, "partner", images)
     other_targets = confidence_of(learner.memory, batch.rows, partner, views.device)
-    alpha = state.method.mixup_alpha
-    random = np.random.default_rng(stream(state.seed, "mixup", learner.network, batch.epoch, batch.step))
-    share = random.beta(alpha, alpha)
-    share = max(share, 1 - share)
+    share = mixing_share(state, learner, batch)
     with state.autocast():
         logits, _ = learner.student(share * views.float() + (1 - share) * others.float())
     mixed = share * targets + (1 - share) * other_targets

@@ -44,11 +44,13 @@ class Turns:
     Attributes:
         phase: `warmup`, where each network is alone, or the method's kind.
         of: a turn for each network that the process holds. figures: of the epoch so far, by name.
+        alone: no step looks at the other network, though the method's may.
     """
 
     phase: str
     of: dict[int, Turn]
     figures: dict[str, float] = field(default_factory=dict)
+    alone: bool = False
 
 
 class Method(Protocol):

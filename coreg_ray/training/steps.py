@@ -113,14 +113,12 @@ def mixed_terms(
     """
     method, b, u = state.method, len(batch.labelled), len(batch.unlabelled)
     x1, u1, x2, u2 = views.float().split([b, u, b, u])
-    purpose = (state.seed, "mixup", learner.network, batch.epoch, batch.step)
-    share = np.random.default_rng(stream(*purpose)).beta(method.mixup_alpha, method.mixup_alpha)
-    permutation = torch.randperm(len(views), generator=generator(stream(*purpose, mesh.replica)))
+    permutation = mixing_order(state, learner, batch, mesh, len(views))
     target_x, target_u = targets.split([b, u])
     mixed, mixed_targets = mixup(
         torch.cat([x1, x2, u1, u2]),
         torch.cat([target_x, target_x, target_u, target_u]),
-        max(share, 1 - share),
+        mixing_share(state, learner, batch),
         permutation.to(views.device, non_blocking=True),
     )
     with state.autocast():
@@ -139,6 +137,19 @@ def mixed_terms(
         near, near_spread = two_terms(features @ prototypes.T / method.prototype_temperature)
         terms[2] = method.prototype_weight * (near + method.lambda_u * near_spread)
     return torch.stack(terms), logits
+
+
+def mixing_share(state: State, learner: Learner, batch: Batch) -> float:
+    """How much of a step's mixed rows is the row's own, at least a half; the same in a whole team."""
+    purpose = (state.seed, "mixup", learner.network, batch.epoch, batch.step)
+    share = np.random.default_rng(stream(*purpose)).beta(state.method.mixup_alpha, state.method.mixup_alpha)
+    return max(share, 1 - share)
+
+
+def mixing_order(state: State, learner: Learner, batch: Batch, mesh: Mesh, count: int) -> Tensor:
+    """Which row of this replica's `count` each of them is mixed with: (count,), on the host."""
+    purpose = (state.seed, "mixup", learner.network, batch.epoch, batch.step)
+    return torch.randperm(count, generator=generator(stream(*purpose, mesh.replica)))
 
 
 def update(learner: Learner, terms: Tensor, mesh: Mesh, *others: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ from torch.nn import functional as F
 
 from coreg_ray.methods import elr
 from coreg_ray.pure import losses, slots
+from coreg_ray.training.fit import train_epoch
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.networks import pack
+from coreg_ray.training.networks import pack, unpack
 from coreg_ray.training.plan import whole_plan
 from coreg_ray.training.rows import Rows, make_rows
 from coreg_ray.training.state import State
-from coreg_ray.training.steps import Batch, weak
+from coreg_ray.training.steps import Batch, mixing_order, mixing_share, weak
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,7 @@ def single(data: toy.Toy, trusted: Tensor | None = None) -> toy.Toy:
 
 
 def scene(data: toy.Toy, **settings: Any) -> tuple[State, Rows]:
-    own = {name: settings.pop(name) for name in ("batch_size", "learning_rate") if name in settings}
+    own = {name: settings.pop(name) for name in ("mixup_alpha", "exchanges") if name in settings}
     return toy.start(data, Mesh(), student=frozen_toy.STUDENT, kind="elr", epochs=10, elr=settings, **own)
 
 
@@ -130,7 +131,7 @@ def test_without_weight_or_targets_it_is_cross_entropy(data: toy.Toy, settings: 
         learner.optimizer.step()
         learner.optimizer.zero_grad()
         terms = take(state, batch)
-        assert float(terms[0]) == pytest.approx(float(loss), abs=1e-6)
+        assert float(terms[0]) == pytest.approx(float(loss.detach()), abs=1e-6)
         assert terms[1] == 0
     torch.testing.assert_close(pack(state.learners[0].student), pack(other.learners[0].student))
     if "momentum" in settings:
@@ -186,3 +187,72 @@ def test_rows_whose_target_is_no_candidate_count_as_wrong(data: toy.Toy) -> None
     turns = elr.turns(state, rows, Mesh(), 1)
     assert turns.figures["clean/a"] == 1 - int(wrong.sum()) / 80
     assert elr.turns(state, rows, Mesh(), 0).figures == {}
+
+
+def test_elr_plus_is_elr_with_the_others_target_where_nothing_is_mixed_nor_averaged(data: toy.Toy) -> None:
+    """With as many exchanges as steps, against both networks in a plain loop."""
+    settings = {"momentum": 0.6, "weight": 2.0}
+    unmixed = {"plus": True, "average": 0.0, "mixup_alpha": 1e-3, "exchanges": 3}
+    state, rows = scene(data, **settings, **unmixed)
+    plain, _ = scene(data, **settings)
+    turns = elr.turns(state, rows, Mesh(), 0)
+    plans = [turns.of[network].plan for network in (0, 1)]
+    assert plans[0].steps == 3
+    assert not turns.alone
+    train_epoch(state, rows, Mesh(), 0, turns, elr)
+    for number in range(3):
+        before = [pack(learner.student) for learner in plain.learners]
+        for network, learner in enumerate(plain.learners):
+            batch = Batch(rows, plans[network], number, 0)
+            unpack(before[1 - network], learner.peer)
+            views = weak(plain, learner, batch, batch.labelled, "weak", rows.take(batch.labelled, CPU))
+            with torch.no_grad():
+                probs = learner.peer(views)[0].softmax(1)
+            targets = elr.move_targets(plain, learner, batch, probs)
+            logits, _ = learner.student(views)
+            sets = rows.candidates(batch.labelled, CPU)
+            loss = losses.partial_cross_entropy(logits, sets) + 2 * losses.early_learning(logits, targets)
+            loss.backward()
+            learner.optimizer.step()
+            learner.optimizer.zero_grad()
+    for ours, theirs in zip(state.learners, plain.learners, strict=True):
+        torch.testing.assert_close(pack(ours.student), pack(theirs.student), atol=1e-5, rtol=1e-4)
+        assert torch.equal(pack(ours.memory.average), pack(ours.student))
+        assert torch.equal(pack(ours.memory.teacher), pack(ours.peer))
+
+
+def test_a_step_of_elr_plus_is_what_the_formulae_say(data: toy.Toy) -> None:
+    state, rows = scene(single(data), momentum=0.6, weight=2.0, plus=True, average=0.9, average_ramp=0.0, ramp=0.5)
+    turns = elr.turns(state, rows, Mesh(), 2)
+    learner, batch = state.learners[0], Batch(rows, turns.of[0].plan, 0, 2)
+    index, before = batch.labelled, pack(learner.student)
+    views = weak(state, learner, batch, index, "weak", rows.take(index, CPU)).float()
+    share, other = mixing_share(state, learner, batch), mixing_order(state, learner, batch, Mesh(), len(index))
+    with torch.no_grad():
+        logits, _ = learner.student(share * views + (1 - share) * views[other])
+        taught = learner.memory.teacher(views)[0].softmax(1).clamp(1e-4, 1 - 1e-4)
+    targets = 0.4 * taught / taught.sum(1, keepdim=True)
+    labels = rows.candidates(index, CPU).float()
+    mixed_labels, mixed = (share * each + (1 - share) * each[other] for each in (labels, targets))
+    p = logits.softmax(1)
+    terms = elr.mixed_step(state, learner, batch, Mesh())
+    assert float(terms[0]) == pytest.approx(float(-(mixed_labels * p.log()).sum(1).mean()), abs=1e-5)
+    early = (1 - (mixed * p.clamp(1e-4, 1 - 1e-4)).sum(1)).log().mean()
+    ramped = float(torch.tensor(-5 * (1 - 2 / 5) ** 2).exp())
+    assert float(terms[1]) == pytest.approx(2 * ramped * float(early), abs=1e-3)
+    torch.testing.assert_close(pack(learner.memory.average), 0.9 * before + 0.1 * pack(learner.student))
+
+
+def test_manual_labels_have_no_target_in_elr_plus(data: toy.Toy) -> None:
+    trusted = torch.arange(80) % 3 == 0
+    state, rows = scene(single(data, trusted), plus=True)
+    for epoch in range(2):
+        train_epoch(state, rows, Mesh(), epoch, elr.turns(state, rows, Mesh(), epoch), elr)
+    assert targets_of(state, torch.arange(80)[trusted]).sum() == 0
+    assert bool((targets_of(state, torch.arange(80)[~trusted]).sum(1) > 0.4).all())
+
+
+def test_ramps() -> None:
+    assert elr.ramp(3, 0) == elr.ramp(4, 4) == elr.ramp(9, 4) == 1
+    assert elr.ramp(0, 4) == pytest.approx(0.0067, abs=1e-4)
+    assert elr.ramp(2, 4) == pytest.approx(0.2865, abs=1e-4)

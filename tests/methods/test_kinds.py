@@ -34,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pico-alim-onehot": {"pico": {"importance": "onehot", "importance_start": 0.3}},
     "pico-alim-scale": {"pico": {"importance": "scale", "importance_start": 0.3}},
     "elr": {},
+    "elr-plus": {"mixup_alpha": 1, "elr": {"plus": True, "ramp": 0.5}},
     "ill": {},
 }
 SETTINGS: dict[str, Any] = {"epochs": 5, "warmup_epochs": 1, "ramp_epochs": 2, "queue_size": 50}
