@@ -42,13 +42,12 @@ class PicoConfig(KindSection):
     final_momentum: float = Field(0.8, ge=0, le=1, description="pico: of confidences, at the end")
     prototype_momentum: float = Field(0.99, ge=0, lt=1, description="pico: momentum of the class prototypes")
     temperature: float = Field(0.07, gt=0, description="pico: of prototype similarities")
-    contrast_weight: float | None = Field(
-        None, ge=0, description="pico: weight of the contrastive loss; empty: 0.5, with plus 1"
-    )
+    contrast_weight: float = Field(0.5, ge=0, description="pico: weight of contrast; plus: until prototypes vote")
     importance_start: float = Field(0.08, ge=0, le=1, description="pico: ALIM: from when on classes outside count")
     mixup_weight: float = Field(1.0, ge=0, description="pico: ALIM, plus: weight of the loss of mixed views")
     reliable_weight: float = Field(2.0, ge=0, description="pico: plus: weight of the loss of reliable rows")
     unreliable_weight: float = Field(0.1, ge=0, description="pico: plus: weight of the loss of unreliable rows")
+    reliable_contrast_weight: float = Field(1.0, ge=0, description="pico: plus: weight of contrast from then on")
     neighbours: int = Field(16, ge=1, description="pico: plus: positives of an unreliable row; published 5 to 16")
     neighbours_start: float = Field(0.125, ge=0, le=1, description="pico: plus: from when on it has them")
 

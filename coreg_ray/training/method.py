@@ -82,9 +82,11 @@ def figures_of(own: dict[int, dict[str, float]], mesh: Mesh) -> dict[str, float]
     Args:
         own: by network, figures by name: the same names for both, and the same numbers in a whole team.
     """
+    names = list(next(iter(own.values())))
+    if not names:
+        return {}
     values = {network: torch.tensor(list(figures.values()), dtype=torch.float64) for network, figures in own.items()}
     both = values | {1 - network: theirs for network, theirs in mesh.swap(values).items()}
-    names = list(next(iter(own.values())))
     return {
         metrics.of(name, NETWORKS[network]): float(value)
         for network in sorted(both)

@@ -169,6 +169,9 @@ def update(learner: Learner, terms: Tensor, mesh: Mesh, *others: Tensor) -> Tens
 @torch.no_grad()
 def predict(state: State, network: Student, views: Tensor) -> tuple[Tensor, Tensor]:
     """Predictions (B, K) and features (B, D) of views, in evaluation mode; the mode is afterwards what it was."""
+    if not len(views):
+        nothing = torch.zeros(0, device=views.device)
+        return nothing.view(0, network.classifier.out_features), nothing.view(0, network.projection)
     training = network.training
     network.eval()
     with state.autocast():

@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pico": {"pico": {"start": 0.3}},
     "pico-alim-onehot": {"pico": {"importance": "onehot", "importance_start": 0.3}},
     "pico-alim-scale": {"pico": {"importance": "scale", "importance_start": 0.3}},
+    "pico-plus": {"pico": {"plus": True, "start": 0.3, "neighbours_start": 0.5, "neighbours": 3}},
     "elr": {},
     "elr-plus": {"mixup_alpha": 1, "elr": {"plus": True, "ramp": 0.5}},
     "ill": {},
