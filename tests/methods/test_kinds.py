@@ -12,19 +12,23 @@ import frozen_toy
 import pytest
 import torch
 import toy
+from many_classes import Largest, many_classes
 from pydantic import ValidationError
 from world import run_world
 
 from coreg_ray import metrics
-from coreg_ray.config import MethodConfig
+from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.methods import KINDS
 from coreg_ray.run.storage import Folder
+from coreg_ray.training import assess as assessment
 from coreg_ray.training import checkpoint
 from coreg_ray.training.fit import fit
 from coreg_ray.training.memory import parts
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import pack
 from coreg_ray.training.rows import make_rows
+from coreg_ray.training.state import build_state
+from coreg_ray.training.steps import Batch
 
 # Settings of a kind beside its defaults, by the name of a case: every branch of every kind is among them.
 CASES: dict[str, dict[str, Any]] = {
@@ -159,3 +163,23 @@ def test_classes_in_another_order_give_the_same_answers_in_that_order(case: str)
     one = [epoch.metrics for epoch in fit(state, rows, data.scored, Mesh(), method)]
     two = [epoch.metrics for epoch in fit(other, renamed, scored, Mesh(), method)]
     toy.same(one, two, tolerance=2e-2)
+
+
+@CASE
+def test_no_tensor_has_the_size_of_rows_times_classes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_classes = 1500
+    monkeypatch.setitem(assessment.ASSESS_CELLS, "cpu", 20 * num_classes)
+    student = StudentConfig(resolution=8, width=4, projection=2, precision="float32")
+    chosen = toy.method(**settings(case, warmup_epochs=0, batch_size=8))
+    method, largest = KINDS[chosen.kind], []
+    for count in (100, 400):
+        rows, mesh = many_classes(count, num_classes), Mesh()
+        names = [str(number) for number in range(num_classes)]
+        state = build_state(chosen, student, 0, names, rows, mesh, method.remember)
+        with Largest() as seen:
+            turn = method.turns(state, rows, mesh, epoch=4).of[0]
+            turn.step(state, state.learners[0], Batch(rows, turn.plan, 0, 4), mesh)
+        largest.append(seen.nbytes)
+    assert largest[0] == largest[1]
+    most = num_classes if case.startswith("ill") else 50  # of float32 a class: a matrix, or half of the fewest rows
+    assert largest[0] <= 4 * most * num_classes
