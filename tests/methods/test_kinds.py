@@ -166,6 +166,21 @@ def test_classes_in_another_order_give_the_same_answers_in_that_order(case: str)
 
 
 @CASE
+def test_a_replica_without_rows_in_a_step_stays_finite_and_as_it_is(case: str) -> None:
+    data = frozen_toy.frozen(toy.toy(count=60))
+    state, rows = toy.start(data, Mesh(), student=frozen_toy.STUDENT, **settings(case))
+    learner, mesh = state.learners[0], Mesh()
+    turn = KINDS[state.method.kind].turns(state, rows, mesh, epoch=3).of[0]
+    none = torch.zeros(0, dtype=torch.int64)
+    plan = replace(turn.plan, labelled=[none], unlabelled=[none], team_labelled=[7], team_unlabelled=[7])
+    before = pack(learner.student)
+    terms = turn.step(state, learner, Batch(rows, plan, 0, 3), mesh)
+    assert terms.isfinite().all()
+    assert torch.equal(pack(learner.student), before)
+    assert all(part.content.isfinite().all() for part in parts(learner.memory, "team", "candidates"))
+
+
+@CASE
 def test_no_tensor_has_the_size_of_rows_times_classes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     num_classes = 1500
     monkeypatch.setitem(assessment.ASSESS_CELLS, "cpu", 20 * num_classes)
