@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
+MethodKind = Literal["coreg", "dividemix", "distil", "partial", "pico", "elr", "ill"]
+
 
 class KindSection(BaseModel):
     """A frozen section that refuses keys it does not know."""
@@ -57,13 +59,12 @@ class PicoConfig(KindSection):
     final_momentum: float = Field(0.8, ge=0, le=1, description="pico: of confidences, at the end")
     prototype_momentum: float = Field(0.99, ge=0, lt=1, description="pico: momentum of the class prototypes")
     temperature: float = Field(0.07, gt=0, description="pico: of prototype similarities")
-    contrast_weight: float | None = Field(
-        None, ge=0, description="pico: weight of the contrastive loss; empty: 0.5, with plus 1"
-    )
+    contrast_weight: float = Field(0.5, ge=0, description="pico: weight of contrast; plus: until prototypes vote")
     importance_start: float = Field(0.08, ge=0, le=1, description="pico: ALIM: from when on classes outside count")
     mixup_weight: float = Field(1.0, ge=0, description="pico: ALIM, plus: weight of the loss of mixed views")
     reliable_weight: float = Field(2.0, ge=0, description="pico: plus: weight of the loss of reliable rows")
     unreliable_weight: float = Field(0.1, ge=0, description="pico: plus: weight of the loss of unreliable rows")
+    reliable_contrast_weight: float = Field(1.0, ge=0, description="pico: plus: weight of contrast from then on")
     neighbours: int = Field(16, ge=1, description="pico: plus: positives of an unreliable row; published 5 to 16")
     neighbours_start: float = Field(0.125, ge=0, le=1, description="pico: plus: from when on it has them")
 
@@ -74,3 +75,23 @@ class PicoConfig(KindSection):
                 f"importance={self.importance} (ALIM) and plus=true (PiCO+) are two ways to bear wrong sets; choose one"
             )
         return self
+
+
+class ElrConfig(KindSection):
+    """ELR and ELR+ (methods/elr.py)."""
+
+    momentum: float = Field(0.7, ge=0, le=1, description="elr: of a row's early prediction; published 0.7 to 0.9")
+    weight: float = Field(3.0, ge=0, description="elr: of the term that holds it; published 1 to 7")
+    plus: bool = Field(False, description="elr: ELR+: mixed views, and targets by the other network's moving average")
+    average: float = Field(0.997, ge=0, lt=1, description="elr: plus: momentum of the moving average of weights")
+    average_ramp: float = Field(0.5, ge=0, le=1, description="elr: plus: share of epochs over which it gets there")
+    ramp: float = Field(0.0, ge=0, le=1, description="elr: plus: share of epochs over which the weight gets there")
+
+
+class IllConfig(KindSection):
+    """ILL (methods/ill.py)."""
+
+    scale: float | None = Field(
+        None, gt=0, description="ill: how sure transitions can get; empty: log(K - 1) + 4, which starts at 0.98"
+    )
+    balance: float = Field(0.1, ge=0, description="ill: weight of the term that holds the prior")

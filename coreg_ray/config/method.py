@@ -10,7 +10,16 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from coreg_ray.config.kinds import DistilConfig, DivideMixConfig, PartialConfig, PicoConfig, is_of_a_kind
+from coreg_ray.config.kinds import (
+    DistilConfig,
+    DivideMixConfig,
+    ElrConfig,
+    IllConfig,
+    MethodKind,
+    PartialConfig,
+    PicoConfig,
+    is_of_a_kind,
+)
 from coreg_ray.config.sections import Section, file
 
 FITTED = (  # settings that are empty until the pool is known (fit_to_pool.py), in the order in which errors name them
@@ -26,9 +35,7 @@ def _fitted(description: str, **limits: Any) -> Any:
 class MethodSettings(Section):
     """Which method, its schedule and constants (epochs count from 0), as a person gives them."""
 
-    kind: Literal["coreg", "dividemix", "distil", "partial", "pico"] = Field(
-        "coreg", description="the method, a file of methods/"
-    )
+    kind: MethodKind = Field("coreg", description="the method, a file of methods/")
     labels: Literal["candidates", "single", "soft"] = Field(
         "candidates",
         description="what it learns from: candidate sets, of each set the likeliest class, or shares of all classes "
@@ -68,6 +75,8 @@ class MethodSettings(Section):
     distil: DistilConfig = DistilConfig()
     partial: PartialConfig = PartialConfig()
     pico: PicoConfig = PicoConfig()
+    elr: ElrConfig = ElrConfig()
+    ill: IllConfig = IllConfig()
 
     def of_others(self) -> list[str]:
         """The sections of kinds that this method is not."""

@@ -1,6 +1,6 @@
 """The algorithms, one file each, to be read against its paper."""
 
-from coreg_ray.methods import coreg, distil, dividemix, partial, pico
+from coreg_ray.methods import coreg, distil, dividemix, elr, ill, partial, pico
 from coreg_ray.training.method import Method
 
 # By `method.kind`, which names the method's phase too.
@@ -10,4 +10,6 @@ KINDS: dict[str, Method] = {
     "distil": distil,
     "partial": partial,
     "pico": pico,
+    "elr": elr,
+    "ill": ill,
 }

@@ -109,6 +109,40 @@ def negative_entropy(logits: Tensor, *, denominator: Tensor | float | None = Non
     return _mean((log_probs.exp() * log_probs).sum(dim=1), denominator)
 
 
+def early_learning(logits: Tensor, targets: Tensor, *, denominator: Tensor | float | None = None) -> Tensor:
+    """mean_B log(1 - <t, p>) (ELR, arXiv 2007.00151): the lower, the nearer predictions are to their targets.
+
+    p is held between 1e-4 and 1 - 1e-4, so the logarithm is finite and a class below has no gradient.
+
+    Args:
+        logits: (B, K). targets: (B, K) without gradient, rows of sum 1 at most; a row of zeros costs nothing.
+        denominator: number of rows in the whole team.
+
+    Returns:
+        Scalar, not above zero.
+    """
+    probs = _log_probs(logits).exp().clamp(1e-4, 1 - 1e-4)
+    return _mean(torch.log1p(-(targets * probs).sum(dim=1)), denominator)
+
+
+def transferred(
+    probs: Tensor, forward: Tensor, excluded: Tensor, *, denominator: Tensor | float | None = None
+) -> Tensor:
+    """mean_B -sum_{j excluded} log(1 - q_j), q the normalised p R: what labels a class is taken for (ILL).
+
+    Args:
+        probs: (B, K) predictions p. forward: (K, K) R of `transition.matrices`. excluded: (B, K) bool.
+        denominator: number of rows in the whole team.
+
+    Returns:
+        Scalar; 1 - q is held above 1e-6.
+    """
+    taken = _wide(probs) @ _wide(forward)  # (B, K)
+    total = taken.sum(dim=1, keepdim=True)
+    left = ((total - taken) / total.clamp_min(1e-12)).clamp_min(1e-6)
+    return _mean(-left.log().masked_fill(~excluded, 0.0).sum(dim=1), denominator)
+
+
 def kl_to_prior(
     probs: Tensor, prior: Tensor, mean: Tensor | None = None, *, denominator: Tensor | float | None = None
 ) -> Tensor:

@@ -118,6 +118,22 @@ def clean_of(row_losses: Tensor, seed: int, rows: Rows, mesh: Mesh) -> Tensor:
     return torch.where(rows.trusted, 1.0, clean[before : before + len(rows)].float())
 
 
+def soundness(state: State, row_losses: Tensor, rows: Rows, mesh: Mesh) -> tuple[float, float]:
+    """The share of the team's rows that are found sound, and the expected share of wrong sets among untrusted rows.
+
+    Args:
+        row_losses: (N,), of any scale; NaN where a row was never seen, which counts as sound.
+    """
+    seen = row_losses.float().nan_to_num(nan=0.0)
+    low, high = -mesh.team_max(-seen.min()), mesh.team_max(seen.max())
+    clean = clean_of(purify.normalise_losses(seen, low, high), state.seed, rows, mesh).double()
+    free = ~rows.trusted
+    sound = (clean > state.method.clean_threshold).sum()
+    sums = mesh.team_sum(torch.stack([sound, torch.tensor(len(rows)), clean[free].sum(), free.sum()]))
+    sound_rows, total, clean_free, num_free = sums.tolist()
+    return sound_rows / max(total, 1), 1 - clean_free / num_free if num_free else 0.0
+
+
 class _Total:
     """A sum of predictions on the way to the team's mean."""
 

@@ -84,7 +84,7 @@ def train_epoch(state: State, rows: Rows, mesh: Mesh, epoch: int, turns: Turns, 
             batch = Batch(rows, turn.plan, step, epoch)
             terms[learner.network].append(turn.step(state, learner, batch, mesh))
 
-    alone = turns.phase == metrics.WARMUP or not method.LISTENS
+    alone = turns.phase == metrics.WARMUP or turns.alone or not method.LISTENS
     for steps in _rounds(state, turns.of, 1 if alone else state.method.exchanges):
         trained = [learner for learner in state.learners if learner.network in steps]
         side_by_side(trained, take_steps, mesh)

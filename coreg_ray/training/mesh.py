@@ -42,7 +42,7 @@ class Mesh:
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.seconds = 0.0
-        self._graded: list[torch.nn.Parameter] = []
+        self._graded: list[Tensor] = []
         if self.world == 1:
             self.networks: tuple[int, ...] = (0, 1)
             self.replica, self.replicas = 0, 1
@@ -86,7 +86,7 @@ class Mesh:
         padded[: len(tensor)] = tensor
         return [part[:length] for part, length in zip(self.team_stack(padded), lengths, strict=True)]
 
-    def reduce_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add up the team's gradients, in place, in one flat message.
 
         Losses are already divided by the whole team's rows, so the sum is the gradient of the team's batch. A replica

@@ -44,11 +44,13 @@ class Turns:
     Attributes:
         phase: `warmup`, where each network is alone, or the method's kind.
         of: a turn for each network that the process holds. figures: of the epoch so far, by name.
+        alone: no step looks at the other network, though the method's may.
     """
 
     phase: str
     of: dict[int, Turn]
     figures: dict[str, float] = field(default_factory=dict)
+    alone: bool = False
 
 
 class Method(Protocol):
@@ -80,9 +82,11 @@ def figures_of(own: dict[int, dict[str, float]], mesh: Mesh) -> dict[str, float]
     Args:
         own: by network, figures by name: the same names for both, and the same numbers in a whole team.
     """
+    names = list(next(iter(own.values())))
+    if not names:
+        return {}
     values = {network: torch.tensor(list(figures.values()), dtype=torch.float64) for network, figures in own.items()}
     both = values | {1 - network: theirs for network, theirs in mesh.swap(values).items()}
-    names = list(next(iter(own.values())))
     return {
         metrics.of(name, NETWORKS[network]): float(value)
         for network in sorted(both)

@@ -114,14 +114,12 @@ def mixed_terms(
     """
     method, b, u = state.method, len(batch.labelled), len(batch.unlabelled)
     x1, u1, x2, u2 = views.float().split([b, u, b, u])
-    purpose = (state.seed, "mixup", learner.network, batch.epoch, batch.step)
-    share = np.random.default_rng(stream(*purpose)).beta(method.mixup_alpha, method.mixup_alpha)
-    permutation = torch.randperm(len(views), generator=generator(stream(*purpose, mesh.replica)))
+    permutation = mixing_order(state, learner, batch, mesh, len(views))
     target_x, target_u = targets.split([b, u])
     mixed, mixed_targets = mixup(
         torch.cat([x1, x2, u1, u2]),
         torch.cat([target_x, target_x, target_u, target_u]),
-        max(share, 1 - share),
+        mixing_share(state, learner, batch),
         permutation.to(views.device, non_blocking=True),
     )
     with state.autocast():
@@ -142,11 +140,28 @@ def mixed_terms(
     return torch.stack(terms), logits
 
 
-def update(learner: Learner, terms: Tensor, mesh: Mesh) -> Tensor:
-    """Back-propagate the sum of the terms (T,), add up the team's gradients and take an optimiser step."""
+def mixing_share(state: State, learner: Learner, batch: Batch) -> float:
+    """How much of a step's mixed rows is the row's own, at least a half; the same in a whole team."""
+    purpose = (state.seed, "mixup", learner.network, batch.epoch, batch.step)
+    share = np.random.default_rng(stream(*purpose)).beta(state.method.mixup_alpha, state.method.mixup_alpha)
+    return max(share, 1 - share)
+
+
+def mixing_order(state: State, learner: Learner, batch: Batch, mesh: Mesh, count: int) -> Tensor:
+    """Which row of this replica's `count` each of them is mixed with: (count,), on the host."""
+    purpose = (state.seed, "mixup", learner.network, batch.epoch, batch.step)
+    return torch.randperm(count, generator=generator(stream(*purpose, mesh.replica)))
+
+
+def update(learner: Learner, terms: Tensor, mesh: Mesh, *others: Tensor) -> Tensor:
+    """Back-propagate the sum of the terms (T,), add up the team's gradients and take an optimiser step.
+
+    Args:
+        others: leaves beside the network's parameters whose gradients are added up and left to the method.
+    """
     if terms.requires_grad:
         terms.sum().backward()
-    mesh.reduce_gradients(learner.student.parameters())
+    mesh.reduce_gradients([*learner.student.parameters(), *others])
     learner.optimizer.step()
     learner.optimizer.zero_grad()
     return terms.detach()
@@ -155,6 +170,9 @@ def update(learner: Learner, terms: Tensor, mesh: Mesh) -> Tensor:
 @torch.no_grad()
 def predict(state: State, network: Student, views: Tensor) -> tuple[Tensor, Tensor]:
     """Predictions (B, K) and features (B, D) of views, in evaluation mode; the mode is afterwards what it was."""
+    if not len(views):
+        nothing = torch.zeros(0, device=views.device)
+        return nothing.view(0, network.classifier.out_features), nothing.view(0, network.projection)
     training = network.training
     network.eval()
     with state.autocast():

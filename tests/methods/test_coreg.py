@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 import toy
+from many_classes import Largest, many_classes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreg_ray.config import StudentConfig
 from coreg_ray.methods import coreg
-from coreg_ray.pure.rng import generator
 from coreg_ray.training import assess as assessment
 from coreg_ray.training.assess import Opinion, assess, opinion_metrics, swap_opinions
 from coreg_ray.training.evaluate import Scored, evaluate
@@ -177,31 +176,6 @@ def test_the_state_of_a_row_takes_few_bytes() -> None:
         value for learner in state.learners for value in vars(learner.memory).values() if isinstance(value, Tensor)
     ]
     assert all(tensor.numel() <= 1000 * state.method.loss_history for tensor in everything)
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the bytes of the largest tensor that any operation gives."""
-
-    nbytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answer = function(*args, **(kwargs or {}))
-        for tensor in answer if isinstance(answer, list | tuple) else [answer]:
-            if isinstance(tensor, Tensor):
-                self.nbytes = max(self.nbytes, tensor.untyped_storage().nbytes())
-        return answer
-
-
-def many_classes(count: int, num_classes: int) -> Rows:
-    sizes = torch.tensor([1, 2]).repeat(count // 2)
-    return Rows(
-        numbers=torch.arange(count),
-        pixels=torch.randint(0, 256, (count, 8, 8, 3), generator=generator(0)).to(torch.uint8),
-        num_classes=num_classes,
-        indptr=torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)]),
-        indices=(torch.arange(int(sizes.sum())) % num_classes).int(),
-        trusted=torch.zeros(count, dtype=torch.bool),
-    )
 
 
 def test_nothing_has_the_size_of_rows_times_classes(monkeypatch: pytest.MonkeyPatch) -> None:

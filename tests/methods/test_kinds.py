@@ -11,19 +11,23 @@ import frozen_toy
 import pytest
 import torch
 import toy
+from many_classes import Largest, many_classes
 from pydantic import ValidationError
 from world import run_world
 
 from coreg_ray import metrics
-from coreg_ray.config import MethodConfig
+from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.methods import KINDS
 from coreg_ray.run.storage import Folder
+from coreg_ray.training import assess as assessment
 from coreg_ray.training import checkpoint
 from coreg_ray.training.fit import fit
 from coreg_ray.training.memory import parts
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import pack
 from coreg_ray.training.rows import make_rows
+from coreg_ray.training.state import build_state
+from coreg_ray.training.steps import Batch
 
 # Settings of a kind beside its defaults, by the name of a case: every branch of every kind is among them.
 CASES: dict[str, dict[str, Any]] = {
@@ -39,6 +43,10 @@ CASES: dict[str, dict[str, Any]] = {
     "pico": {"pico": {"start": 0.3}},
     "pico-alim-onehot": {"pico": {"importance": "onehot", "importance_start": 0.3}},
     "pico-alim-scale": {"pico": {"importance": "scale", "importance_start": 0.3}},
+    "pico-plus": {"pico": {"plus": True, "start": 0.3, "neighbours_start": 0.5, "neighbours": 3}},
+    "elr": {},
+    "elr-plus": {"mixup_alpha": 1, "elr": {"plus": True, "ramp": 0.5}},
+    "ill": {},
 }
 SETTINGS: dict[str, Any] = {"epochs": 5, "warmup_epochs": 1, "ramp_epochs": 2, "queue_size": 50}
 DATA: dict[str, Any] = {"count": 125}
@@ -161,3 +169,48 @@ def test_classes_in_another_order_give_the_same_answers_in_that_order(case: str)
     one = [epoch.metrics for epoch in fit(state, rows, data.scored, Mesh(), method)]
     two = [epoch.metrics for epoch in fit(other, renamed, scored, Mesh(), method)]
     toy.same(one, two, tolerance=2e-2)
+
+
+@CASE
+def test_a_replica_without_rows_in_a_step_stays_finite_and_as_it_is(case: str) -> None:
+    data = frozen_toy.frozen(toy.toy(count=60))
+    state, rows = toy.start(data, Mesh(), student=frozen_toy.STUDENT, **settings(case))
+    learner, mesh = state.learners[0], Mesh()
+    turn = KINDS[state.method.kind].turns(state, rows, mesh, epoch=3).of[0]
+    none = torch.zeros(0, dtype=torch.int64)
+    plan = replace(turn.plan, labelled=[none], unlabelled=[none], team_labelled=[7], team_unlabelled=[7])
+    before = pack(learner.student)
+    terms = turn.step(state, learner, Batch(rows, plan, 0, 3), mesh)
+    assert terms.isfinite().all()
+    assert torch.equal(pack(learner.student), before)
+    assert all(part.content.isfinite().all() for part in parts(learner.memory, "team", "candidates"))
+
+
+@CASE
+def test_no_tensor_has_the_size_of_rows_times_classes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_classes = 1500
+    monkeypatch.setitem(assessment.ASSESS_CELLS, "cpu", 20 * num_classes)
+    student = StudentConfig(resolution=8, width=4, projection=2, precision="float32")
+    chosen = toy.method(**settings(case, warmup_epochs=0, batch_size=8))
+    method, largest = KINDS[chosen.kind], []
+    for count in (100, 400):
+        rows, mesh = many_classes(count, num_classes), Mesh()
+        names = [str(number) for number in range(num_classes)]
+        state = build_state(chosen, student, 0, names, rows, mesh, method.remember)
+        with Largest() as seen:
+            turn = method.turns(state, rows, mesh, epoch=4).of[0]
+            turn.step(state, state.learners[0], Batch(rows, turn.plan, 0, 4), mesh)
+        largest.append(seen.nbytes)
+    assert largest[0] == largest[1]
+    most = num_classes if case.startswith("ill") else 50  # of float32 a class: a matrix, or half of the fewest rows
+    assert largest[0] <= 4 * most * num_classes
+
+
+def test_weights_of_candidates_are_refused_by_kinds_that_would_not_look_at_them() -> None:
+    classes = {"source": {"kind": "digits"}, "candidates": {"weighted": True}}
+    for method in ({"kind": "ill"}, {"kind": "elr", "elr": {"plus": True}}):
+        with pytest.raises(
+            ValidationError, match=r"candidates.weighted=true with method.kind=.* counts all candidates"
+        ):
+            Config.model_validate({**classes, "method": method})
+    assert Config.model_validate({**classes, "method": {"kind": "elr"}}).candidates.weighted

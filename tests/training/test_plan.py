@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coreg_ray.pure.rng import generator
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.plan import Plan, split_plan, whole_plan
+from coreg_ray.training.plan import Plan, parted, split_plan, whole_plan
 from coreg_ray.training.rows import Rows, make_rows
 
 CLASSES = 3
@@ -276,3 +276,19 @@ def test_a_replica_that_has_rows_has_one_in_the_first_step() -> None:
     scores = [some_clean(64, 1), torch.ones(64)]
     plans = team_plans(lambda mesh, replica: planned(rows_of(64), scores[replica], mesh=mesh), 2)
     assert [len(plan.labelled[0]) for plan in plans] == [1, 8]
+
+
+def test_a_whole_plan_is_parted_within_its_steps_and_counted_over_the_team() -> None:
+    rows, masks = [rows_of(50, full=20), rows_of(9)], [torch.arange(50) % 3 > 0, torch.arange(9) > 7]
+
+    def plan(mesh: Mesh, replica: int) -> Plan:
+        return parted(whole_plan(rows[replica], 0, 0, 1, 16, mesh), masks[replica], mesh)
+
+    plans = team_plans(plan, 2)
+    for one, mask in zip(plans, masks, strict=True):
+        assert one.steps == 4
+        assert sorted(torch.cat(one.labelled).tolist()) == torch.nonzero(mask)[:, 0].tolist()
+        assert sorted(torch.cat(one.unlabelled).tolist()) == torch.nonzero(~mask)[:, 0].tolist()
+        assert one.team_labelled == [sum(len(other.labelled[step]) for other in plans) for step in range(4)]
+        assert one.team_unlabelled == [sum(len(other.unlabelled[step]) for other in plans) for step in range(4)]
+        assert one.room == max(len(batch) for other in plans for batch in other.labelled)

@@ -18,7 +18,7 @@ from coreg_ray.training.networks import frozen_copy, pack
 from coreg_ray.training.plan import Plan, split_plan
 from coreg_ray.training.rows import Rows
 from coreg_ray.training.state import State
-from coreg_ray.training.steps import Batch, warmup_step
+from coreg_ray.training.steps import Batch, predict, warmup_step
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -219,3 +219,19 @@ def test_waiting_is_noticed() -> None:
         numbers[numbers > 1].sum().item()
         numbers[numbers.flip(0)] += 1
     assert waits.operations == ["index", "_local_scalar_dense"]
+
+
+def test_a_prediction_leaves_the_network_as_it_was() -> None:
+    state, rows, _, batch = scene()
+    student, images = state.learners[0].student, rows.take(batch.labelled, torch.device("cpu"))
+    before = pack(student)
+    probs, features = predict(state, student, images)
+    assert student.training
+    assert torch.equal(pack(student), before)  # batch-norm statistics too
+    whole = [torch.cat(parts) for parts in zip(*(predict(state, student, row) for row in images.split(1)), strict=True)]
+    torch.testing.assert_close(whole, [probs, features])  # no row depends on its batch
+    assert not probs.requires_grad
+    frozen = frozen_copy(student)
+    torch.testing.assert_close(predict(state, frozen, images)[0], probs)
+    assert not frozen.training
+    assert [part.shape for part in predict(state, student, images[:0])] == [(0, 4), (0, student.projection)]
