@@ -61,6 +61,12 @@ class Config(Section):
                 f"method.order=sequential with cluster.num_workers={self.cluster.num_workers}: the sequential order "
                 "needs both networks in one worker; use cluster.num_workers 1 or method.order concurrent"
             )
+        if self.candidates.weighted and (self.method.kind == "ill" or self.method.elr.plus):
+            kind = self.method.kind + (" with method.elr.plus" if self.method.elr.plus else "")
+            raise ValueError(
+                f"candidates.weighted=true with method.kind={kind}: it counts all candidates of a set alike; use "
+                "candidates.weighted false or another kind (docs/methods.md says which take weights)"
+            )
         annotators = self.annotators
         if self.student.name == ANNOTATOR and not any(annotator.kind == "clip" for annotator in annotators):
             raise ValueError(
