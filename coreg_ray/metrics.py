@@ -29,6 +29,7 @@ PURIFIED_IMAGES, PURIFIED_CHANGED, PURIFIED_ACCURACY = "purified/images", "purif
 # Without labels (pure/label_free.py says what they are).
 CRITERION = "criterion/"
 LABEL_FREE, STABILITY = "criterion/label_free", "criterion/stability"
+APPROXIMATED = "criterion/approximated_accuracy"
 CANDIDATES, CLASSES, COMBINED = "criterion/candidates", "criterion/classes", "criterion/combined"
 
 # Of a whole run.

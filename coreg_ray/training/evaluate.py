@@ -68,9 +68,9 @@ def evaluate(state: State, scored: Scored, mesh: Mesh) -> dict[str, float]:
     counts = [no_counts(len(state.class_names), mesh.device) for _ in range(2)]
     for mine, looked_at in zip(counts, (scored.held_out, scored.shown if views else None), strict=True):
         for images, index in _part(looked_at, mesh):
-            predicted = _predicted(state, pair, images, index, views, mesh)
+            predicted, probs = _predicted(state, pair, images, index, views, mesh)
             candidates = images.candidates(index, mesh.device) if isinstance(images, Rows) else None
-            mine += count(predicted, candidates, len(state.class_names))
+            mine += count(predicted, candidates, len(state.class_names), probs)
     for own in state.learners:
         own.student.train()
     sums = mesh.world_sum(torch.cat([hits, *counts])).cpu()
@@ -94,17 +94,18 @@ def _part(images: Images | None, mesh: Mesh) -> Iterator[tuple[Images, Tensor]]:
 
 def _predicted(
     state: State, pair: tuple[Student, Student], images: Images, index: Tensor, views: int, mesh: Mesh
-) -> Tensor:
-    """Both networks' classes (2, 1 + views, B) of images and weak views of them.
+) -> tuple[Tensor, Tensor]:
+    """Both networks' classes (2, 1 + views, B) of images and weak views of them, and their predictions of the images.
 
-    The views depend on the image alone, so that runs are compared by the same ones.
+    The predictions are (2, B, K). The views depend on the image alone, so that runs are compared by the same ones.
     """
     taken, numbers = images.take(index, mesh.device), images.numbers[index]
-    classes = []
-    for view in range(1 + views):
-        shown = weak_view(state, taken, stream(0, "stability", view), numbers) if view else plain(taken)
-        classes.append(torch.stack([logits.argmax(1) for logits in _logits(state, pair, shown, mesh)]))
-    return torch.stack(classes, dim=1)
+    own = torch.stack(_logits(state, pair, plain(taken), mesh))
+    classes = [own.argmax(2)]
+    for view in range(1, 1 + views):
+        shown = weak_view(state, taken, stream(0, "stability", view), numbers)
+        classes.append(torch.stack(_logits(state, pair, shown, mesh)).argmax(2))
+    return torch.stack(classes, dim=1), own.softmax(2)
 
 
 def _logits(state: State, pair: tuple[Student, Student], shown: Tensor, mesh: Mesh) -> tuple[Tensor, Tensor]:
