@@ -13,6 +13,12 @@ from pydantic.fields import FieldInfo
 MethodKind = Literal["coreg", "dividemix", "distil", "partial", "pico", "elr", "ill"]
 
 
+TITLES: dict[str, str] = {  # what people call them
+    "coreg": "Co-Reg", "dividemix": "DivideMix", "distil": "Distilled annotator", "partial": "Partial labels",
+    "pico": "PiCO", "elr": "ELR", "ill": "ILL",
+}  # fmt: skip
+
+
 class KindSection(BaseModel):
     """A frozen section that refuses keys it does not know."""
 

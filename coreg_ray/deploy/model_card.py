@@ -32,8 +32,8 @@ def model_card(model: Model, extra_files: list[str]) -> str:
         "",
         f"{len(model.classes)} classes: {', '.join(shown)}{more}.",
         "",
-        f"A {_architecture(model)}{width} for {model.resolution} px images ({networks}), trained with Co-Reg "
-        f"(arXiv 2406.18550) on candidate labels that {_who(annotator)} gave "
+        f"A {_architecture(model)}{width} for {model.resolution} px images ({networks}), trained with {_method(settings)} "
+        f"on candidate labels that {_who(annotator)} gave "
         f"to images of kind `{_plain(source.get('kind', 'unknown'))}`.",
         "",
         "## Use",
@@ -77,6 +77,11 @@ def _architecture(model: Model) -> str:
 def _portable(name: str) -> str:
     how = "onnxruntime" if name.endswith(".onnx") else "`torch.export.load`"
     return f"`{name}` ({how}) takes `images`, float32 (B, 3, S, S) in 0..1, and gives `probabilities`."
+
+
+def _method(settings: dict[str, Any]) -> str:
+    kind = settings.get("method", {}).get("kind", "coreg")
+    return "Co-Reg (arXiv 2406.18550)" if kind == "coreg" else f"{TITLES.get(kind, kind)} (`method.kind {kind}`)"
 
 
 def _figures(metrics: dict[str, Any]) -> list[str]:

@@ -60,6 +60,7 @@ def render(run: Run, name: str) -> str:
         name=name,
         version=coreg_ray.__version__,
         metrics=run.metrics,
+        method=sections.method_title(run),
         facts=sections.facts(run),
         noun=run.noun,
         only_votes=run.only_votes,

@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from coreg_ray import metrics
+from coreg_ray.config.kinds import TITLES
 from coreg_ray.deploy.calibration import calibration_error, reliability
 from coreg_ray.report import figures
 from coreg_ray.report.confusions import Confusions
@@ -77,6 +78,11 @@ def facts(run: Run) -> str:
     )
 
 
+def method_title(run: Run) -> str:
+    """What people call the method that trained the run."""
+    return TITLES[run.config.method.kind] if run.config else TITLES["coreg"]
+
+
 def comparison(run: Run) -> list[dict[str, Any]]:
     """Ways to a classifier side by side: accuracy on the test images with its margin, and what each cost.
 
@@ -103,7 +109,7 @@ def comparison(run: Run) -> list[dict[str, Any]]:
         deployed = "the deployed model" if names == [name[-1]] or (both and len(names) == 2) else ""
         remark = "; ".join(filter(None, (deployed, note if both else "")))
         seconds = run.metrics.get(metrics.TRAIN_S) if both else None
-        ways.append((f"Co-Reg, {name}", run.metrics.get(figure), seconds, remark, images))
+        ways.append((f"{method_title(run)}, {name}", run.metrics.get(figure), seconds, remark, images))
     return [
         {
             "name": name,
@@ -111,7 +117,7 @@ def comparison(run: Run) -> list[dict[str, Any]]:
             "margin": margin(accuracy, scored) if accuracy is not None and scored else None,
             "seconds": seconds,
             "note": note,
-            "main": name == "Co-Reg, both",
+            "main": name == f"{method_title(run)}, both",
         }
         for name, accuracy, seconds, note, scored in ways
     ]
@@ -128,8 +134,10 @@ def verdict(rows: list[dict[str, Any]]) -> str:
     """In one sentence or two: what the method gained over the annotator and over the best cheaper way."""
     known = [row for row in rows if row["accuracy"] is not None]
     ours = next((row for row in known if row["main"]), None)
-    cheaper = [row for row in known if not row["name"].startswith("Co-Reg")]
-    if ours is None or not cheaper:
+    if ours is None:
+        return ""
+    cheaper = [row for row in known if not row["name"].startswith(ours["name"].rsplit(",", 1)[0])]
+    if not cheaper:
         return ""
     annotator, best = cheaper[0], max(cheaper, key=lambda row: row["accuracy"])
     zero_shot = annotator["name"].startswith("Annotator")
