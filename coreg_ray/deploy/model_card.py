@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from coreg_ray.config.kinds import TITLES
 from coreg_ray.config.student import ANNOTATOR
 from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, LABEL_FREE, ZERO_SHOT
 
@@ -32,9 +33,9 @@ def model_card(model: Model, extra_files: list[str]) -> str:
         "",
         f"{len(model.classes)} classes: {', '.join(shown)}{more}.",
         "",
-        f"A {_architecture(model)}{width} for {model.resolution} px images ({networks}), trained with {_method(settings)} "
-        f"on candidate labels that {_who(annotator)} gave "
-        f"to images of kind `{_plain(source.get('kind', 'unknown'))}`.",
+        f"A {_architecture(model)}{width} for {model.resolution} px images ({networks}), trained with "
+        f"{_method(settings)} on candidate labels that {_who(annotator)} gave to images of kind "
+        f"`{_plain(source.get('kind', 'unknown'))}`.",
         "",
         "## Use",
         "",
