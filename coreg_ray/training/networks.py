@@ -118,7 +118,8 @@ class Student(nn.Module):
         return self.encoder((inputs.float() - self.pixel_mean.view(3, 1, 1)) / self.pixel_std.view(3, 1, 1))
 
     def _count(self, inputs: Tensor) -> None:
-        self.passes += len(inputs) * (3 if torch.is_grad_enabled() else 1)
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # an exported program counts nothing
+            self.passes += len(inputs) * (3 if torch.is_grad_enabled() else 1)
 
     def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
         """Take the statistics of the training images, unless the encoder has its own."""
