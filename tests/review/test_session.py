@@ -145,7 +145,8 @@ def test_a_typed_label_that_is_no_class_is_kept_shown_and_an_obstacle(run: RunFo
     assert one.obstacle() is None
 
 
-def test_not_sure_and_none_of_these_are_no_labels_to_train_with(run: RunFolder) -> None:
+def test_not_sure_is_no_label_and_none_of_these_is_one_of_no_class(run: RunFolder) -> None:
+    from coreg_ray.annotation.labels import NO_CLASS
     from coreg_ray.annotation.manual import read_manual
     from coreg_ray.annotation.vocabulary import Vocabulary
 
@@ -156,7 +157,7 @@ def test_not_sure_and_none_of_these_are_no_labels_to_train_with(run: RunFolder) 
     give(one, 2, "fox")
     one.merge()
     ids, labels = read_manual(f"{run.path}/review.csv", Vocabulary((("cat",), ("dog",), ("fox",)), ("a {}",)))
-    assert (ids, labels.labels.tolist()) == (["c.png"], [2])
+    assert (ids, labels.labels.tolist()) == (["b.png", "c.png"], [NO_CLASS, 2])
 
 
 def test_an_interval_needs_a_hundred_images_that_came_up_by_themselves(tmp_path: Path) -> None:
