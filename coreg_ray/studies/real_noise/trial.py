@@ -1,0 +1,146 @@
+"""One training of one variant, and what it is worth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from coreg_ray import metrics
+from coreg_ray.config import StudentConfig
+from coreg_ray.config.fit_to_pool import resolved
+from coreg_ray.config.method import MethodSettings
+from coreg_ray.deploy.purified import DOUBT, LEAST_DOUBT, MOST_DOUBT
+from coreg_ray.methods import KINDS
+from coreg_ray.pure import combine
+from coreg_ray.pure.candidates import to_ragged
+from coreg_ray.pure.purify import clean_probability
+from coreg_ray.studies.real_noise.problem import Problem
+from coreg_ray.studies.real_noise.variants import Variant
+from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.fit import fit
+from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.rows import Images
+from coreg_ray.training.state import State, build_state
+
+_ASKED = 1024  # images that settle temperature and confusions, as in a run
+_FOLLOWED = 1000  # test images that are looked at after every epoch
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Both networks after training, on the pool.
+
+    Attributes:
+        logits: (2, N, K). doubt: share of the candidate sets that they find unsound. purified: (N, K) distributions of
+            networks and votes together. tested: accuracy on all test images. curve: on some, after each epoch.
+    """
+
+    logits: Tensor
+    doubt: float
+    purified: Tensor
+    tested: float
+    curve: list[float]
+
+
+def run(problem: Problem, variant: Variant, student: StudentConfig, seed: int, epochs: int) -> tuple[Outcome, int]:
+    """Train one variant; returns its outcome and how many epochs it took in all."""
+    outcome = _train(problem, variant, student, seed, epochs)
+    if not variant.last:
+        return outcome, epochs
+    fixed = replace(variant, kind="distil", sets="model", settings={}, weighted=False, soft="fixed", last=False)
+    last = _train(problem, fixed, student, seed + 1000, epochs, outcome.purified)
+    by_votes = _purified(problem, "label_model", last.logits, outcome.doubt)
+    return replace(last, purified=by_votes, curve=outcome.curve + last.curve), 2 * epochs
+
+
+def scores(problem: Problem, outcome: Outcome) -> dict[str, float]:
+    """Accuracies, by the names of the study's lines."""
+    own = combine.pool(outcome.logits.log_softmax(dim=2))
+
+    def right(labels: Tensor) -> float:
+        return float((labels == problem.labels).double().mean())
+
+    return {
+        "test_accuracy": outcome.tested,
+        "votes_accuracy": right(problem.model_labels),
+        "majority_accuracy": right(problem.shares.argmax(dim=1)),
+        "pool_accuracy": right(own.argmax(dim=1)),
+        "purified_accuracy": right(outcome.purified.argmax(dim=1)),
+    }
+
+
+def _train(
+    problem: Problem, variant: Variant, student: StudentConfig, seed: int, epochs: int, fixed: Tensor | None = None
+) -> Outcome:
+    soft = {"": None, "votes": problem.shares, "belief": problem.belief, "fixed": fixed}[variant.soft]
+    if variant.calm:
+        problem, student = _calm(problem), student.model_copy(update={"dropout": 0.0})
+    rows = problem.rows(variant.sets, variant.weighted, soft)
+    out = problem.held_out[torch.argsort(problem.numbers)]
+    trained = rows.select((~out).nonzero()[:, 0])
+    settings = MethodSettings.model_validate({"kind": variant.kind, "epochs": epochs, **variant.settings})
+    method, module = resolved(settings, len(rows), frozen=True), KINDS[variant.kind]
+    names = [str(number) for number in range(problem.classes)]
+    state = build_state(method, student, seed, names, trained, Mesh(), module.remember)
+    followed = _first(problem.test, _FOLLOWED)
+    scored = Scored(rows.select(out.nonzero()[:, 0]), followed, compared=False)
+    curve = [float(epoch.metrics[metrics.ACCURACY]) for epoch in fit(state, trained, scored, Mesh(), module)]
+    logits, doubt = _logits(state, problem.features[:, 0]), _doubt(state)
+    assert problem.test.features is not None
+    assert problem.test.labels is not None
+    shown = _logits(state, problem.test.features[:, 0]).sum(dim=0).argmax(dim=1)
+    tested = float((shown == problem.test.labels).double().mean())
+    purified = _purified(problem, "union" if variant.sets in ("union", "majority") else "label_model", logits, doubt)
+    return Outcome(logits, doubt, purified, tested, curve)
+
+
+def _calm(problem: Problem) -> Problem:
+    """Weak views in the place of strong ones."""
+    weak = problem.features.shape[1] // 2
+    seen = torch.cat([problem.features[:, : weak + 1], problem.features[:, 1 : weak + 1]], dim=1)
+    return replace(problem, features=seen)
+
+
+def _first(images: Images, most: int) -> Images:
+    assert images.labels is not None
+    assert images.features is not None
+    return Images(images.numbers[:most], images.pixels[:most], images.labels[:most], images.features[:most])
+
+
+@torch.no_grad()
+def _logits(state: State, features: Tensor) -> Tensor:
+    """(2, N, K) float32 of features (N, F)."""
+    networks = [learner.student.eval() for learner in state.learners]
+    return torch.stack(
+        [torch.cat([net.classify(block.float()) for block in features.split(_ASKED)]) for net in networks]
+    )
+
+
+def _doubt(state: State) -> float:
+    """As `training.soundness` reads it from a checkpoint."""
+    clean = []
+    for learner in state.learners:
+        losses = getattr(learner.memory, "losses", torch.zeros(1, 0))
+        averaged = losses.float().nanmean(dim=0)
+        if len(known := averaged[~averaged.isnan()]):
+            clean.append(float(clean_probability(known).mean()))
+    return min(max(1 - sum(clean) / len(clean), LEAST_DOUBT), MOST_DOUBT) if clean else DOUBT
+
+
+def _purified(problem: Problem, kind: str, logits: Tensor, doubt: float) -> Tensor:
+    """Networks and votes together, (N, K), as `deploy.purified` makes them."""
+    member, values = problem.sets(kind)
+    indices, counts = to_ragged(member)
+    annotator = combine.annotator_distribution(
+        indices, counts, torch.zeros(len(indices)), values[member], problem.classes, by_scores=True
+    )
+    asked = slice(0, _ASKED)
+    temperature = combine.agreeing_temperature(combine.doubted(annotator[asked], doubt), logits[:, asked])
+    networks = (logits / temperature).log_softmax(dim=2)
+    answer = combine.doubted(annotator, doubt)
+    if doubt < MOST_DOUBT:
+        seen = combine.pool(networks[:, asked]).exp()
+        answer = combine.heard(annotator, combine.confusions(annotator[asked], seen, doubt))
+    return combine.combine(answer, networks)
