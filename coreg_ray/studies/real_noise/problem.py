@@ -31,7 +31,7 @@ class Problem:
     Attributes:
         voters: name of the set of voters. numbers: (N,) row numbers. features: (N, 1 + V, F) float16. votes: (N, V).
         labels: (N,) true ones, which score. test: images with features and labels. shares: (N, K) of the votes.
-        belief: (N, K) posterior of the label model.
+        belief: (N, K) posterior of the label model. believed: whether that model is believed.
     """
 
     voters: str
@@ -42,6 +42,7 @@ class Problem:
     test: Images
     shares: Tensor
     belief: Tensor
+    believed: bool
 
     @property
     def classes(self) -> int:
@@ -116,4 +117,4 @@ def build(
     model = label_fit.fit(survey, lambda model: block_sums(votes, model))
     shares = one_hot(votes + 1, classes + 1).sum(dim=1)[:, 1:].float()
     shares = shares / shares.sum(dim=1, keepdim=True).clamp_min(1)
-    return Problem(voters, numbers, features, votes, labels, test, shares, posterior(votes, model))
+    return Problem(voters, numbers, features, votes, labels, test, shares, posterior(votes, model), model.trusted)

@@ -33,13 +33,16 @@ class Outcome:
     """Both networks after training, on the pool.
 
     Attributes:
-        logits: (2, N, K). doubt: share of the candidate sets that they find unsound. purified: (N, K) distributions of
-            networks and votes together. tested: accuracy on all test images. curve: on some, after each epoch.
+        logits: (2, N, K). doubt: share of the candidate sets that they find unsound.
+        purified: (N, K) distributions of networks and votes together. doubted: the same as if no label model was
+            believed.
+        tested: accuracy on all test images. curve: on some, after each epoch.
     """
 
     logits: Tensor
     doubt: float
     purified: Tensor
+    doubted: Tensor
     tested: float
     curve: list[float]
 
@@ -51,8 +54,10 @@ def run(problem: Problem, variant: Variant, student: StudentConfig, seed: int, e
         return outcome, epochs
     fixed = replace(variant, kind="distil", sets="model", settings={}, weighted=False, soft="fixed", last=False)
     last = _train(problem, fixed, student, seed + 1000, epochs, outcome.purified)
-    by_votes = _purified(problem, "label_model", last.logits, outcome.doubt)
-    return replace(last, purified=by_votes, curve=outcome.curve + last.curve), 2 * epochs
+    purified, doubted = (
+        _purified(problem, "label_model", last.logits, outcome.doubt, believed) for believed in (True, False)
+    )
+    return replace(last, purified=purified, doubted=doubted, curve=outcome.curve + last.curve), 2 * epochs
 
 
 def scores(problem: Problem, outcome: Outcome) -> dict[str, float]:
@@ -68,6 +73,7 @@ def scores(problem: Problem, outcome: Outcome) -> dict[str, float]:
         "majority_accuracy": right(problem.shares.argmax(dim=1)),
         "pool_accuracy": right(own.argmax(dim=1)),
         "purified_accuracy": right(outcome.purified.argmax(dim=1)),
+        "doubted_accuracy": right(outcome.doubted.argmax(dim=1)),
     }
 
 
@@ -92,8 +98,9 @@ def _train(
     assert problem.test.labels is not None
     shown = _logits(state, problem.test.features[:, 0]).sum(dim=0).argmax(dim=1)
     tested = float((shown == problem.test.labels).double().mean())
-    purified = _purified(problem, "union" if variant.sets in ("union", "majority") else "label_model", logits, doubt)
-    return Outcome(logits, doubt, purified, tested, curve)
+    known = "union" if variant.sets in ("union", "majority") else "label_model"
+    purified, doubted = (_purified(problem, known, logits, doubt, believed) for believed in (True, False))
+    return Outcome(logits, doubt, purified, doubted, tested, curve)
 
 
 def _calm(problem: Problem) -> Problem:
@@ -129,18 +136,22 @@ def _doubt(state: State) -> float:
     return min(max(1 - sum(clean) / len(clean), LEAST_DOUBT), MOST_DOUBT) if clean else DOUBT
 
 
-def _purified(problem: Problem, kind: str, logits: Tensor, doubt: float) -> Tensor:
-    """Networks and votes together, (N, K), as `deploy.purified` makes them."""
+def _purified(problem: Problem, kind: str, logits: Tensor, doubt: float, believed: bool = True) -> Tensor:
+    """Networks and votes together, (N, K), as `deploy.purified` makes them.
+
+    Args:
+        kind: of the candidate sets. believed: whether a label model may be believed.
+    """
     member, values = problem.sets(kind)
     indices, counts = to_ragged(member)
     annotator = combine.annotator_distribution(
         indices, counts, torch.zeros(len(indices)), values[member], problem.classes, by_scores=True
     )
-    asked = slice(0, _ASKED)
-    temperature = combine.agreeing_temperature(combine.doubted(annotator[asked], doubt), logits[:, asked])
-    networks = (logits / temperature).log_softmax(dim=2)
-    answer = combine.doubted(annotator, doubt)
-    if doubt < MOST_DOUBT:
-        seen = combine.pool(networks[:, asked]).exp()
-        answer = combine.heard(annotator, combine.confusions(annotator[asked], seen, doubt))
-    return combine.combine(answer, networks)
+    believed = believed and problem.believed and kind == "label_model"
+    doubt = min(doubt, combine.BELIEVED_DOUBT) if believed else doubt
+    asked = torch.arange(min(_ASKED, len(annotator)))
+    temperature, table = combine.settled(
+        annotator[asked], logits[:, asked], doubt, believed, problem.held_out[asked], doubt < MOST_DOUBT
+    )
+    answer = combine.doubted(annotator, doubt) if table is None else combine.heard(annotator, table)
+    return combine.combine(answer, (logits / temperature).log_softmax(dim=2))
