@@ -30,6 +30,7 @@ from coreg_ray.pure.combine import (
     pool,
     settled,
 )
+from coreg_ray.pure.trust import Evidence, weigh
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.voters import VOTERS_JSON, Voters
@@ -73,7 +74,8 @@ class Making:
         threshold: clean probability above which a set counts as sound.
         prior: (K,) that annotator and networks have both assumed, None for uniform.
         believed: whether the annotator's scores are the posterior of a label model that is believed.
-        holdout: share of the images that no network was trained on.
+        holdout: share of the images that no network was trained on. unsound: the share of such sets that networks
+            found, None where none was ever asked. evidence: how far to trust the labels, once networks were asked.
     """
 
     class_names: list[str]
@@ -85,6 +87,8 @@ class Making:
     prior: Tensor | None = None
     believed: bool = False
     holdout: float = 0.0
+    unsound: float | None = None
+    evidence: Evidence | None = None
 
     @staticmethod
     def goes_by_scores(config: Config) -> bool:
@@ -108,6 +112,7 @@ class Making:
             prior=task.prior,
             believed=believed,
             holdout=config.source.holdout,
+            unsound=doubt,
         )
 
 
@@ -138,9 +143,10 @@ def mark_of(run: RunFolder, config: Config) -> str:
 
 
 def calibrated(making: Making, run: RunFolder, pair: Pair, samples: Samples | None = None) -> Making:
-    """With the temperature at which both networks agree best with the annotator, and its confusions as they see them.
+    """With the temperature at which both networks agree best with the annotator, its confusions as they see them, and
+    the evidence how far to trust what they say together.
 
-    Both come from a sample of the pool. Confusions stay as assumed where there are more classes than a sample can tell
+    All come from a sample of the pool. Confusions stay as assumed where there are more classes than a sample can tell
     apart, where the networks doubt so much that they may be the ones who err, and where a label model is believed.
 
     Args:
@@ -161,7 +167,8 @@ def calibrated(making: Making, run: RunFolder, pair: Pair, samples: Samples | No
     apart = held_out(asked.to_numpy(), making.holdout)[known]
     confused = classes <= _MOST_CONFUSED and making.doubt < MOST_DOUBT
     temperature, table = settled(annotator, logits, making.doubt, making.believed, torch.from_numpy(apart), confused)
-    return replace(making, temperature=temperature, confusions=table)
+    evidence = weigh(annotator, logits, torch.from_numpy(apart), making.believed, making.unsound)
+    return replace(making, temperature=temperature, confusions=table, evidence=evidence)
 
 
 def annotated_labels(facts: pa.Table, making: Making) -> pa.Table:

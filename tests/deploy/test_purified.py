@@ -155,5 +155,10 @@ def test_a_label_model_that_is_believed_is_hardly_doubted_whatever_the_networks_
     assert made("", config).doubt == 0.25  # the sets are the votes' union, whose scores are no posterior
     pair = Pair.of(run)
     assert pair is not None
-    assert calibrated(believed, run, pair).confusions is None
-    assert calibrated(made("", config), run, pair).confusions is not None
+    asked, as_before = calibrated(believed, run, pair), calibrated(made("", config), run, pair)
+    assert asked.confusions is None
+    assert as_before.confusions is not None
+    for making, label_model in ((asked, True), (as_before, False)):
+        assert making.evidence is not None
+        assert (making.evidence.believed, making.evidence.doubt) == (label_model, 0.25)
+        assert 10 <= making.evidence.images <= 30  # at least half of a tenth of 240

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from coreg_ray.config import StudentConfig
 from coreg_ray.errors import UserError
+from coreg_ray.pure.trust import Evidence
 from coreg_ray.studies.real_noise import data, tiny, trial
 from coreg_ray.studies.real_noise.eyes import Eyes
 from coreg_ray.studies.real_noise.problem import read_problems
@@ -105,9 +106,15 @@ def _line(
         save_file({k: v.contiguous() for k, v in kept.items()}, keep / f"{voters}-{name}-{seed}-{rows}.safetensors")
     return {
         "variant": name, "votes": voters, "seed": seed, "rows": len(problem.labels), "student": "frozen",
-        "epochs": taken, **figures, "doubt": round(outcome.doubt, 4), "curve": [round(v, 3) for v in outcome.curve],
+        "epochs": taken, **figures, **_evidence(outcome.evidence), "curve": [round(v, 3) for v in outcome.curve],
         "seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
+
+
+def _evidence(evidence: Evidence) -> dict[str, Any]:
+    """What is told without labels."""
+    doubt, agreement = (None if v is None else round(v, 4) for v in (evidence.doubt, evidence.agreement))
+    return {"votes_improved": evidence.improved, "believed": evidence.believed, "doubt": doubt, "agreement": agreement}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

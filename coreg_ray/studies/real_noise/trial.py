@@ -16,6 +16,7 @@ from coreg_ray.methods import KINDS
 from coreg_ray.pure import combine
 from coreg_ray.pure.candidates import to_ragged
 from coreg_ray.pure.purify import clean_probability
+from coreg_ray.pure.trust import Evidence, weigh
 from coreg_ray.studies.real_noise.problem import Problem
 from coreg_ray.studies.real_noise.variants import Variant
 from coreg_ray.training.evaluate import Scored
@@ -33,14 +34,14 @@ class Outcome:
     """Both networks after training, on the pool.
 
     Attributes:
-        logits: (2, N, K). doubt: share of the candidate sets that they find unsound.
+        logits: (2, N, K). evidence: whether purified labels are to be trusted above the votes' own.
         purified: (N, K) distributions of networks and votes together. doubted: the same as if no label model was
             believed.
         tested: accuracy on all test images. curve: on some, after each epoch.
     """
 
     logits: Tensor
-    doubt: float
+    evidence: Evidence
     purified: Tensor
     doubted: Tensor
     tested: float
@@ -54,10 +55,8 @@ def run(problem: Problem, variant: Variant, student: StudentConfig, seed: int, e
         return outcome, epochs
     fixed = replace(variant, kind="distil", sets="model", settings={}, weighted=False, soft="fixed", last=False)
     last = _train(problem, fixed, student, seed + 1000, epochs, outcome.purified)
-    purified, doubted = (
-        _purified(problem, "label_model", last.logits, outcome.doubt, believed) for believed in (True, False)
-    )
-    return replace(last, purified=purified, doubted=doubted, curve=outcome.curve + last.curve), 2 * epochs
+    by_votes = _outcome(problem, "label_model", last.logits, outcome.evidence.doubt, last.tested, last.curve)
+    return replace(by_votes, curve=outcome.curve + last.curve), 2 * epochs
 
 
 def scores(problem: Problem, outcome: Outcome) -> dict[str, float]:
@@ -93,14 +92,25 @@ def _train(
     followed = _first(problem.test, _FOLLOWED)
     scored = Scored(rows.select(out.nonzero()[:, 0]), followed, compared=False)
     curve = [float(epoch.metrics[metrics.ACCURACY]) for epoch in fit(state, trained, scored, Mesh(), module)]
-    logits, doubt = _logits(state, problem.features[:, 0]), _doubt(state)
+    logits = _logits(state, problem.features[:, 0])
     assert problem.test.features is not None
     assert problem.test.labels is not None
     shown = _logits(state, problem.test.features[:, 0]).sum(dim=0).argmax(dim=1)
     tested = float((shown == problem.test.labels).double().mean())
     known = "union" if variant.sets in ("union", "majority") else "label_model"
-    purified, doubted = (_purified(problem, known, logits, doubt, believed) for believed in (True, False))
-    return Outcome(logits, doubt, purified, doubted, tested, curve)
+    return _outcome(problem, known, logits, _doubt(state), tested, curve)
+
+
+def _outcome(
+    problem: Problem, kind: str, logits: Tensor, doubt: float | None, tested: float, curve: list[float]
+) -> Outcome:
+    """Networks beside what is known by the candidate sets of a `kind`."""
+    evidence = weigh(
+        _annotator(problem, kind), logits, problem.held_out, problem.believed and kind == "label_model", doubt
+    )
+    clamped = DOUBT if doubt is None else min(max(doubt, LEAST_DOUBT), MOST_DOUBT)
+    purified, doubted = (_purified(problem, kind, logits, clamped, believed) for believed in (True, False))
+    return Outcome(logits, evidence, purified, doubted, tested, curve)
 
 
 def _calm(problem: Problem) -> Problem:
@@ -125,15 +135,23 @@ def _logits(state: State, features: Tensor) -> Tensor:
     )
 
 
-def _doubt(state: State) -> float:
-    """As `training.soundness` reads it from a checkpoint."""
+def _doubt(state: State) -> float | None:
+    """As `training.soundness` reads it from a checkpoint: None where no network was asked."""
     clean = []
     for learner in state.learners:
         losses = getattr(learner.memory, "losses", torch.zeros(1, 0))
         averaged = losses.float().nanmean(dim=0)
         if len(known := averaged[~averaged.isnan()]):
             clean.append(float(clean_probability(known).mean()))
-    return min(max(1 - sum(clean) / len(clean), LEAST_DOUBT), MOST_DOUBT) if clean else DOUBT
+    return 1 - sum(clean) / len(clean) if clean else None
+
+
+def _annotator(problem: Problem, kind: str) -> Tensor:
+    """What the votes say, (N, K), by the candidate sets of a kind as they are stored."""
+    member, values = problem.sets(kind)
+    indices, counts = to_ragged(member)
+    none, told = torch.zeros(len(indices)), values[member]
+    return combine.annotator_distribution(indices, counts, none, told, problem.classes, by_scores=True)
 
 
 def _purified(problem: Problem, kind: str, logits: Tensor, doubt: float, believed: bool = True) -> Tensor:
@@ -142,11 +160,7 @@ def _purified(problem: Problem, kind: str, logits: Tensor, doubt: float, believe
     Args:
         kind: of the candidate sets. believed: whether a label model may be believed.
     """
-    member, values = problem.sets(kind)
-    indices, counts = to_ragged(member)
-    annotator = combine.annotator_distribution(
-        indices, counts, torch.zeros(len(indices)), values[member], problem.classes, by_scores=True
-    )
+    annotator = _annotator(problem, kind)
     believed = believed and problem.believed and kind == "label_model"
     doubt = min(doubt, combine.BELIEVED_DOUBT) if believed else doubt
     asked = torch.arange(min(_ASKED, len(annotator)))
