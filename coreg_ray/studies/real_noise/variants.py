@@ -33,10 +33,10 @@ MAIN = {
     "majority": Variant("distil", "majority"),
     "label_model": Variant("distil", soft="belief"),
     "partial": Variant("partial", "union", {"partial": {"loss": "cc"}}),
-    "coreg": Variant("coreg", "union"),
+    "coreg": Variant("coreg", "union"),  # as a run without any preset has it
     "truth": Variant("distil", "truth"),
 }
-DEFAULT = "coreg"  # what `default` is another name of
+DEFAULT = "coreg_weighted"  # what `default` is another name of, and the preset `photos` sets
 
 UNMIXED = {"mixup_alpha": 0.01}  # shares of nearly 0 or 1
 WEIGHTED = Variant("coreg", weighted=True)
@@ -59,4 +59,4 @@ MENDED = {
     "without_guesses": replace(WEIGHTED, settings={"lambda_u": 0.0}),
     "warm_up_alone": replace(WEIGHTED, settings={"warmup_epochs": 20}),
 }
-VARIANTS = {**MAIN, "default": MAIN[DEFAULT], **MENDED}
+VARIANTS = {**MAIN, **MENDED, "default": MENDED[DEFAULT]}
