@@ -26,6 +26,10 @@ TEST_IN_POOL = "test/images_in_pool"  # of those, byte for byte
 # Of the purified labels, against true ones where these are known.
 PURIFIED_IMAGES, PURIFIED_CHANGED, PURIFIED_ACCURACY = "purified/images", "purified/changed", "purified/accuracy"
 
+# Whether purified labels are to be trusted above the votes' own, told without labels, and why (pure/trust.py).
+VOTES_IMPROVED, TRUST_BELIEVED = "trust/votes_improved", "trust/label_model_believed"
+TRUST_UNSOUND, TRUST_AGREEMENT, TRUST_IMAGES = "trust/unsound", "trust/agreement", "trust/images"
+
 # Without labels (pure/label_free.py says what they are).
 CRITERION = "criterion/"
 LABEL_FREE, STABILITY = "criterion/label_free", "criterion/stability"

@@ -36,6 +36,7 @@ from coreg_ray.report.confusions import Confusions
 from coreg_ray.run.folder import MANIFEST, RunFolder, Split
 from coreg_ray.run.records import PurifiedManifest
 from coreg_ray.run.storage import Folder
+from coreg_ray.run.trust import trust_figures
 from coreg_ray.training import checkpoint
 from coreg_ray.training.sample import Samples
 from coreg_ray.training.soundness import Soundness
@@ -89,7 +90,8 @@ def purify(config: Config, run: RunFolder, samples: Samples | None = None) -> Pu
     scored = _pass(config, run, making, sound, [*missing, *_test_chunks(config, run, mark)])
     truth = task(read_labels).remote(run.labels("pool"))
     total = added_up(_counted, [chunk.part for chunk in chunks], run.purified, truth, making.class_names)
-    manifest = PurifiedManifest(mark, len(chunks), making.doubt, making.temperature, {**total.metrics(), **scored})
+    figures = {**total.metrics(), **scored, **trust_figures(making.evidence)}
+    manifest = PurifiedManifest(mark, len(chunks), making.doubt, making.temperature, figures)
     run.write_purified_manifest(manifest)
     _say(manifest, run)
     return manifest

@@ -4,7 +4,8 @@
     coreg-ray labels RUN --format imagefolder --output DIR --status trusted,clean --pictures link
     coreg-ray labels RUN --format huggingface --output DIR --min_probability 0.9
 
-They are the best of votes and networks together; of a run that was annotated and not trained, the annotator's own.
+They are the best of votes and networks together; where the run says that those are not to be trusted above the votes
+(trust/votes_improved), and of a run that was annotated and not trained, the annotator's own.
 RUN is the run's folder, a path or a URI.
 """
 
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, run_word, show
 from coreg_ray.errors import UserError
+from coreg_ray.run.trust import trust_in_words
 from coreg_ray.run.uris import extended, without_credentials
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ class LabelsCommand(Command):
     )
     min_probability: float = Field(0.0, ge=0, le=1, description="least probability of a label that is written")
     status: str = Field(",".join(STATUSES), description="which labels are written, with commas between them")
+    whose: Literal["auto", "both", "annotator"] = Field(
+        "auto", description="both: votes and networks together; auto: the annotator's where those are not to be trusted"
+    )
     pictures: Literal["link", "copy"] = Field("copy", description="link: only where they are files in a local folder")
 
     @field_validator("status")
@@ -101,7 +107,15 @@ def read_labels(run: RunFolder, place: str, config: LabelsCommand) -> PoolLabels
         make_purified(run, place, begun)
     making = Making.of(run, begun)
     chosen = frozenset(config.status.split(","))
-    return PoolLabels(run, making, trained or known is not None, chosen, config.min_probability)
+    there = trained or known is not None
+    return PoolLabels(run, making, there and takes_both(run, config.whose), chosen, config.min_probability)
+
+
+def takes_both(run: RunFolder, whose: str) -> bool:
+    """Whether labels of votes and networks together are wanted; `whose`: the setting."""
+    known = run.read_purified_manifest()
+    improved = known is None or known.figures.get(metrics.VOTES_IMPROVED, True)
+    return whose == "both" or (whose == "auto" and bool(improved))
 
 
 def make_purified(run: RunFolder, place: str, config: Config) -> None:
@@ -123,6 +137,13 @@ def make_purified(run: RunFolder, place: str, config: Config) -> None:
 def summary(labels: PoolLabels, written: int, output: str) -> str:
     """How many labels of which kind were written where, and how many there are."""
     counts = labels.counts()
-    whose = "votes and networks together" if labels.purified else "the annotator's own, since no network was trained"
+    whose = "votes and networks together" if labels.purified else _why_annotator(labels.run)
     kinds = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES if counts[status])
     return f"{written:,} of {sum(counts.values()):,} labels ({kinds}; {whose}) are in {output}."
+
+
+def _why_annotator(run: RunFolder) -> str:
+    known = run.read_purified_manifest()
+    if known is None:
+        return "the annotator's own, since no network was trained"
+    return f"the annotator's own; --whose both writes the others. {trust_in_words(known.figures)}".rstrip(". ")

@@ -15,6 +15,7 @@ from pydantic import Field
 from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, next_command, show
 from coreg_ray.run.records import Overlap
+from coreg_ray.run.trust import trust_in_words
 from coreg_ray.run.uris import extended, without_credentials
 from coreg_ray.run.voters import votes_in_words
 
@@ -72,6 +73,8 @@ def summary(figures: dict[str, Any], output: str) -> str:
             f"Labels of {count:,} images{right}, {changed:,} of them other than the annotator's, are in "
             f"{extended(output, '/purified')}; coreg-ray labels writes them for other tools."
         )
+    if trust := trust_in_words(figures):
+        lines.append(trust)
     model, report = extended(output, "/model"), extended(output, "/report.html")
     lines.append(f"The model is in {model}, everything about the run in {report}.")
     further = ("--source.kind", "folder", "--source.path", "DIR", "--output", "DIR")

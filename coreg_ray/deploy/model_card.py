@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from coreg_ray.config.kinds import TITLES
 from coreg_ray.config.student import ANNOTATOR
 from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, LABEL_FREE, ZERO_SHOT
+from coreg_ray.run.trust import trust_in_words
 
 if TYPE_CHECKING:
     from coreg_ray.deploy.model import Model
@@ -94,7 +95,8 @@ def _figures(metrics: dict[str, Any]) -> list[str]:
         (LABEL_FREE, "agreement of both networks on held-out images"),
     )
     lines = [f"- {metrics[name]:.3f} {meaning}" for name, meaning in known if metrics.get(name) is not None]
-    return lines or ["- Not measured: the run had no labelled test images."]
+    trust = trust_in_words(metrics)
+    return [*(lines or ["- Not measured: the run had no labelled test images."]), *([f"- {trust}"] if trust else [])]
 
 
 def _plain(text: Any) -> str:

@@ -20,18 +20,20 @@ from coreg_ray.annotation.arrow import lists, read_table
 from coreg_ray.config import Config
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.errors import UserError
-from coreg_ray.ids import fingerprint
+from coreg_ray.ids import fingerprint, held_out
 from coreg_ray.pure.combine import (
-    agreeing_temperature,
+    BELIEVED_DOUBT,
     annotator_distribution,
     combine,
-    confusions,
     doubted,
     heard,
     pool,
+    settled,
 )
+from coreg_ray.pure.trust import Evidence, weigh
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
+from coreg_ray.run.voters import VOTERS_JSON, Voters
 from coreg_ray.training import checkpoint
 from coreg_ray.training.sample import Samples
 from coreg_ray.training.worker import Task
@@ -54,7 +56,7 @@ STATUSES = ("trusted", "clean", "doubtful", "outlier")
 FACTS = ["row", "image_id", "candidates", "votes", "scores", "background", "trusted"]  # of a candidate set
 LEAST = 1e-3  # probability of a class that is kept
 DOUBT = 0.1  # where no network was ever asked about a candidate set
-_FORM = 1  # of what is written; another one makes the labels anew
+_FORM = 2  # of what is written; another one makes the labels anew
 LEAST_DOUBT, MOST_DOUBT = 1e-3, 0.3  # networks that have learned little doubt everything
 _ASKED_CELLS = 2**22  # of them times classes
 _MOST_CONFUSED = 100  # classes
@@ -71,6 +73,9 @@ class Making:
         temperature: of the networks' logits. confusions: (K, K), see `pure.combine`; None: as assumed.
         threshold: clean probability above which a set counts as sound.
         prior: (K,) that annotator and networks have both assumed, None for uniform.
+        believed: whether the annotator's scores are the posterior of a label model that is believed.
+        holdout: share of the images that no network was trained on. unsound: the share of such sets that networks
+            found, None where none was ever asked. evidence: how far to trust the labels, once networks were asked.
     """
 
     class_names: list[str]
@@ -80,6 +85,10 @@ class Making:
     confusions: Tensor | None = None
     threshold: float = 0.5
     prior: Tensor | None = None
+    believed: bool = False
+    holdout: float = 0.0
+    unsound: float | None = None
+    evidence: Evidence | None = None
 
     @staticmethod
     def goes_by_scores(config: Config) -> bool:
@@ -93,14 +102,25 @@ class Making:
         Raises:
             UserError: the folder holds no candidate sets.
         """
-        task = Task.read(config, run)
+        task, believed = Task.read(config, run), _believed(run, config)
+        known = DOUBT if doubt is None else min(max(doubt, LEAST_DOUBT), MOST_DOUBT)
         return cls(
             task.class_names,
             cls.goes_by_scores(config),
-            DOUBT if doubt is None else min(max(doubt, LEAST_DOUBT), MOST_DOUBT),
+            min(known, BELIEVED_DOUBT) if believed else known,
             threshold=config.method.clean_threshold,
             prior=task.prior,
+            believed=believed,
+            holdout=config.source.holdout,
+            unsound=doubt,
         )
+
+
+def _believed(run: RunFolder, config: Config) -> bool:
+    """Whether the candidate sets' scores are the posterior of a label model that is believed."""
+    if config.candidates.mode != "label_model" or not run.candidates.exists(VOTERS_JSON):
+        return False
+    return not Voters.from_json(run.candidates.read_json(VOTERS_JSON)).reason
 
 
 def mark_of(run: RunFolder, config: Config) -> str:
@@ -123,10 +143,11 @@ def mark_of(run: RunFolder, config: Config) -> str:
 
 
 def calibrated(making: Making, run: RunFolder, pair: Pair, samples: Samples | None = None) -> Making:
-    """With the temperature at which both networks agree best with the annotator, and its confusions as they see them.
+    """With the temperature at which both networks agree best with the annotator, its confusions as they see them, and
+    the evidence how far to trust what they say together.
 
-    Both come from a sample of the pool. Confusions stay as assumed where there are more classes than a sample can tell
-    apart, and where the networks doubt so much that they may be the ones who err.
+    All come from a sample of the pool. Confusions stay as assumed where there are more classes than a sample can tell
+    apart, where the networks doubt so much that they may be the ones who err, and where a label model is believed.
 
     Args:
         pair: both networks. samples: of this run, where they are read already.
@@ -143,11 +164,11 @@ def calibrated(making: Making, run: RunFolder, pair: Pair, samples: Samples | No
     place = pc.index_in(asked, facts["row"])
     known = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))  # who has no candidate set says nothing
     annotator, logits = _annotator(facts.take(place.drop_null()), making)[0], logits[:, torch.from_numpy(known)]
-    temperature = agreeing_temperature(doubted(annotator, making.doubt), logits)
-    if classes > _MOST_CONFUSED or making.doubt >= MOST_DOUBT or not len(annotator):
-        return replace(making, temperature=temperature)
-    networks = pool((logits / temperature).log_softmax(dim=2)).exp()
-    return replace(making, temperature=temperature, confusions=confusions(annotator, networks, making.doubt))
+    apart = held_out(asked.to_numpy(), making.holdout)[known]
+    confused = classes <= _MOST_CONFUSED and making.doubt < MOST_DOUBT
+    temperature, table = settled(annotator, logits, making.doubt, making.believed, torch.from_numpy(apart), confused)
+    evidence = weigh(annotator, logits, torch.from_numpy(apart), making.believed, making.unsound)
+    return replace(making, temperature=temperature, confusions=table, evidence=evidence)
 
 
 def annotated_labels(facts: pa.Table, making: Making) -> pa.Table:

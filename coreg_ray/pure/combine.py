@@ -15,12 +15,18 @@ p(y | votes) p(y | image) / p(y). Three things about that:
    candidate sets unsound, so that what nobody has voted for stays possible, and a network that is sure is heard.
 5. An annotator errs by class: one that calls most sevens nines says little by "nine". Half of what its answers mean is
    read from the networks (`confusions`), half is assumed, since the networks may be the ones who err.
+6. A label model that is believed knows its voters' errors better than networks that have learned from them: its
+   posterior counts as it is, nearly undoubted, and no confusion is read from networks. They in turn are asked how sure
+   they are on images that they have not been trained on, where there are some: those they know by heart.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+BELIEVED_DOUBT = 0.01  # of a label model that is believed
+FEWEST_APART = 32  # images that were not trained on and settle the temperature
 
 
 def annotator_distribution(
@@ -164,3 +170,26 @@ def agreeing_temperature(annotator: Tensor, logits: Tensor) -> float:
         return float(((mean / temperature).softmax(dim=1) * annotator).sum(dim=1).double().log().mean())
 
     return max((2 ** (step / 8) for step in range(-24, 25)), key=likelihood)
+
+
+def settled(
+    annotator: Tensor, logits: Tensor, doubt: float, believed: bool, apart: Tensor, confused: bool = True
+) -> tuple[float, Tensor | None]:
+    """What settles how a sample of B images is combined: the networks' temperature, and the annotator's confusions.
+
+    Args:
+        annotator: (B, K) distributions. logits: (n, B, K) of n networks. doubt: as `doubted` takes it.
+        believed: whether the distributions are the posterior of a label model that is believed.
+        apart: (B,) bool, which images no network was trained on.
+        confused: whether confusions can be told apart on so many images.
+
+    Returns:
+        The temperature; confusions (K, K), None where the annotator is taken as it is.
+    """
+    if believed and int(apart.sum()) >= FEWEST_APART:
+        return agreeing_temperature(doubted(annotator[apart], doubt), logits[:, apart]), None
+    temperature = agreeing_temperature(doubted(annotator, doubt), logits)
+    if believed or not confused or not len(annotator):
+        return temperature, None
+    networks = pool((logits / temperature).log_softmax(dim=2)).exp()
+    return temperature, confusions(annotator, networks, doubt)

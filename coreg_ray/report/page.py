@@ -19,6 +19,7 @@ from coreg_ray.report.usable import usable_section
 from coreg_ray.report.voters import voter_section
 from coreg_ray.run.folder import REPORT, RunFolder
 from coreg_ray.run.records import Overlap
+from coreg_ray.run.trust import trust_in_words
 from coreg_ray.run.uris import without_credentials
 from coreg_ray.training.sample import Samples
 
@@ -67,6 +68,7 @@ def render(run: Run, name: str) -> str:
         comparison=(rows := sections.comparison(run)),
         verdict=sections.verdict(rows),
         overlap=Overlap.of(run.metrics).words(),
+        trust=trust_in_words(run.metrics),
         annotation=sections.annotation_figures(run),
         voters=voter_section(run.voters, run.class_names),
         usable=usable_section(run.usable),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from PIL import Image
 from coreg_ray.commands import labels as command
 from coreg_ray.deploy.purified import SCHEMA
 from coreg_ray.errors import UserError
+from coreg_ray.pure.trust import Evidence
 from coreg_ray.run.cells import restored
+from coreg_ray.run.trust import trust_figures
 
 Write = Callable[..., Path]
 CLASSES = {image_id: NAMES[number] for image_id, (number, _) in PICTURES.items()}
@@ -73,6 +76,33 @@ def test_status_and_probability_choose_the_labels(write: Write) -> None:
     assert {row["image_id"] for row in kept} == {name for name, value in probability.items() if value >= least}
     with pytest.raises(UserError, match=r"maybe is no status; use some of trusted, clean, doubtful, outlier"):
         write("csv", "--status", "maybe", output="d.csv")
+
+
+def test_labels_that_are_not_to_be_trusted_above_the_annotators_are_written_only_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = labelled_run(tmp_path)
+    purify_by_hand(run)
+    manifest = run.read_purified_manifest()
+    assert manifest is not None
+
+    def made(whose: str, evidence: Evidence) -> dict[str, str]:
+        run.write_purified_manifest(replace(manifest, figures=trust_figures(evidence)))
+        output = tmp_path / f"{len(list(tmp_path.iterdir()))}.csv"
+        words = ["--format", "csv", "--output", str(output), "--whose", whose]
+        command.main([str(tmp_path / "run"), *words])
+        return {row["image_id"]: row["clean_a"] for row in lines(output)}  # which only networks know
+
+    good, bad = Evidence(True, 0.1, 0.9, 50), Evidence(False, 0.3, 0.5, 50)
+    assert made("auto", good) == made("both", bad)
+    capsys.readouterr()
+    own = made("auto", bad)
+    assert own == made("annotator", good)
+    assert set(own.values()) == {""}
+    assert "" not in made("auto", good).values()
+    said = capsys.readouterr().out
+    assert "the annotator's own; --whose both writes the others" in said
+    assert "are not to be trusted above the votes alone" in said
 
 
 @pytest.mark.parametrize("how", ["link", "copy"])

@@ -12,6 +12,7 @@ from labelled_run import NAMES, PICTURES, facts, logits_for
 from toy import method
 
 from coreg_ray.annotation.arrow import lists
+from coreg_ray.config import CandidatesConfig, Config
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.deploy.purified import (
     SCHEMA,
@@ -24,7 +25,9 @@ from coreg_ray.deploy.purified import (
     ragged,
 )
 from coreg_ray.errors import UserError
+from coreg_ray.pure.combine import BELIEVED_DOUBT
 from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.voters import VOTERS_JSON, Voters
 
 IDS = list(PICTURES)
 MAKING = Making(NAMES, doubt=0.1)
@@ -132,3 +135,30 @@ def test_what_labels_are_made_from_is_marked_and_doubt_has_its_limits(tmp_path: 
     run.checkpoints.delete()
     with pytest.raises(UserError, match=r"no whole checkpoint.*train first"):
         mark_of(run, config)
+
+
+def test_a_label_model_that_is_believed_is_hardly_doubted_whatever_the_networks_find(tmp_path: Path) -> None:
+    run = finished_run(RunFolder.at(tmp_path))
+    config = run.read_config()
+    assert config is not None
+    posterior = config.model_copy(update={"candidates": CandidatesConfig.model_validate({"mode": "label_model"})})
+
+    def made(reason: str | None, config: Config) -> Making:
+        run.candidates.delete(VOTERS_JSON)
+        if reason is not None:
+            run.candidates.write_json(VOTERS_JSON, Voters([], reason).as_json())
+        return Making.of(run, config, 0.25)
+
+    believed = made("", posterior)
+    assert (believed.believed, believed.doubt, believed.holdout) == (True, BELIEVED_DOUBT, 0.1)
+    assert [made(reason, posterior).doubt for reason in ("is not believed", None)] == [0.25, 0.25]
+    assert made("", config).doubt == 0.25  # the sets are the votes' union, whose scores are no posterior
+    pair = Pair.of(run)
+    assert pair is not None
+    asked, as_before = calibrated(believed, run, pair), calibrated(made("", config), run, pair)
+    assert asked.confusions is None
+    assert as_before.confusions is not None
+    for making, label_model in ((asked, True), (as_before, False)):
+        assert making.evidence is not None
+        assert (making.evidence.believed, making.evidence.doubt) == (label_model, 0.25)
+        assert 10 <= making.evidence.images <= 30  # at least half of a tenth of 240

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from coreg_ray.pure.combine import (
+    BELIEVED_DOUBT,
+    FEWEST_APART,
     agreeing_temperature,
     annotator_distribution,
     combine,
@@ -16,6 +18,7 @@ from coreg_ray.pure.combine import (
     doubted,
     heard,
     pool,
+    settled,
 )
 from coreg_ray.pure.rng import generator
 
@@ -152,3 +155,33 @@ def test_an_answer_that_stands_for_two_classes_leaves_both_possible() -> None:
     order = torch.tensor([3, 0, 4, 1, 2])
     table = confusions(annotator, networks[0], 0.1)
     torch.testing.assert_close(confusions(annotator[:, order], networks[0][:, order], 0.1), table[order][:, order])
+
+
+def known_by_heart(apart: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A posterior, networks that repeat it but on the first images, where chance decides, and which these are."""
+    classes = torch.randint(0, K, (300,), generator=generator(1))
+    said = torch.where(torch.arange(300) < apart, torch.randint(0, K, (300,), generator=generator(2)), classes)
+    annotator = doubted(torch.eye(K)[classes], 0.05)
+    return annotator, 6 * torch.eye(K)[said].expand(2, -1, -1), torch.arange(300) < apart
+
+
+def test_a_posterior_that_is_believed_is_taken_as_it_is_and_networks_as_they_are_elsewhere() -> None:
+    annotator, logits, apart = known_by_heart(2 * FEWEST_APART)
+    temperature, table = settled(annotator, logits, BELIEVED_DOUBT, True, apart)
+    assert table is None
+    assert temperature > 2 * agreeing_temperature(doubted(annotator[~apart], BELIEVED_DOUBT), logits[:, ~apart])
+    both = combine(doubted(annotator, BELIEVED_DOUBT), (logits / temperature).log_softmax(dim=2))
+    assert torch.equal(both.argmax(dim=1), annotator.argmax(dim=1))
+    few = settled(annotator, logits, BELIEVED_DOUBT, True, apart & (torch.arange(300) < FEWEST_APART - 1))
+    assert few == (agreeing_temperature(doubted(annotator, BELIEVED_DOUBT), logits), None)
+
+
+def test_of_others_networks_tell_what_an_answer_means_unless_classes_are_too_many() -> None:
+    annotator, logits, apart = known_by_heart(100)
+    temperature, table = settled(annotator, logits, 0.1, False, apart)
+    assert temperature == agreeing_temperature(doubted(annotator, 0.1), logits)
+    assert table is not None
+    networks = pool((logits / temperature).log_softmax(dim=2)).exp()
+    assert torch.equal(table, confusions(annotator, networks, 0.1))
+    assert settled(annotator, logits, 0.1, False, apart, confused=False) == (temperature, None)
+    assert settled(annotator[:0], logits[:, :0], 0.1, False, apart[:0]) == (1.0, None)

@@ -1,0 +1,64 @@
+"""Whether networks and votes together are more right than the votes alone, told without a label. PURE: torch only.
+
+Nobody knows that for certain without labels. What it rests on, and where the limits come from: docs/results.md.
+
+1. A label model that is believed has found voters who err independently, so its posterior says how sure to be of every
+   vote, and networks can only move labels that are in doubt. They must have learned something: on images that they
+   were not trained on they name the votes' class for a fair share of the surest half.
+2. Otherwise only the networks can tell that votes are wrong, and they learn what votes have in common. Then they must
+   find few candidate sets unsound, and agree with nearly all of the surest half. Networks that were never asked about
+   candidate sets cannot tell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FEWEST = 10  # images that agreement is told from
+LEARNED = 0.45  # least agreement, where a label model is believed
+ALIKE, MOST_DOUBT = 0.8, 0.2  # least agreement and largest doubt, where none is
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the verdict rests on.
+
+    Attributes:
+        believed: whether the votes' side is the posterior of a label model that is believed.
+        doubt: share of the candidate sets that the networks find unsound, None where they were never asked.
+        agreement: of both networks together with the votes, on the surest half of `images` that no network was trained
+            on; None where these are too few.
+    """
+
+    believed: bool
+    doubt: float | None
+    agreement: float | None
+    images: int
+
+    @property
+    def improved(self) -> bool:
+        """Whether the labels of networks and votes together are to be trusted above those of the votes alone."""
+        if self.agreement is None:
+            return False
+        if self.believed:
+            return self.agreement >= LEARNED
+        return self.doubt is not None and self.doubt <= MOST_DOUBT and self.agreement >= ALIKE
+
+
+def weigh(annotator: Tensor, logits: Tensor, apart: Tensor, believed: bool, doubt: float | None) -> Evidence:
+    """The evidence in a sample of B images.
+
+    Args:
+        annotator: (B, K) distributions of the votes' side. logits: (n, B, K) of n networks. apart: (B,) bool, which
+            images no network was trained on. believed, doubt: as `Evidence` has them.
+    """
+    sure = annotator.amax(dim=1)
+    counted = apart & (sure >= sure.median()) if len(sure) else apart
+    images = int(counted.sum())
+    if images < FEWEST:
+        return Evidence(believed, doubt, None, images)
+    same = logits.sum(dim=0).argmax(dim=1) == annotator.argmax(dim=1)
+    return Evidence(believed, doubt, float(same[counted].to(torch.float64).mean()), images)

@@ -1,0 +1,49 @@
+"""The verdict on purified labels (pure/trust.py) as figures of a run, and as a sentence for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from coreg_ray import metrics
+
+if TYPE_CHECKING:
+    from coreg_ray.pure.trust import Evidence
+
+
+def trust_figures(evidence: Evidence | None) -> dict[str, Any]:
+    """What `metrics.json` says; empty where no network was asked."""
+    if evidence is None:
+        return {}
+    figures = {
+        metrics.VOTES_IMPROVED: evidence.improved,
+        metrics.TRUST_BELIEVED: evidence.believed,
+        metrics.TRUST_UNSOUND: evidence.doubt,
+        metrics.TRUST_AGREEMENT: evidence.agreement,
+        metrics.TRUST_IMAGES: evidence.images,
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def trust_in_words(figures: dict[str, Any]) -> str:
+    """Whether labels of networks and votes together are to be trusted above those of the votes alone, and why.
+
+    Args:
+        figures: of a run, by name. Returns "" where they hold no verdict.
+    """
+    if metrics.VOTES_IMPROVED not in figures:
+        return ""
+    agreement, unsound = figures.get(metrics.TRUST_AGREEMENT), figures.get(metrics.TRUST_UNSOUND)
+    if agreement is None:
+        return (
+            "Whether networks and votes together are more right than the votes alone cannot be told, since too few "
+            "images were held out (source.holdout); rely on the votes."
+        )
+    believed = figures[metrics.TRUST_BELIEVED]
+    side = "the label model, which is believed," if believed else "the votes"
+    told = f"on held-out images the networks agree with {side} for {agreement:.0%} of the surest"
+    if not believed:
+        asked = "were never asked which candidate sets are unsound"
+        told += f" and {asked}" if unsound is None else f" and find {unsound:.0%} of the candidate sets unsound"
+    if figures[metrics.VOTES_IMPROVED]:
+        return f"Networks and votes together are probably more right than the votes alone: {told}."
+    return f"Networks and votes together are not to be trusted above the votes alone: {told}."

@@ -1,0 +1,59 @@
+"""Whether networks and votes together are to be trusted above the votes: what the verdict counts, where it turns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from coreg_ray.pure.trust import ALIKE, FEWEST, LEARNED, MOST_DOUBT, Evidence, weigh
+from coreg_ray.run.trust import trust_figures, trust_in_words
+
+K = 4
+
+
+def sample(rows: int, agree: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Annotators sure of class 0 in a little more than half and unsure else; networks agree on the first `agree`."""
+    annotator = torch.full((rows, K), 0.1)
+    annotator[: rows // 2 + 1] = torch.tensor([0.97, 0.01, 0.01, 0.01])
+    annotator[rows // 2 + 1 :] = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    said = torch.where(torch.arange(rows) < agree, 0, 1)
+    return annotator, torch.eye(K)[said].expand(2, -1, -1)
+
+
+def test_agreement_is_about_the_surest_half_of_what_was_held_out() -> None:
+    annotator, logits = sample(80, agree=30)
+    apart = torch.arange(80) % 2 == 0
+    evidence = weigh(annotator, logits, apart, believed=True, doubt=0.1)
+    assert (evidence.images, evidence.agreement) == (21, 15 / 21)
+    assert weigh(annotator, logits, torch.arange(80) < FEWEST - 1, True, 0.1).agreement is None
+    assert weigh(annotator[:0], logits[:, :0], apart[:0], True, None) == Evidence(True, None, None, 0)
+
+
+def test_networks_need_to_know_less_where_a_label_model_is_believed() -> None:
+    assert Evidence(True, None, LEARNED, 50).improved
+    assert not Evidence(True, 0.0, LEARNED - 0.01, 50).improved
+    assert Evidence(False, MOST_DOUBT, ALIKE, 50).improved
+    assert not Evidence(False, MOST_DOUBT + 0.01, ALIKE, 50).improved
+    assert not Evidence(False, MOST_DOUBT, ALIKE - 0.01, 50).improved
+    assert not Evidence(False, None, 1.0, 50).improved
+    assert not Evidence(True, 0.0, None, 3).improved
+
+
+@pytest.mark.parametrize(
+    ("evidence", "words"),
+    [
+        (Evidence(True, 0.27, 0.6, 50), "are probably more right than the votes alone: on held-out images the networks "
+         "agree with the label model, which is believed, for 60% of the surest."),
+        (Evidence(False, 0.3, 0.5, 50), "are not to be trusted above the votes alone: on held-out images the networks "
+         "agree with the votes for 50% of the surest and find 30% of the candidate sets unsound."),
+        (Evidence(False, None, 0.9, 50), "and were never asked which candidate sets are unsound."),
+        (Evidence(True, None, None, 3), "cannot be told, since too few images were held out"),
+    ],
+)  # fmt: skip
+def test_the_verdict_is_a_sentence_with_what_it_rests_on(evidence: Evidence, words: str) -> None:
+    assert words in trust_in_words(trust_figures(evidence))
+
+
+def test_without_networks_there_is_no_verdict() -> None:
+    assert trust_figures(None) == {}
+    assert trust_in_words({"purified/images": 3}) == ""
