@@ -19,7 +19,7 @@ from toy_clip import write_toy_clip
 from coreg_ray.cluster import train
 from coreg_ray.cluster.annotate import annotate_splits
 from coreg_ray.cluster.candidates import build_candidates
-from coreg_ray.config import Config
+from coreg_ray.config import Config, MethodConfig
 from coreg_ray.errors import UserError
 from coreg_ray.images import open_source
 from coreg_ray.images.base import Source
@@ -91,9 +91,10 @@ def test_options_of_the_store_are_no_wildcards() -> None:
 def test_a_run_lies_on_the_store_and_goes_on(s3: Callable[[str], str], tmp_path: Path, ray_cluster: None) -> None:
     source = {"kind": "folder", "path": s3("images"), "classes": ["cat", "dog"], "prompts": ["a {}", "the {}"]}
     student = {"resolution": 8, "width": 4, "projection": 8}
-    method = {"epochs": 2, "warmup_epochs": 1, "batch_size": 8, "warmup_batch_size": 8, "queue_size": 8}
+    method = MethodConfig(epochs=2, warmup_epochs=1, batch_size=8, warmup_batch_size=8, queue_size=8)
     config = Config(
-        output=s3("run"), source=source, annotator=write_toy_clip(tmp_path), student=student, method=method,
+        output=s3("run"), source=source, annotator=write_toy_clip(tmp_path), student=student,
+        method=method.model_dump(),
         cluster={"resources_per_worker": {"CPU": 1}},
     )  # fmt: skip
     output = RunFolder.at(config.output)
