@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +43,7 @@ from coreg_ray.training.fit import NonFiniteLossError
 log = logging.getLogger(__name__)
 
 _SHARED = ("annotations", "rejects", "labels", "candidates", "rows", "features")
+_RECORD = "tune"  # no row's folder, which ends in its seed
 _MEBIBYTE = 2**20
 
 
@@ -154,7 +153,8 @@ def _train(entries: list[Entry], config: Config, run: RunFolder, max_concurrent:
     place = tune.PlacementGroupFactory([need], bundle_label_selector=[labels]) if labels else need
     settings = {entry.config.output: entry.config.settings() for entry in entries}
     train = tune.with_parameters(_train_one, settings=settings, cpus=need["CPU"], at_once=at_once)
-    record = tempfile.mkdtemp(prefix="coreg-compare-")  # Tune's own; the run folders are what counts
+    record = run / RUNS / _RECORD  # Tune's own, where every node sees it; the run folders are what counts
+    record.delete()
     try:
         with waiting_for(need, need):
             results = tune.Tuner(
@@ -162,22 +162,23 @@ def _train(entries: list[Entry], config: Config, run: RunFolder, max_concurrent:
                 param_space={"output": tune.grid_search(list(settings))},
                 tune_config=tune.TuneConfig(max_concurrent_trials=at_once or None, reuse_actors=False),
                 run_config=tune.RunConfig(
-                    name="comparison",
-                    storage_path=record,
+                    name=_RECORD,
+                    storage_path=(run / RUNS).path,
+                    storage_filesystem=None if run.local else run.filesystem,
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=config.cluster.max_failures),
                     callbacks=[_Lines(len(entries))],
                 ),
             ).fit()
     finally:
-        shutil.rmtree(record, ignore_errors=True)
+        record.delete()
     ended = [results[number] for number in range(len(results))]
     failed = [(str(one.config["output"]), str(one.error)) for one in ended if one.config and one.error]
     return {output: error.strip().splitlines()[-1] for output, error in failed}
 
 
 def _train_one(values: dict[str, Any], settings: dict[str, Any], cpus: float, at_once: int) -> None:
-    """One run; inside Tune. A loss that is not finite is a result of the method, not an error to try again."""
+    """One run; inside Tune. What another attempt cannot mend is a result of the row, and no error to try again."""
     logging.getLogger("coreg_ray").setLevel(logging.WARNING)  # the driver says how runs go
     config = Config.model_validate(settings[values["output"]])
     run = RunFolder.at(config.output)
@@ -193,7 +194,7 @@ def _train_one(values: dict[str, Any], settings: dict[str, Any], cpus: float, at
                 show_epoch(run.name, epoch.metrics)
                 tune.report({"epochs": epoch.number + 1})
             run.update_metrics({metrics.MEMORY: most_memory()})
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, UserError) as error:
         run.write(FAILURE, str(error))
     tune.report({"epochs": len(run.read_history())})
 

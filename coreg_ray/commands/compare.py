@@ -60,6 +60,7 @@ def main(arguments: list[str]) -> None:
         raise UserError("--kinds and --variants both name rows; give one of them")
     from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
 
+    refuse_other_data(config)
     rows = rows_of(config)
     refuse_silent()
     from coreg_ray.cluster.compare import compare, fitted
@@ -69,6 +70,18 @@ def main(arguments: list[str]) -> None:
     show(came.table)
     page = without_credentials(extended(place, "/comparison.html"))
     show(f"{came.conclusion} See {page} and comparison.csv.")
+
+
+def refuse_other_data(config: CompareCommand) -> None:
+    """Raises UserError where the words ask for other annotations, candidate sets or images than the run's."""
+    from coreg_ray.run.folder import RunFolder
+    from coreg_ray.search.comparison import refuse_unshared
+
+    begun = RunFolder.at(config.output).read_config()
+    now, then = (flattened(one.decisive(start=False)) if one else {} for one in (config, begun))
+    for key in sorted(set(now) - {"seed"}):
+        if now[key] != then.get(key):
+            refuse_unshared(f"compare {config.output}", key, config.student.on_features)
 
 
 def rows_of(config: CompareCommand) -> list[Row]:
@@ -88,10 +101,7 @@ def rows_of(config: CompareCommand) -> list[Row]:
         try:
             content = Path(config.variants).read_bytes()
         except OSError as error:
-            raise UserError(
-                f"--variants {config.variants} cannot be read ({error.strerror}); give a YAML file"
-            ) from error
-        where = f"--variants {config.variants}"
+            raise UserError(f"{where} cannot be read ({error.strerror}); give a YAML file") from error
         return rows_of_variants(parsed_yaml(content, where), where, config.student.on_features)
     if config.kinds is None:
         return default_rows(list(KINDS))

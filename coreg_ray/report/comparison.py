@@ -11,7 +11,7 @@ import coreg_ray
 from coreg_ray import metrics
 from coreg_ray.report import figures
 from coreg_ray.report.page import template
-from coreg_ray.run.comparison import Outcome
+from coreg_ray.run.comparison import FINISHED, Outcome
 
 _COLUMNS = {  # figure -> title
     metrics.ACCURACY: "both networks",
@@ -70,7 +70,7 @@ def comparison_page(
             [row.name, row.kind, row.labels, str(row.finished), *(_cell(row, column) for column in known)]
             for row in rows
         ],
-        failed=[(f"{one.name}-{one.seed}", one.error or one.status) for one in outcomes if one.status != "finished"],
+        failed=[(f"{one.name}-{one.seed}", one.error or one.status) for one in outcomes if one.status != FINISHED],
     )
 
 

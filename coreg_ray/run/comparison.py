@@ -41,11 +41,6 @@ class Outcome:
         return float(value) if isinstance(value, int | float) else None
 
 
-def run_of(run: RunFolder, name: str, seed: int) -> RunFolder:
-    """The folder of one run of a comparison, a run folder itself."""
-    return RunFolder(run.filesystem, (run / RUNS / f"{name}-{seed}").path)
-
-
 def read_outcome(folder: RunFolder, name: str, seed: int, annotator: float | None, error: str = "") -> Outcome:
     """What lies in the folder of a run.
 

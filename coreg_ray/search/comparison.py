@@ -73,12 +73,13 @@ def rows_of_variants(tree: Any, where: str, frozen: bool) -> list[Row]:
         if changes is not None and not isinstance(changes, dict):
             raise UserError(f"{where}: {name} holds {changes!r}; write settings, or {{}} for the run's own")
         for key in changes or {}:
-            _refuse_unshared(f"{where}: {name}", str(key), frozen)
+            refuse_unshared(f"{where}: {name}", str(key), frozen)
         rows.append(Row(name, dict(changes or {})))
     return rows
 
 
-def _refuse_unshared(where: str, key: str, frozen: bool) -> None:
+def refuse_unshared(where: str, key: str, frozen: bool) -> None:
+    """Raises UserError where a setting decides what all rows share; `where`: what to call the place that gives it."""
     shared = key in _SHARED or (frozen and key in OF_FEATURES)
     if key != "preset" and (shared or not key.startswith(("method.", "student."))):
         raise UserError(

@@ -10,7 +10,7 @@ import toy
 
 from coreg_ray.commands import compare
 from coreg_ray.errors import UserError
-from coreg_ray.run.comparison import PAGE, TABLE, run_of
+from coreg_ray.run.comparison import PAGE, RUNS, TABLE
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.records import RowsManifest
 
@@ -44,8 +44,9 @@ def test_rows_are_trained_once_and_further_ones_are_added(
     assert all(float(line["passes_per_row"]) > 8 and float(line["memory_mb"]) > 100 for line in lines)
     assert "use --seeds 0,1,2" in capsys.readouterr().out
     assert "methods compared" in (output / PAGE).read_text(encoding="utf-8")
-    first = run_of(RunFolder.at(str(output)), "coreg", 0)
+    first = RunFolder.at(str(output / RUNS / "coreg-0"))
     before = first.read_history()
+    assert sorted(path.name for path in (output / RUNS).iterdir()) == ["coreg-0", "partial-0"]  # nothing of Tune's
     rows = tmp_path / "rows.yaml"
     rows.write_text("coreg: {}\nno prototypes: {method.prototype_weight: 0.0}\n")
     again = compared(output, "--variants", str(rows), "--seeds", "0")
@@ -54,6 +55,15 @@ def test_rows_are_trained_once_and_further_ones_are_added(
     assert again[0]["test/accuracy"] == lines[0]["test/accuracy"]
     with pytest.raises(UserError, match=r"methods/coreg-0 holds a run with other settings \(method.epochs"):
         compared(output, "--kinds", "coreg", "--method.epochs", "4")
+
+
+def test_a_row_that_cannot_be_trained_says_why_and_is_tried_once(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (line,) = compared(output, "--kinds", "distil")  # these sets were made without soft labels
+    assert line["status"] == "failed"
+    assert "lack soft_classes, soft_shares" in line["error"]
+    assert "1 failed" in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_starts(output: Path, tmp_path: Path) -> None:
@@ -67,5 +77,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(output: Path,
     rows.write_text("bad: {method.kind: coreg, method.elr.weight: 3, method.labels: soft}\n")
     with pytest.raises(UserError, match="row bad: "):
         compared(output, "--variants", str(rows))
+    with pytest.raises(UserError, match=r"student.resolution decides annotations, candidate sets or images"):
+        compared(output, "--student.resolution", "8")
     with pytest.raises(UserError, match="are no seeds"):
         compared(output, "--seeds", "a")
