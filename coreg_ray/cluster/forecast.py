@@ -232,7 +232,7 @@ def _trained(config: Config, sample: tuple[NDArray[np.int64], NDArray[Any]], num
     """How fast a worker trains, and the bytes of one image that it holds."""
     torch.set_num_threads(threads(config, config.cluster.num_workers))
     inputs = torch.from_numpy(sample[1].copy())
-    pace = measure(config, KINDS["coreg"], inputs, torch.from_numpy(sample[0].copy()), num_classes)
+    pace = measure(config, KINDS[config.method.kind], inputs, torch.from_numpy(sample[0].copy()), num_classes)
     return pace, inputs[0].nbytes
 
 
