@@ -83,9 +83,9 @@ class Memory(Assessed):
 
 def remember(method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Memory:
     """No prototype, no key and no assessment yet."""
-    losses, choices = unassessed(method.loss_history, rows)
+    row_losses, choices = unassessed(method.loss_history, rows)
     return Memory(
-        losses=losses,
+        losses=row_losses,
         choices=choices,
         prototypes=torch.zeros(rows.num_classes, own.projection, device=mesh.device),
         queue=Queue(method.queue_size // mesh.replicas, own.projection, mesh.device),
