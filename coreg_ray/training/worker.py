@@ -132,6 +132,8 @@ def train(
         prior, remember = task.prior, method.remember
         state = build_state(settings, student, config.seed, task.class_names, rows, mesh, remember, prior)
     begin(state, config, run, task, mesh, clone_from)
+    if settings.learns_from == "soft" and mesh.rank == 0:
+        log.info("soft labels: %s", soft_labels_in_words(config))
     with History(run, enabled=mesh.rank == 0, settings=config.settings()) as history:
         for epoch in fit(state, rows, scored, mesh, method):
             last = epoch.number + 1 == settings.epochs
@@ -143,6 +145,15 @@ def train(
                     checkpoint.prune(run.checkpoints, config.checkpoint.keep)
                 history.write(state.history)
             yield epoch
+
+
+def soft_labels_in_words(config: Config) -> str:
+    """What the shares of classes are that a method learns from: what made them is what the annotators gave."""
+    if config.candidates.mode == "label_model":
+        return "the label model's posterior"
+    if any(one.kind == "clip" or (one.kind == "votes" and one.scores != "votes") for one in config.annotators):
+        return "the mean of the annotators' probabilities"
+    return "shares of the votes, since no annotator gave probabilities"
 
 
 def begin(

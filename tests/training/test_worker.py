@@ -21,7 +21,7 @@ from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import build_student
 from coreg_ray.training.state import State
-from coreg_ray.training.worker import Task, load_data, refuse_other_run, train
+from coreg_ray.training.worker import Task, load_data, refuse_other_run, soft_labels_in_words, train
 
 DATA: dict[str, Any] = {"count": 80}
 
@@ -283,3 +283,16 @@ def test_a_row_alone_in_a_batch_trains() -> None:
     (logits.sum() + features.sum()).backward()
     assert logits.shape == (1, 4)
     assert features.shape == (1, toy.STUDENT.projection)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"candidates": {"mode": "label_model"}}, "posterior"),
+        ({"annotator": {"model": "embedded"}}, "mean of the annotators' probabilities"),
+        ({"annotator": {"kind": "votes", "votes": "v.csv"}}, "shares of the votes"),
+        ({"annotator": {"kind": "votes", "votes": "v.csv", "scores": "logits"}}, "probabilities"),
+    ],
+)
+def test_what_soft_labels_are_is_said(given: dict[str, Any], words: str) -> None:
+    assert words in soft_labels_in_words(Config.model_validate({"source": {"kind": "digits"}, **given}))
