@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -12,11 +13,15 @@ from pyarrow import fs
 
 @contextmanager
 def s3_server(bucket: str) -> Iterator[Callable[[str], str]]:
-    """Serve one bucket until the block ends; gives the way from a path in it to the URI that a user would write."""
+    """Serve one bucket until the block ends; gives the way from a path in it to the URI that a user would write.
+
+    The bucket's name gets an ending of its own: all servers of a process have their objects in common.
+    """
     server = pytest.importorskip("moto.server")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     running.start()
+    bucket = f"{bucket}-{secrets.token_hex(4)}"
     try:
         host, port = running.get_host_and_port()
         options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"

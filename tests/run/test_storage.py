@@ -46,9 +46,17 @@ def test_a_file_lies_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for path, folder in (("a.txt", str(tmp_path)), ("/a.txt", "/"), ("/b/a.txt", "/b")):
         above, name = Folder.of_file(path)
         assert (above.path or "/", name) == (folder, "a.txt")
-    Folder.at(s3("deep")).write("a.txt", "content")
+    deep = Folder.at(s3("deep"))
+    deep.write("a.txt", "content")
     above, name = Folder.of_file(s3("deep/a.txt"))
-    assert (above.path, above.read(name)) == ("bucket/deep", b"content")
+    assert (above.path, above.read(name)) == (deep.path, b"content")
+
+
+def test_a_server_knows_nothing_of_the_one_before_it() -> None:
+    for _ in range(2):
+        with s3_server("bucket") as uri:
+            assert Folder.at(uri("")).entries() == []
+            Folder.at(uri("")).write("a.txt", "content")
 
 
 def test_credentials_are_cut_out_of_every_uri_in_what_is_shown() -> None:
