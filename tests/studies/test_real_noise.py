@@ -13,7 +13,7 @@ import torch
 from coreg_ray.errors import UserError
 from coreg_ray.pure.candidates import combine_votes
 from coreg_ray.studies.real_noise import __main__ as command
-from coreg_ray.studies.real_noise import data, problem, tiny
+from coreg_ray.studies.real_noise import data, problem, tiny, untuned
 from coreg_ray.studies.real_noise.eyes import Eyes
 from coreg_ray.studies.real_noise.table import ranks, table
 from coreg_ray.studies.real_noise.trial import run
@@ -62,6 +62,27 @@ def test_a_line_a_run_and_none_twice(folder: Path, seen: Path, tmp_path: Path) -
     again = command.study(asked(folder, seen, output, "coreg_weighted", "label_model"))
     assert output.read_text().startswith(before)
     assert [line["variant"] for line in again[len(lines) :]] == ["label_model", "label_model"]
+
+
+def test_cases_that_nobody_has_tuned_on(
+    folder: Path, seen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = {
+        "two": untuned.Case("vlm", (0, 3), rows=100),
+        "mixed": untuned.Case("vlm", (0, 1, 2), without=4, shuffled=0.5),
+    }
+    monkeypatch.setattr(untuned, "CASES", cases)
+    asked_ = argparse.Namespace(data=folder, output=tmp_path / "untuned.jsonl", smoke=True, features=seen)
+    two, mixed = untuned.judge(asked_)
+    assert (two["rows"], two["voters"], mixed["voters"]) == (100, 2, 3)
+    labels = data.read_pictures(folder / "cifar10/test.parquet", tiny.ROWS).labels
+    assert mixed["rows"] == int((labels != 4).sum()) < tiny.ROWS
+    assert mixed["majority_accuracy"] < 0.75  # of voters who are right for 0.73
+    for line in (two, mixed):
+        gain = line["purified_accuracy"] - line["votes_accuracy"]
+        assert line["right"] == (abs(gain) < untuned.CLOSE or line["votes_improved"] == (gain > 0))
+    assert untuned.judge(asked_) == [two, mixed]
+    assert len(asked_.output.read_text().splitlines()) == 2
 
 
 def test_a_folder_that_lacks_a_file_is_refused_before_anything_runs(folder: Path, seen: Path, tmp_path: Path) -> None:

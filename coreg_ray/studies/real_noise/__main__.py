@@ -16,16 +16,14 @@ from safetensors.torch import save_file
 
 from coreg_ray.config import StudentConfig
 from coreg_ray.errors import UserError
-from coreg_ray.pure.trust import Evidence
 from coreg_ray.studies.real_noise import data, tiny, trial
 from coreg_ray.studies.real_noise.eyes import Eyes
 from coreg_ray.studies.real_noise.problem import read_problems
+from coreg_ray.studies.real_noise.student import EPOCHS, student_of
 from coreg_ray.studies.real_noise.table import table
 from coreg_ray.studies.real_noise.variants import DEFAULT, MAIN, VARIANTS
 
 log = logging.getLogger(__name__)
-
-VIEWS, WIDTH, EPOCHS = 4, 32, 20
 
 
 def main() -> None:
@@ -48,7 +46,12 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     unknown = [name for name in arguments.variant if name not in VARIANTS]
     if unknown:
         raise UserError(f"--variant {unknown[0]} is unknown; the variants are {', '.join(VARIANTS)}")
-    which, folder, student, epochs = data.STUDIES[arguments.study], arguments.data, _student(arguments), EPOCHS
+    which, folder, student, epochs = (
+        data.STUDIES[arguments.study],
+        arguments.data,
+        student_of(arguments.study, arguments.data),
+        EPOCHS,
+    )
     if arguments.smoke:
         which, student, epochs = tiny.study(which), tiny.STUDENT, tiny.EPOCHS
         folder = Path(tempfile.mkdtemp(prefix="coreg-ray-")) if folder is None else folder
@@ -106,27 +109,14 @@ def _line(
         save_file({k: v.contiguous() for k, v in kept.items()}, keep / f"{voters}-{name}-{seed}-{rows}.safetensors")
     return {
         "variant": name, "votes": voters, "seed": seed, "rows": len(problem.labels), "student": "frozen",
-        "epochs": taken, **figures, **_evidence(outcome.evidence), "curve": [round(v, 3) for v in outcome.curve],
-        "seconds": round(time.process_time() - started, 1),
+        "epochs": taken, **figures, **trial.evidence_figures(outcome.evidence),
+        "curve": [round(v, 3) for v in outcome.curve], "seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
-
-
-def _evidence(evidence: Evidence) -> dict[str, Any]:
-    """What is told without labels."""
-    doubt, agreement = (None if v is None else round(v, 4) for v in (evidence.doubt, evidence.agreement))
-    return {"votes_improved": evidence.improved, "believed": evidence.believed, "doubt": doubt, "agreement": agreement}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.strip()]
-
-
-def _student(arguments: argparse.Namespace) -> StudentConfig:
-    return StudentConfig(
-        name="tf_efficientnet_lite0", pretrained=str((arguments.data or Path()) / data.WEIGHTS), frozen=True,
-        frozen_views=VIEWS, resolution=data.STUDIES[arguments.study].side, width=WIDTH, precision="float32",
-    )  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,15 +50,15 @@ class Study:
 STUDIES = {
     "people": Study(
         "cifar10/train.parquet", "cifar10/votes-people.parquet", "cifar10/test.parquet",
-        {"people": (0, 1, 2)}, classes=10, rows=4000, tested=4000, side=64,
+        {"people": (0, 1, 2)}, classes=10, rows=4000, tested=4000, side=128,
     ),
     "vlm": Study(
         "cifar10/test.parquet", "cifar10/votes-vlm.parquet", "cifar10/train.parquet",
-        {"clip3": (0, 1, 2), "vlm13": tuple(range(13))}, classes=10, rows=4000, tested=4000, side=64,
+        {"clip3": (0, 1, 2), "vlm13": tuple(range(13))}, classes=10, rows=4000, tested=4000, side=128,
     ),
     "waste": Study(
         "trashnet/pool.parquet", "trashnet/votes-pool.parquet", "trashnet/test.parquet",
-        {"waste": tuple(range(12))}, classes=6, rows=1935, tested=592, side=96,
+        {"waste": tuple(range(12))}, classes=6, rows=1935, tested=592, side=128,
     ),
 }  # fmt: skip
 

@@ -1,0 +1,156 @@
+"""Whether a run says rightly when its labels are to be trusted, on pools that nobody has tuned its verdict on.
+
+    python -m coreg_ray.studies.real_noise.untuned --data DIR --output docs/results/untuned.jsonl
+
+Each case takes some voters of a study, or fewer images, or drops a class, or mixes some votes up. Right: the verdict
+says whether purified labels are more right than the label model's own; where the two differ by less than CLOSE, either
+answer is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coreg_ray.errors import UserError
+from coreg_ray.studies.real_noise import data, tiny, trial
+from coreg_ray.studies.real_noise.eyes import Eyes
+from coreg_ray.studies.real_noise.problem import Problem, build
+from coreg_ray.studies.real_noise.student import EPOCHS, student_of
+from coreg_ray.studies.real_noise.variants import DEFAULT, VARIANTS
+from coreg_ray.training.rows import Images, no_pixels
+
+log = logging.getLogger(__name__)
+
+CLOSE = 0.005
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pool that differs from a study's.
+
+    Attributes:
+        study: whose images. voters: which of its voters; empty: all. rows: most images. without: a class whose images
+            are left out, though voters may still name it; -1: none. shuffled: share of each voter's votes that change
+            places.
+    """
+
+    study: str
+    voters: tuple[int, ...] = ()
+    rows: int = 4000
+    without: int = -1
+    shuffled: float = 0.0
+
+
+CASES = {
+    "people, the first two": Case("people", (0, 1), rows=2000),
+    "people, 300 images": Case("people", rows=300),
+    "people, no cats": Case("people", rows=2000, without=3),
+    "people, a third of the votes mixed up": Case("people", rows=2000, shuffled=0.33),
+    "people, two thirds of the votes mixed up": Case("people", rows=2000, shuffled=0.67),
+    "all thirteen models": Case("vlm", rows=2000),
+    "SigLIP in three languages": Case("vlm", (4, 5, 6), rows=2000),
+    "SigLIP2 in three languages": Case("vlm", (8, 9, 10), rows=2000),
+    "four languages of CLIP": Case("vlm", (0, 1, 2, 3), rows=2000),
+    "the five worst models": Case("vlm", (2, 3, 7, 11, 12), rows=2000),
+    "one model of each family": Case("vlm", (0, 4, 8, 12), rows=2000),
+    "CLIP's French and Chinese": Case("vlm", (1, 2), rows=2000),
+    "all thirteen models, 300 images": Case("vlm", rows=300),
+    "CLIP in three languages, no ships": Case("vlm", (0, 1, 2), rows=2000, without=8),
+    "CLIP in three languages, a third of the votes mixed up": Case("vlm", (0, 1, 2), rows=2000, shuffled=0.33),
+    "waste, the first six": Case("waste", tuple(range(6))),
+    "waste, the last four": Case("waste", (8, 9, 10, 11)),
+    "waste, 300 images": Case("waste", rows=300),
+    "waste, no glass": Case("waste", without=1),
+    "waste, a third of the votes mixed up": Case("waste", shuffled=0.33),
+}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of images, votes and weights")
+    parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, one a case")
+    parser.add_argument("--smoke", action="store_true", help="tiny images that the study makes itself")
+    default = Path(tempfile.gettempdir()) / "coreg-ray-features"
+    parser.add_argument("--features", type=Path, default=default, help="folder for what the backbone sees")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)  # each network trains in a thread of its own
+    try:
+        lines = judge(parser.parse_args())
+    except UserError as error:
+        sys.exit(str(error))
+    log.info("right in %d of %d cases", sum(line["right"] for line in lines), len(lines))
+
+
+def judge(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the cases that are missing in the file; returns all its lines.
+
+    Raises:
+        UserError: the data folder lacks something.
+    """
+    path: Path = arguments.output
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for name, case in CASES.items():
+        if name not in {line["case"] for line in lines}:
+            lines.append(_line(name, case, arguments))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+            log.info("%s", lines[-1])
+    return lines
+
+
+def _line(name: str, case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One case trained by the default variant, and whether what it says of its labels is right."""
+    started = time.process_time()
+    study, student, epochs = data.STUDIES[case.study], student_of(case.study, arguments.data), EPOCHS
+    if arguments.smoke:
+        study, student, epochs = tiny.study(study), tiny.STUDENT, tiny.EPOCHS
+    data.check(study, arguments.data, weights=not arguments.smoke)
+    problem = _problem(case, study, arguments.data, Eyes(student, arguments.features))
+    outcome, _ = trial.run(problem, VARIANTS[DEFAULT], student, 0, epochs)
+    figures = {key: round(value, 4) for key, value in trial.scores(problem, outcome).items()}
+    gain, says = figures["purified_accuracy"] - figures["votes_accuracy"], outcome.evidence.improved
+    return {
+        "case": name, "rows": len(problem.labels), "voters": problem.votes.shape[1], **figures,
+        **trial.evidence_figures(outcome.evidence), "gain": round(gain, 4),
+        "right": abs(gain) < CLOSE or says == (gain > 0), "seconds": round(time.process_time() - started, 1),
+    }  # fmt: skip
+
+
+def _problem(case: Case, study: data.Study, folder: Path, eyes: Eyes) -> Problem:
+    """The study's images and votes, as the case changes them."""
+    pictures = data.read_pictures(folder / study.pool, min(case.rows, study.rows))
+    tested = data.read_pictures(folder / study.test, min(case.rows, study.tested))
+    voters = case.voters or max(study.voters.values(), key=len)
+    votes = _mixed_up(data.read_votes(folder / study.votes, pictures.ids, voters), case.shuffled)
+    seen, shown = eyes.see(pictures, views=True), eyes.see(tested, views=False)
+    kept, scored = pictures.labels != case.without, tested.labels != case.without
+    test = Images(tested.numbers[scored], no_pixels(int(scored.sum())), tested.labels[scored], shown[scored])
+    return build(
+        case.study, votes[kept], pictures.labels[kept], study.classes, pictures.numbers[kept], seen[kept], test
+    )
+
+
+def _mixed_up(votes: Tensor, share: float) -> Tensor:
+    """Votes (N, V) of which each voter's share changes places among its images."""
+    random, mixed = torch.Generator().manual_seed(7), votes.clone()
+    for voter in range(votes.shape[1]):
+        chosen = torch.randperm(len(votes), generator=random)[: round(share * len(votes))]
+        mixed[chosen, voter] = votes[chosen[torch.randperm(len(chosen), generator=random)], voter]
+    return mixed
+
+
+if __name__ == "__main__":
+    main()
