@@ -50,6 +50,11 @@ class MethodSettings(Section):
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD momentum")
     weight_decay: float = Field(5e-4, ge=0, description="SGD weight decay")
     clean_threshold: float = Field(0.5, ge=0, lt=1, description="rows with a higher clean probability are labelled")
+    clean: Literal["mixture", "confident"] = Field(
+        "mixture",
+        description="coreg, dividemix: what finds sets sound: two components of their losses, or confident learning "
+        "after a warm-up in which each network sees half of the rows",
+    )
     temperature: float = Field(0.5, gt=0, description="sharpening temperature of pseudo-labels")
     weak_views: int = Field(1, ge=1, le=2, description="weak views per network for pseudo-labels; the paper has 2")
     lambda_u: float = Field(1.0, ge=0, description="weight of the consistency term")
@@ -98,6 +103,11 @@ class MethodSettings(Section):
                     f"{name}.{changed[0]}={getattr(given, changed[0])} is a setting of method.kind={name}, and this is "
                     f"method.kind={self.kind}; leave it out or choose that kind"
                 )
+        if self.clean == "confident" and self.kind not in ("coreg", "dividemix"):
+            raise ValueError(
+                f"clean=confident with method.kind={self.kind}: it does not hand rows that are found sound to another "
+                "network; use clean=mixture, or method.kind coreg or dividemix"
+            )
         if self.labels == "soft" and self.kind != "distil":
             raise ValueError(
                 f"labels=soft with method.kind={self.kind}: it learns from sets of classes; use candidates or single, "
@@ -110,6 +120,11 @@ class MethodSettings(Section):
         epochs, warmup = self.epochs, self.warmup_epochs
         if epochs is not None and warmup is not None and warmup > epochs:
             raise ValueError(f"warmup_epochs={warmup} exceeds epochs={epochs}; lower warmup_epochs or raise epochs")
+        if self.clean == "confident" and warmup == 0:
+            raise ValueError(
+                "clean=confident with warmup_epochs=0: it judges by what networks have learned in the warm-up; "
+                "raise warmup_epochs, or use clean=mixture"
+            )
         return self
 
     @property

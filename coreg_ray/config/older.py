@@ -24,6 +24,7 @@ ADDED: dict[str, Any] = {
     "source.description_votes": "each",
     "method.kind": "coreg",
     "method.labels": "candidates",
+    "method.clean": "mixture",
 }
 
 

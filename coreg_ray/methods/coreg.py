@@ -36,6 +36,7 @@ from coreg_ray import metrics
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.pure import losses, purify
 from coreg_ray.training.assess import Assessed, Opinion, assess, opinion_metrics, swap_opinions, unassessed
+from coreg_ray.training.confident import by_confidence, unasked
 from coreg_ray.training.memory import kept
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Turn, Turns, warm_up, warmup_turn
@@ -87,6 +88,7 @@ def remember(method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Memo
     return Memory(
         losses=row_losses,
         choices=choices,
+        sound=unasked(method, rows),
         prototypes=torch.zeros(rows.num_classes, own.projection, device=mesh.device),
         queue=Queue(method.queue_size // mesh.replicas, own.projection, mesh.device),
     )
@@ -128,6 +130,8 @@ def by_the_other(
     """
     start = time.perf_counter()
     own = side_by_side(state.learners, lambda learner: assess(state, learner, rows, mesh, epoch), mesh)
+    if state.method.clean == "confident":
+        own = by_confidence(state, own, rows, mesh, epoch)
     others = swap_opinions(own, mesh)
     figures = opinion_metrics(state, own, others, rows, mesh)
     figures[metrics.ASSESS_S] = time.perf_counter() - start

@@ -32,6 +32,7 @@ from coreg_ray.methods.coreg import by_the_other, pseudo_labels
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.pure import losses
 from coreg_ray.training.assess import Assessed, Opinion, assess, unassessed
+from coreg_ray.training.confident import unasked
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Turns, warm_up
 from coreg_ray.training.networks import Student
@@ -49,7 +50,7 @@ DEPLOYED: tuple[str, ...] = NETWORKS
 
 def remember(method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Assessed:
     """Nothing but assessments."""
-    return Assessed(*unassessed(method.loss_history, rows))
+    return Assessed(*unassessed(method.loss_history, rows), sound=unasked(method, rows))
 
 
 def turns(state: State, rows: Rows, mesh: Mesh, epoch: int) -> Turns:

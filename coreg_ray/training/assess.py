@@ -34,11 +34,14 @@ class Assessed:
         choices: (N,) int32, where in its candidate set each row's label of the last assessment lies, -1 where none was.
         mean: (K,) mean unaligned prediction of the previous assessment, over the team; None before it, or where
             predictions are not aligned.
+        sound: (N,) float16, what confident learning has found of each row's set, NaN where nobody was asked; None where
+            the mixture decides.
     """
 
     losses: Tensor = kept("rows", unknown=torch.nan)
     choices: Tensor = kept("rows", unknown=-1)
     mean: Tensor | None = kept("team", default=None)
+    sound: Tensor | None = kept("rows", unknown=torch.nan, default=None)
 
 
 def unassessed(loss_history: int, rows: Rows) -> tuple[Tensor, Tensor]:

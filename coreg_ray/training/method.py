@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coreg_ray import metrics
 from coreg_ray.metrics import NETWORKS
+from coreg_ray.training.confident import learned_in_warm_up
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Student
 from coreg_ray.training.plan import Plan, whole_plan
@@ -96,11 +97,22 @@ def figures_of(own: dict[int, dict[str, float]], mesh: Mesh) -> dict[str, float]
 
 def warm_up(state: State, rows: Rows, mesh: Mesh, epoch: int, terms: tuple[str, ...]) -> Turns:
     """An epoch in which each network is alone (METHOD: section 2); `terms` are the method's."""
-    of = {learner.network: warmup_turn(state, learner, rows, mesh, epoch, terms) for learner in state.learners}
+    of = {}
+    for learner in state.learners:
+        seen = learned_in_warm_up(state.method, rows, learner.network)
+        of[learner.network] = warmup_turn(state, learner, rows, mesh, epoch, terms, seen)
     return Turns(metrics.WARMUP, of)
 
 
-def warmup_turn(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, terms: tuple[str, ...]) -> Turn:
-    """One network's epoch of partial cross-entropy on strong views."""
-    plan = whole_plan(rows, state.seed, learner.network, epoch, state.method.warmup_batch_size, mesh)
+def warmup_turn(
+    state: State,
+    learner: Learner,
+    rows: Rows,
+    mesh: Mesh,
+    epoch: int,
+    terms: tuple[str, ...],
+    seen: Tensor | None = None,
+) -> Turn:
+    """One network's epoch of partial cross-entropy on strong views; `seen` as of `whole_plan`."""
+    plan = whole_plan(rows, state.seed, learner.network, epoch, state.method.warmup_batch_size, mesh, seen=seen)
     return Turn(plan, partial(warmup_step, terms=len(terms)))

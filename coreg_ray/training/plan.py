@@ -45,16 +45,24 @@ class Plan:
 
 
 def whole_plan(
-    rows: Rows, seed: int, network: int, epoch: int, batch_size: int, mesh: Mesh, purpose: str = "warm-up"
+    rows: Rows,
+    seed: int,
+    network: int,
+    epoch: int,
+    batch_size: int,
+    mesh: Mesh,
+    purpose: str = "warm-up",
+    seen: Tensor | None = None,
 ) -> Plan:
     """Every row once in random order; `labelled` holds the batches, `team_labelled` counts their informative rows.
 
     `team_unlabelled` counts all rows: the two terms of the warm-up loss have different denominators.
 
     Args:
-        purpose: of the random order.
+        purpose: of the random order. seen: (N,) bool, of these rows alone; None: of all.
     """
     order = torch.randperm(len(rows), generator=_order(seed, purpose, network, epoch, mesh))
+    order = order if seen is None else order[seen[order]]
     (total,) = _team_totals([len(order)], mesh)
     batches = _dealt(order, batch_size, total)
     says_something = rows.informative

@@ -43,7 +43,11 @@ class Soundness:
             order = torch.argsort(known)
             losses = torch.cat([part["losses"] for part in parts], dim=1)[:, order]
             numbers = known[order].numpy()
-            clean.append(_clean(losses).numpy())
+            probability = _clean(losses)
+            if all("sound" in part for part in parts):  # of confident learning, which goes before the mixture
+                sound = torch.cat([part["sound"] for part in parts])[order].float()
+                probability = torch.where(sound.isnan(), probability, sound)
+            clean.append(probability.numpy())
         return cls(numbers, np.stack(clean))
 
     def rows(self, numbers: NDArray[np.int64]) -> Tensor:

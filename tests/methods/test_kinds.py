@@ -32,6 +32,8 @@ from coreg_ray.training.steps import Batch
 # Settings of a kind beside its defaults, by the name of a case: every branch of every kind is among them.
 CASES: dict[str, dict[str, Any]] = {
     "coreg": {},
+    "coreg-confident": {"clean": "confident"},
+    "dividemix-confident": {"clean": "confident"},
     "dividemix": {"weak_views": 2, "loss_history": 1, "lambda_u": 25},
     "partial-cc": {"partial": {"loss": "cc"}},
     "partial-proden": {"partial": {"loss": "proden"}},
@@ -191,7 +193,7 @@ def test_no_tensor_has_the_size_of_rows_times_classes(case: str, monkeypatch: py
     num_classes = 1500
     monkeypatch.setitem(assessment.ASSESS_CELLS, "cpu", 20 * num_classes)
     student = StudentConfig(resolution=8, width=4, projection=2, precision="float32")
-    chosen = toy.method(**settings(case, warmup_epochs=0, batch_size=8))
+    chosen = toy.method(**settings(case, warmup_epochs=1, batch_size=8))
     method, largest = KINDS[chosen.kind], []
     for count in (100, 400):
         rows, mesh = many_classes(count, num_classes), Mesh()
