@@ -66,9 +66,10 @@ def _ask(state: State, rows: Rows, mesh: Mesh, epoch: int) -> Tensor:
     label, own, classes, probs = (
         torch.where(unseen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(mine, theirs, strict=True)
     )
-    whole = [mesh.team_concat(part) for part in (label, own, classes, probs)]
-    wrong = wrong_labels(*(torch.cat(parts) for parts in whole), rows.num_classes)
-    before = sum(map(len, whole[0][: mesh.replica]))
+    labels = mesh.team_concat(label)
+    own, classes, probs = (torch.cat(mesh.team_concat(part)) for part in (own, classes, probs))
+    wrong = wrong_labels(torch.cat(labels), own, classes, probs, rows.num_classes)
+    before = sum(map(len, labels[: mesh.replica]))
     sound = ~wrong[before : before + len(rows)]
     return (sound | rows.trusted).half()
 

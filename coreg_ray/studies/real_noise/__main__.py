@@ -110,7 +110,8 @@ def _line(
     return {
         "variant": name, "votes": voters, "seed": seed, "rows": len(problem.labels), "student": "frozen",
         "epochs": taken, **figures, **trial.evidence_figures(outcome.evidence),
-        "curve": [round(v, 3) for v in outcome.curve], "seconds": round(time.process_time() - started, 1),
+        "curve": [round(v, 3) for v in outcome.curve], **{k: round(v, 4) for k, v in outcome.criteria.items()},
+        "seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from coreg_ray.pure.purify import clean_probability
 from coreg_ray.pure.trust import Evidence, weigh
 from coreg_ray.studies.real_noise.problem import Problem
 from coreg_ray.studies.real_noise.variants import Variant
-from coreg_ray.training.evaluate import Scored
+from coreg_ray.training.evaluate import SETTLED, Scored
 from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Images
@@ -37,7 +37,8 @@ class Outcome:
         logits: (2, N, K). evidence: whether purified labels are to be trusted above the votes' own.
         purified: (N, K) distributions of networks and votes together. doubted: the same as if no label model was
             believed.
-        tested: accuracy on all test images. curve: on some, after each epoch.
+        tested: accuracy on all test images. curve: on some, after each epoch. criteria: told without labels, by the
+            names of `history.csv`: means of the last epochs, as a search compares its trials.
     """
 
     logits: Tensor
@@ -46,6 +47,7 @@ class Outcome:
     doubted: Tensor
     tested: float
     curve: list[float]
+    criteria: dict[str, float]
 
 
 def run(problem: Problem, variant: Variant, student: StudentConfig, seed: int, epochs: int) -> tuple[Outcome, int]:
@@ -55,8 +57,8 @@ def run(problem: Problem, variant: Variant, student: StudentConfig, seed: int, e
         return outcome, epochs
     fixed = replace(variant, kind="distil", sets="model", settings={}, weighted=False, soft="fixed", last=False)
     last = _train(problem, fixed, student, seed + 1000, epochs, outcome.purified)
-    by_votes = _outcome(problem, "label_model", last.logits, outcome.evidence.doubt, last.tested, last.curve)
-    return replace(by_votes, curve=outcome.curve + last.curve), 2 * epochs
+    by_votes = _outcome(problem, "label_model", last.logits, outcome.evidence.doubt)
+    return replace(by_votes, tested=last.tested, curve=outcome.curve + last.curve, criteria=last.criteria), 2 * epochs
 
 
 def scores(problem: Problem, outcome: Outcome) -> dict[str, float]:
@@ -97,26 +99,35 @@ def _train(
     state = build_state(method, student, seed, names, trained, Mesh(), module.remember)
     followed = _first(problem.test, _FOLLOWED)
     scored = Scored(rows.select(out.nonzero()[:, 0]), followed, compared=False)
-    curve = [float(epoch.metrics[metrics.ACCURACY]) for epoch in fit(state, trained, scored, Mesh(), module)]
+    history = [epoch.metrics for epoch in fit(state, trained, scored, Mesh(), module)]
     logits = _logits(state, problem.features[:, 0])
     assert problem.test.features is not None
     assert problem.test.labels is not None
     shown = _logits(state, problem.test.features[:, 0]).sum(dim=0).argmax(dim=1)
     tested = float((shown == problem.test.labels).double().mean())
     known = "union" if variant.sets in ("union", "majority") else "label_model"
-    return _outcome(problem, known, logits, _doubt(state), tested, curve)
+    return replace(
+        _outcome(problem, known, logits, _doubt(state)),
+        tested=tested,
+        curve=[float(figures[metrics.ACCURACY]) for figures in history],
+        criteria=_criteria(history[-SETTLED:]),
+    )
 
 
-def _outcome(
-    problem: Problem, kind: str, logits: Tensor, doubt: float | None, tested: float, curve: list[float]
-) -> Outcome:
-    """Networks beside what is known by the candidate sets of a `kind`."""
+def _criteria(epochs: list[dict[str, float | str]]) -> dict[str, float]:
+    """The mean of each criterion over some epochs."""
+    names = [name for name in epochs[-1] if name.startswith(metrics.CRITERION)]
+    return {name: sum(float(figures[name]) for figures in epochs) / len(epochs) for name in names}
+
+
+def _outcome(problem: Problem, kind: str, logits: Tensor, doubt: float | None) -> Outcome:
+    """Networks beside what is known by the candidate sets of a `kind`; what training came to is left open."""
     evidence = weigh(
         _annotator(problem, kind), logits, problem.held_out, problem.believed and kind == "label_model", doubt
     )
     clamped = DOUBT if doubt is None else min(max(doubt, LEAST_DOUBT), MOST_DOUBT)
     purified, doubted = (_purified(problem, kind, logits, clamped, believed) for believed in (True, False))
-    return Outcome(logits, evidence, purified, doubted, tested, curve)
+    return Outcome(logits, evidence, purified, doubted, 0.0, [], {})
 
 
 def _calm(problem: Problem) -> Problem:
