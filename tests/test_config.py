@@ -75,7 +75,7 @@ def test_the_defaults_are_the_papers_constants() -> None:
         ("student.dropout", 1),
         ("student.backbone_learning_rate", 0),
         ("student.precision", "float16"),
-        ("student.views", "weak"),
+        ("student.views", "mild"),
         ("source.kind", "tar"),
         ("source.holdout", 0.6),
         ("candidates.mode", "all"),
