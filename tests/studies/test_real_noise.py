@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from coreg_ray.errors import UserError
 from coreg_ray.pure.candidates import combine_votes
 from coreg_ray.studies.real_noise import __main__ as command
-from coreg_ray.studies.real_noise import data, problem, tiny, untuned
+from coreg_ray.studies.real_noise import criteria, data, problem, tiny, untuned
 from coreg_ray.studies.real_noise.eyes import Eyes
 from coreg_ray.studies.real_noise.table import ranks, table
 from coreg_ray.studies.real_noise.trial import run
@@ -83,6 +84,21 @@ def test_cases_that_nobody_has_tuned_on(
         assert line["right"] == (abs(gain) < untuned.CLOSE or line["votes_improved"] == (gain > 0))
     assert untuned.judge(asked_) == [two, mixed]
     assert len(asked_.output.read_text().splitlines()) == 2
+
+
+def test_criteria_are_ranked_by_what_they_foretell() -> None:
+    random = np.random.default_rng(0)
+    accuracy = random.random(30).round(1)
+    good, none = accuracy + random.normal(0, 0.2, 30), random.random(30)
+    lines = [
+        {"votes": "us", "variant": str(place), "test_accuracy": right, "criterion/a": one, "criterion/b": two}
+        for place, (right, one, two) in enumerate(zip(accuracy, good, none, strict=True))
+    ]
+    shown = criteria.table([*lines, {**lines[0], "variant": "truth"}, {**lines[0], "votes": "them"}])
+    assert shown[0] == "us, 30 runs of 30 variants"
+    assert shown[4].startswith("| `criterion/a` | 0.")
+    assert shown[4].endswith(f"| {accuracy.max() - accuracy[good.argmax()]:.3f} |")
+    assert "them, 1 runs of 1 variants" in shown
 
 
 def test_a_folder_that_lacks_a_file_is_refused_before_anything_runs(folder: Path, seen: Path, tmp_path: Path) -> None:
