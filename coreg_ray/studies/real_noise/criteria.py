@@ -44,7 +44,7 @@ def table(lines: list[dict[str, Any]]) -> list[str]:
         ]  # fmt: skip
         accuracy = [run["test_accuracy"] for run in runs]
         shown += [f"{voters}, {len(runs)} runs of {len({run['variant'] for run in runs})} variants", ""]
-        shown += ["| criterion | rank correlation | 95 % | accuracy lost |", "|---|---|---|---|"]
+        shown += ["| criterion | rank correlation | 90 % | accuracy lost |", "|---|---|---|---|"]
         rows = []
         for name in names if len(runs) > 1 else []:
             values = [run[name] for run in runs]
