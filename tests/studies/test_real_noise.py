@@ -50,9 +50,9 @@ def asked(folder: Path, seen: Path, output: Path, *variants: str) -> argparse.Na
 
 def test_a_line_a_run_and_none_twice(folder: Path, seen: Path, tmp_path: Path) -> None:
     output = tmp_path / "vlm.jsonl"
-    lines = command.study(asked(folder, seen, output, "coreg_weighted", "default"))
+    lines = command.study(asked(folder, seen, output, "coreg_calm", "default"))
     assert [(line["votes"], line["variant"]) for line in lines] == [
-        ("clip3", "coreg_weighted"), ("clip3", "default"), ("vlm13", "coreg_weighted"), ("vlm13", "default"),
+        ("clip3", "coreg_calm"), ("clip3", "default"), ("vlm13", "coreg_calm"), ("vlm13", "default"),
     ]  # fmt: skip
     assert all(set(line) >= FIELDS for line in lines)
     assert all(len(line["curve"]) == tiny.EPOCHS for line in lines)
@@ -60,7 +60,7 @@ def test_a_line_a_run_and_none_twice(folder: Path, seen: Path, tmp_path: Path) -
     assert [json.loads(line) for line in output.read_text().splitlines()] == lines
 
     before = output.read_text()
-    again = command.study(asked(folder, seen, output, "coreg_weighted", "label_model"))
+    again = command.study(asked(folder, seen, output, "coreg_calm", "label_model"))
     assert output.read_text().startswith(before)
     assert [line["variant"] for line in again[len(lines) :]] == ["label_model", "label_model"]
 
