@@ -1,7 +1,7 @@
 """What the site has besides docs/: CONTRIBUTING.md and CHANGELOG.md, which a forge wants at the top of the repository.
 
-MkDocs calls these functions (`hooks` in mkdocs.yml). Links between docs/ and the top are written for the forge and lead to
-the same pages on the site.
+MkDocs calls these functions (`hooks` in mkdocs.yml). Links between docs/ and the top are written for the forge and lead
+to the same pages on the site.
 """
 
 from __future__ import annotations

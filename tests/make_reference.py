@@ -195,6 +195,8 @@ def described(text: str) -> Iterator[str]:
         lines = [line.strip() for line in paragraph.splitlines() if line.strip()]
         if lines and lines[0].startswith(("coreg-ray ", "curl ")):
             split = [re.split(r"\s{2,}", line, maxsplit=1) for line in lines]
+            if any(line.startswith("curl ") for line in lines):
+                yield "<!-- needs: a running server -->"
             yield "\n".join(["```bash", *("  # ".join(parts) for parts in split), "```"])
         elif lines:
             yield plain(paragraph)
