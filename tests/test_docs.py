@@ -310,7 +310,7 @@ def is_placeholder(value: str) -> bool:
 def refused(field: FieldInfo, value: str) -> list[str]:
     """Why a setting does not take a value as a command line gives it."""
     read = yaml.safe_load(value.rstrip(",;"))
-    limited: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    limited: Any = Annotated[field.annotation, field]
     try:
         TypeAdapter(limited).validate_python(read)
     except ValidationError as error:
@@ -358,12 +358,12 @@ def messages() -> str:
     constants: dict[str, str] = {}
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "coreg_ray").rglob("*.py")]
     for tree in trees:
-        for node in tree.body:
-            if isinstance(node, ast.Assign):
-                names = [ast.unparse(target) for target in node.targets]
-                values = [node.value]
-                if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
-                    names, values = [ast.unparse(one) for one in node.targets[0].elts], list(node.value.elts)
+        for one in tree.body:
+            if isinstance(one, ast.Assign):
+                names = [ast.unparse(target) for target in one.targets]
+                values = [one.value]
+                if isinstance(one.targets[0], ast.Tuple) and isinstance(one.value, ast.Tuple):
+                    names, values = [ast.unparse(name) for name in one.targets[0].elts], list(one.value.elts)
                 for name, value in zip(names, values, strict=False):
                     if isinstance(value, ast.Constant) and isinstance(value.value, str):
                         constants[name] = value.value
