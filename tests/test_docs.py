@@ -419,3 +419,13 @@ def test_the_checks_themselves_see_what_they_look_for(reads: Callable[[str, list
     assert of_ours(["ls"]) is None
     assert is_downloading("photos")
     assert not is_downloading("photos-smoke")
+
+
+def test_pictures_are_small_and_shown() -> None:
+    pictures = list((ROOT / "docs").rglob("*.png"))
+    shown = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    for path in pictures:
+        assert path.stat().st_size < 150_000, path.name
+        assert path.relative_to(ROOT / "docs").as_posix() in shown, f"no page shows {path.name}"
+    assert len(pictures) >= 7
+    assert sum(path.stat().st_size for path in pictures) < 1_000_000
