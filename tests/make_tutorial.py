@@ -11,6 +11,7 @@ import asyncio
 import html
 import io
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -129,6 +130,8 @@ async def shoot(page: Tab, name: str) -> None:
         sys.exit(f"{name} has {len(content):,} bytes, {LARGEST:,} are the most: look at less of it")
     PICTURES.mkdir(parents=True, exist_ok=True)
     (PICTURES / name).write_bytes(content)
+    text = PAGE.read_text(encoding="utf-8")  # which has the picture in a comment as long as it was never made
+    PAGE.write_text(re.sub(rf"^<!-- (!\[[^\]]*\]\({PICTURES.name}/{re.escape(name)}\)) -->$", r"\1", text, flags=re.M))
 
 
 if __name__ == "__main__":
