@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
@@ -26,11 +26,13 @@ from coreg_ray.run.termination import EXIT_CODE, Terminated, terminable
 from coreg_ray.run.uris import without_credentials
 
 log = logging.getLogger(__name__)
-C = TypeVar("C", bound=Config)
+C = TypeVar("C", bound="Command")
 
 
 class Command(Config):
     """What every command understands besides the configuration itself."""
+
+    TAKES_RUN: ClassVar[bool] = False  # whether the folder of a run comes first
 
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
     preset: str | None = Field(
@@ -145,11 +147,11 @@ def next_command(name: str, *words: str) -> str:
     return f"Next: {program(name)} {shlex.join(without_credentials(list(words)))}"
 
 
-def _parse(arguments: list[str], command: type[Config], description: str | None) -> dict[str, Any]:
+def _parse(arguments: list[str], command: type[Command], description: str | None) -> dict[str, Any]:
     """Only what was given, as a tree; pydantic-settings builds the parser and the help from the fields."""
     parser = ArgumentParser(
         prog=Path(sys.argv[0]).name,
-        usage="%(prog)s [--config FILE] [--section.key VALUE ...]",
+        usage=f"%(prog)s{' RUN' if command.TAKES_RUN else ''} [--config FILE] [--section.key VALUE ...]",
         description=description,
         epilog="The embedded digits have other defaults: those of the preset `digits`, unless --preset names another.",
         formatter_class=_HelpLayout,

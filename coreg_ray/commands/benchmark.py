@@ -21,13 +21,20 @@ if TYPE_CHECKING:
     from coreg_ray.studies.figures import Figures
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line, which knows no run and no configuration."""
+    made = argparse.ArgumentParser(
+        prog=Path(sys.argv[0]).name, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--smoke", action="store_true", help="few turns of everything")
+    made.add_argument("--output", type=Path, help="where to write the figures as JSON")
+    made.add_argument("--threads", type=int, help="CPU threads of the main process; default: all that torch takes")
+    return made
+
+
 def main(arguments: list[str]) -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="few turns of everything")
-    parser.add_argument("--output", type=Path, help="where to write the figures as JSON")
-    parser.add_argument("--threads", type=int, help="CPU threads of the main process; default: all that torch takes")
-    given = parser.parse_args(arguments)
+    given = parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")  # the launcher needs torch alone, so it does nothing
     import torch  # late: --help needs none
 

@@ -34,6 +34,7 @@ class CompareCommand(Command):
     """Compare."""
 
     CLASSES_ARE_NAMED: ClassVar[bool] = False
+    TAKES_RUN: ClassVar[bool] = True
 
     kinds: str | None = Field(None, description="kinds of methods, with commas between them; empty: all")
     variants: str | None = Field(None, description="YAML file: row name -> settings in which it differs from the run")

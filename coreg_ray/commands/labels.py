@@ -34,6 +34,7 @@ class LabelsCommand(Command):
     """Labels."""
 
     CLASSES_ARE_NAMED: ClassVar[bool] = False
+    TAKES_RUN: ClassVar[bool] = True
 
     format: Literal["csv", "parquet", "imagefolder", "huggingface", "cleanlab"] = Field(
         description="csv, parquet: one file; imagefolder, huggingface: with pictures; cleanlab: NumPy arrays"

@@ -27,6 +27,7 @@ from coreg_ray.commands.base import Command, load
 from coreg_ray.errors import UserError
 from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.run.folder import RunFolder, Split
+from coreg_ray.run.inventory import of_file
 
 JOBS = Path(__file__).parents[2] / "jobs"
 SPLITS: tuple[Split, Split] = ("pool", "test")
@@ -60,6 +61,8 @@ def test_one_command_makes_the_whole_run_folder(finished: tuple[Path, dict[str, 
     for name in ("config.yaml", "report.html", "model/model.json", "model/model.safetensors"):
         assert (output / name).stat().st_size > 0
     assert list((output / "tensorboard").glob("events.*"))
+    there = [path.relative_to(output).as_posix() for path in output.rglob("*") if path.is_file()]
+    assert not [name for name in there if of_file(name) is None]  # docs/reference/run-folder.md has them all
 
 
 def test_every_image_of_the_pool_has_a_purified_label(finished: tuple[Path, dict[str, Any]]) -> None:

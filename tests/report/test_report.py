@@ -67,7 +67,7 @@ def sections(page: str) -> set[str]:
 
 
 def test_the_report_tells_everything_that_the_run_holds(page: str) -> None:
-    told = "headline annotation labels training test calibration pictures settings"
+    told = "headline annotation labels training test calibration pictures review settings"
     assert sections(page) == set(told.split())
     for title in ("Linear probe", "Student distilled", "Co-Reg, both", "Typical images", "Most frequent confusions"):
         assert title in page
