@@ -45,8 +45,11 @@ _LATE = {  # public names -> the module that has them, loaded with the first use
 def load(folder: str | Path, device: str = "cpu") -> Model:
     """A trained model from its folder: a local path or a URI, such as `RUN/model` or `s3://bucket/run/model`.
 
+    `hf://ORG/NAME` and `hf://ORG/NAME@REVISION` are on the Hugging Face Hub (extra `hub`); what was fetched once is
+    read from the Hub's cache without a network.
+
     Raises:
-        UserError: the folder holds no model, a damaged one, or one of a newer format.
+        UserError: the folder holds no model, a damaged one, or one of a newer format; or the Hub cannot be reached.
     """
     from coreg_ray.deploy.model import Model
 

@@ -18,7 +18,7 @@ class PredictCommand(Command):
 
     CLASSES_ARE_NAMED: ClassVar[bool] = False
 
-    model: str = Field(description="the model/ folder of a run, a path or a URI")
+    model: str = Field(description="the model/ folder of a run, a path or a URI, or hf://ORG/NAME")
     single: str | None = Field(None, description="classify this one image file and print the answer")
     top_k: int = Field(5, ge=1, description="most probable classes that are kept of each image")
     batch_size: int = Field(256, ge=1, description="images a model gets at a time")
@@ -42,10 +42,11 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.predict import Pool, predict
     from coreg_ray.cluster.resources import refuse_unreachable
     from coreg_ray.cluster.waiting import watched
+    from coreg_ray.deploy.model import model_folder
     from coreg_ray.images import open_source
     from coreg_ray.run.storage import Folder
 
-    model, output, source = Folder.at(config.model), Folder.at(config.output), open_source(config, "pool")
+    model, output, source = model_folder(config.model), Folder.at(config.output), open_source(config, "pool")
     connect()
     refuse_unreachable(output)
     with watched():

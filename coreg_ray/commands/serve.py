@@ -20,7 +20,7 @@ STOPPED = "stopped"  # what Ctrl-C is answered with
 class ServeCommand(Command):
     """Serve."""
 
-    model: str = Field(description="the model/ folder of a run, a path or a URI")
+    model: str = Field(description="the model/ folder of a run, a path or a URI, or hf://ORG/NAME")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     replicas: int = Field(1, ge=1, description="copies of the model at work")
@@ -36,9 +36,9 @@ def main(arguments: list[str]) -> None:
 
     refuse_silent()
     from coreg_ray.cluster.serve import application, serving
-    from coreg_ray.run.storage import Folder
+    from coreg_ray.deploy.model import model_folder
 
-    app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus, config.pause_s)
+    app = application(model_folder(config.model), config.replicas, config.max_bytes, config.num_gpus, config.pause_s)
     with serving(app, config.host, config.port) as addresses:
         show(f"answering at {', '.join(addresses)}; Ctrl-C stops")
         while True:

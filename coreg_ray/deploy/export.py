@@ -35,6 +35,7 @@ from coreg_ray.training.sample import Sample, Samples
 
 log = logging.getLogger(__name__)
 
+FORMS = ("model.onnx", "model-int8.onnx", "model.pt2")  # what an artifact may have besides weights and cards
 ASKED_IMAGES = 2048  # pool images that decide which network is deployed, and its temperature
 ASK_S = 20.0  # time to ask about them; only large networks without a GPU get less far
 

@@ -24,6 +24,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from coreg_ray.config import StudentConfig
+from coreg_ray.deploy.hub import fetched, is_on_hub
 from coreg_ray.deploy.own_files import CARD, replace_files
 from coreg_ray.errors import UserError
 from coreg_ray.images.coerce import pixel_batches
@@ -72,12 +73,12 @@ class Model:
 
     @classmethod
     def load(cls, folder: str | Path | Folder, device: str = "cpu") -> Model:
-        """The model in `folder`, a path or a URI. Nothing in it is executed.
+        """The model in `folder`, a path, a URI or `hf://ORG/NAME`. Nothing in it is executed.
 
         Raises:
             UserError: the folder holds no model, a damaged one, or one of a newer format.
         """
-        place = folder if isinstance(folder, Folder) else Folder.at(folder)
+        place = folder if isinstance(folder, Folder) else model_folder(folder)
         card = read_card(place)
         try:
             weights = place.read(WEIGHTS)
@@ -189,6 +190,15 @@ class Model:
         inputs = self.backbone(inputs) if self.backbone else inputs
         logits = [network.classify(inputs) for network in self.networks.values()]  # type: ignore[operator]
         return torch.stack(logits).mean(dim=0)
+
+
+def model_folder(place: str | Path) -> Folder:
+    """The folder of a model: a path, a URI, or on the Hugging Face Hub, from where its files are fetched.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    return fetched(place, (CARD, WEIGHTS)) if is_on_hub(place) else Folder.at(place)
 
 
 def read_card(folder: Folder) -> dict[str, Any]:

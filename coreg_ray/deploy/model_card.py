@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from coreg_ray.config.kinds import TITLES
 from coreg_ray.config.student import ANNOTATOR
 from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, LABEL_FREE, ZERO_SHOT
@@ -65,6 +67,22 @@ def model_card(model: Model, extra_files: list[str]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def for_the_hub(text: str, name: str, licence: str | None, labels: str | None) -> str:
+    """A model card as a repository of the Hub shows it: with a head for machines, and the name to load it by.
+
+    Args:
+        text: of the card; one that has a head keeps it. name: ORG/NAME. licence: its identifier, None where nobody has
+            said. labels: the repository of the labels, None where they are not there.
+    """
+    text = text.replace('load("this/folder")', f'load("hf://{name}")')
+    if text.startswith("---\n"):
+        return text
+    head: dict[str, Any] = {"license": licence} if licence else {}
+    head |= {"library_name": "coreg-ray", "pipeline_tag": "image-classification", "tags": ["weak-supervision"]}
+    head |= {"datasets": [labels]} if labels else {}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}"
 
 
 def _architecture(model: Model) -> str:
