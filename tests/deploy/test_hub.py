@@ -175,7 +175,7 @@ def test_a_private_push_never_goes_to_a_public_place(hub: Hub, run: RunFolder) -
         (
             ["org/birds"],
             {"HF_ENDPOINT": "http://127.0.0.1:9"},
-            r"the Hub cannot be reached \(.*what was there is as it was",
+            r"the Hub cannot be reached \(.*what was there is as",
         ),
         (["org/birds", "--licence", "Apache 2"], {}, "licence: 'Apache 2' is no identifier of a licence"),
         (["org/birds", "--pictures", "true"], {}, "add --labels true"),
