@@ -12,7 +12,7 @@ import pytest
 import coreg_ray
 
 TUTORIAL = Path(__file__).parents[2] / "docs/tutorial.py"
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("ray_cluster")]
 
 
 def test_the_tutorial_does_what_it_says(
