@@ -90,9 +90,9 @@ def measure_model(place: str, turns: int) -> Figures:
             (here / name).write_bytes(folder.read(name))
         _add_memory(figures, PYTORCH, _BY_TORCH, here, side, count)
         for form, content in contents.items():
-            file = here / f"{form}.onnx"
-            file.write_bytes(content)
-            _add_memory(figures, form, _BY_ONNX, file, side, count)
+            written = here / f"{form}.onnx"
+            written.write_bytes(content)
+            _add_memory(figures, form, _BY_ONNX, written, side, count)
             figures.add(f"model/{form}_file_mb", len(content) / 2**20, "MiB")
     return figures
 
