@@ -78,10 +78,10 @@ def quantized(content: bytes, pool: Tensor | None, test: tuple[Tensor, Tensor] |
         told = (str(error).strip() or repr(error)).splitlines()[0][:200]
         return Int8(None, reason=f"onnxruntime cannot make it ({told})")
     rest = pool[share : share + _COMPARED]
-    plain, told = answers(before, rest), answers(after, rest)
+    plain, rounded = answers(before, rest), answers(after, rest)
     figures: dict[str, Any] = {
         metrics.INT8_SIZE: len(small) / len(content),
-        metrics.INT8_AGREEMENT: float((plain == told).mean()),
+        metrics.INT8_AGREEMENT: float((plain == rounded).mean()),
         metrics.INT8_SPEEDUP: speedup([before, after], rest[:1]),
     }
     if test is not None and len(test[0]):

@@ -188,7 +188,7 @@ def test_labels_are_a_table_and_may_be_written(labelled: Run, tmp_path: Path) ->
 
 def test_credentials_are_not_shown() -> None:
     run = Run("s3://key:secret@bucket/run?endpoint_override=127.0.0.1:1&scheme=http")
-    labels = Labels(run.folder, np.zeros(3), "both", {"clean": 3}, run.folder)  # type: ignore[arg-type]
+    labels = Labels(run.folder, np.zeros(3), "both", {"clean": 3}, run.folder)
     assert "secret" not in repr(labels)
 
 

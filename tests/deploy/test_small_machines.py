@@ -129,7 +129,7 @@ def test_a_wide_network_shrinks_to_a_quarter_and_answers_alike() -> None:
     pytest.importorskip("onnxruntime")
     student = StudentConfig(resolution=8, width=64)
     network: Any = new_network(student, 10)
-    split = {name: digits(name, 8)[1:] for name in ("train", "test")}  # type: ignore[arg-type]
+    split = {name: digits(name, 8)[1:] for name in ("train", "test")}
     pixels, labels = {}, {}
     for name, (images_, numbers) in split.items():
         pixels[name], labels[name] = torch.from_numpy(images_).permute(0, 3, 1, 2), torch.from_numpy(numbers)
