@@ -67,6 +67,17 @@ def png(pixels: Any) -> bytes:
     return buffer.getvalue()
 
 
+def test_a_model_that_is_not_sure_enough_says_unknown(model: Folder) -> None:
+    from coreg_ray.cluster.serve import _answer, application
+
+    probabilities = np.array([0.4, 0.6], np.float32)
+    assert _answer(["cat", "dog"], probabilities, 0.7)["class"] == "unknown"
+    assert _answer(["cat", "dog"], probabilities, 0.7)["top"][0]["class"] == "dog"
+    assert _answer(["cat", "dog"], probabilities, 0.6)["class"] == "dog"
+    with pytest.raises(UserError, match="stores no threshold to abstain by"):
+        application(model, abstain=True)
+
+
 def test_health_names_the_classes(address: str) -> None:
     assert ask(f"{address}/health") == (200, {"status": "ok", "classes": CLASSES})
 

@@ -49,8 +49,11 @@ def command(name: str) -> ModuleType:
 def test_every_command_has_a_module_a_line_and_a_launcher() -> None:
     modules = {path.stem for path in (ROOT / "coreg_ray/commands").glob("*.py")} - {
         "__init__",
+        "api",
         "base",
+        "configured",
         "presets",
+        "results",
         "words",
     }
     launchers = {path.stem for path in (ROOT / "jobs").glob("*.py")}
