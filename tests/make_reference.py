@@ -301,10 +301,13 @@ def tree_of(module: str) -> ast.Module:
 
 
 def definition(module: str, name: str) -> Definition:
-    """Where a class or function is defined in a module."""
-    return next(
-        node for node in tree_of(module).body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name
-    )
+    """A class or function of a module, or of the module that it takes it from."""
+    for node in tree_of(module).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return node
+        if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
+            return definition(str(node.module), name)
+    raise LookupError(f"{module} has no {name}")
 
 
 def stub(node: Definition) -> str:
