@@ -51,12 +51,13 @@ PROGRAMS = {
     "apt",
     "unset",
     "grafana-server",
+    "hf",
     "tensorboard",
     "coreg-ray",
     "python",
 }
 PLACEHOLDER = re.compile(
-    r"(RUN|DIR|FILE|IMAGE|STUDY|OTHER)(/.*)?|runs/[\w/.-]+|/data/[\w/.-]+|s3://BUCKET/.*|gs://\.\.\."
+    r"(RUN|DIR|FILE|IMAGE|STUDY|OTHER)(/.*)?|ORG/NAME|runs/[\w/.-]+|/data/[\w/.-]+|s3://BUCKET/.*|gs://\.\.\."
     r"|(birds|run|space|rows|image|labels|digits|benchmark|people|votes|digits|photos)(\.\w+|/[\w/.-]*)?"
 )  # what an example may call its files
 RUNS = ("RUN", "runs/digits", "runs/a", "runs/b", "runs/c", "runs/search", "runs/tutorial")
@@ -82,6 +83,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = RunFolder.at(folder / name)
         run.write_config(Config(output=name))
         run.write("best.yaml", run.read("config.yaml"))
+        run.model.write("model.json", "{}")
     return folder
 
 
@@ -91,6 +93,7 @@ def reads(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[st
     monkeypatch.chdir(desk)
     for where in (  # what comes after all words have been read and checked
         "coreg_ray.cluster.address.refuse_silent",
+        "coreg_ray.deploy.model.read_card",
         "coreg_ray.deploy.model.Model.load",
         "coreg_ray.report.overview.overview",
         "coreg_ray.review.items.read_table_of",

@@ -95,7 +95,7 @@ def test_both_ways_to_a_command_show_its_own_help(
         assert first
         shown = capsys.readouterr().out
         assert first in shown
-        of_runs = name in ("compare", "labels", "review", "show")
+        of_runs = name in ("compare", "labels", "push", "review", "show")
         assert shown.startswith(f"usage: {program} RUN" if of_runs else f"usage: {program} [")
 
 
