@@ -259,7 +259,7 @@ def loaded_by(modules: list[str]) -> set[str]:
     """Top-level names in sys.modules of a fresh interpreter after importing the modules."""
     program = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=1500, check=False
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())

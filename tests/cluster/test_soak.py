@@ -293,7 +293,6 @@ def _flat(memory_mb: list[float]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.timeout(900)
 def test_a_run_under_every_fault_ends_like_an_undisturbed_one(tmp_path: Path, disk: Path) -> None:
     soak(tmp_path, disk, images=300, epochs=6, minutes=0)
 
