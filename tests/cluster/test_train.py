@@ -97,6 +97,9 @@ def test_a_killed_worker_costs_no_more_than_an_epoch(tmp_path: Path, undisturbed
     assert trained.world_size == 2
     assert trained.figures["epoch"] == SETTINGS["epochs"] - 1
     toy.same(RunFolder.at(tmp_path / "run").read_history(), undisturbed, tolerance=1e-4)
+    everybody = list_actors(ray.get_runtime_context().gcs_address, limit=10_000)
+    assert [actor for actor in everybody if "SynchronizationActor" in actor.class_name]  # Ray Train's own, and dead
+    assert not [actor for actor in everybody if "DatasetManager" in actor.class_name]  # a process for nothing
 
 
 DRIVER = """
