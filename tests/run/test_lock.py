@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,15 @@ def test_who_took_too_long_to_take_it_has_not_got_it(folder: Folder, monkeypatch
     for late, limit in ((LOCK_CLAIM, "CLAIMED_WITHIN_S"), (LOCK, "GIVEN_UP_AFTER_S")):
         with monkeypatch.context() as patch:
             patch.setattr(lock, limit, 0.5)
-            slow_writes(patch, lambda name, late=late: 0.6 if name.startswith(late) else 0.0)  # type: ignore[misc]
+            slow_writes(patch, partial(late_by, late))
             assert re.search(r"to take its lock took \d s, and after \d s others may have", refusal(folder))
         assert folder.lock_claims() == []
         folder.write_json(LOCK, {"host": "elsewhere", "pid": 1, "started": 1.0, "renewed": 1.0})
+
+
+def late_by(beginning: str, name: str) -> float:
+    """Seconds that a file takes longer whose name begins so."""
+    return 0.6 if name.startswith(beginning) else 0.0
 
 
 def slow_writes(patch: pytest.MonkeyPatch, seconds: Callable[[str], float]) -> None:
