@@ -43,7 +43,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, _ray_session: None) -> tu
     return output, run_pipeline(command(output))
 
 
-@pytest.mark.timeout(300)
 def test_one_command_makes_the_whole_run_folder(finished: tuple[Path, dict[str, Any]]) -> None:
     output, metrics = finished
     assert json.loads((output / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
@@ -109,7 +108,6 @@ def test_annotations_hold_one_vote_per_prompt_and_no_label(finished: tuple[Path,
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
 def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict[str, Any]], ray_cluster: None) -> None:
     output, metrics = finished
     history = (output / "history.csv").read_text()
@@ -124,7 +122,6 @@ def test_the_same_command_again_finds_everything_done(finished: tuple[Path, dict
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
 def test_purified_labels_go_on_where_they_were_interrupted_and_follow_the_checkpoint(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -160,7 +157,6 @@ def second(finished: tuple[Path, dict[str, Any]]) -> tuple[Path, dict[str, Any]]
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(400)
 def test_training_from_an_annotation_made_before(
     finished: tuple[Path, dict[str, Any]], second: tuple[Path, dict[str, Any]], ray_cluster: None
 ) -> None:
@@ -174,7 +170,6 @@ def test_training_from_an_annotation_made_before(
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
 def test_annotations_that_a_run_has_borrowed_serve_a_third_one(
     finished: tuple[Path, dict[str, Any]], second: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -193,7 +188,6 @@ def test_annotations_that_a_run_has_borrowed_serve_a_third_one(
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(600)
 def test_sigterm_ends_a_run_in_words_and_the_same_command_goes_on(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path, ray_cluster: None
 ) -> None:
@@ -206,14 +200,14 @@ def test_sigterm_ends_a_run_in_words_and_the_same_command_goes_on(
     program = [sys.executable, str(JOBS / "pipeline.py"), *arguments]
     alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with subprocess.Popen(program, env=alone, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 1500
         while not (run / "history.csv").exists():
             assert job.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert (run / ".lock").exists()
         job.send_signal(signal.SIGTERM)
-        _, shown = job.communicate(timeout=180)
+        _, shown = job.communicate(timeout=1500)
     assert job.returncode == 143
     assert "SIGTERM" not in shown
     assert "Traceback" not in shown
@@ -221,7 +215,7 @@ def test_sigterm_ends_a_run_in_words_and_the_same_command_goes_on(
     assert not (run / ".lock").exists()
     assert not list(run.rglob("*.partial"))
     there = alone | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    done = subprocess.run(program, env=there, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(program, env=there, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "metrics.json").read_text())["train/start_epoch"] >= 1
     assert (run / "model/model.json").exists()

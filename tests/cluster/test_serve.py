@@ -26,7 +26,7 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 LIMIT, PAUSE_S = 50_000, 5.0
 
 
@@ -55,7 +55,7 @@ def ask(
 ) -> tuple[int, dict[str, Any]]:
     request = urllib.request.Request(address, data=body, method=method, headers={"Content-Type": kind} if kind else {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)

@@ -140,7 +140,7 @@ print("loaded", *(name for name in {HEAVY} if name in sys.modules))
 sys.exit(code)
 """
     ended = subprocess.run(
-        [sys.executable, "-c", text, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", text, *words], cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
     )
     *output, last = ended.stdout.splitlines()
     return ended.returncode, "\n".join(output), last.split()[1:]

@@ -497,7 +497,7 @@ def browse(page: Path, width: int, *options: str) -> subprocess.CompletedProcess
         "--enable-logging=stderr", "--virtual-time-budget=2000", f"--window-size={width},2400",
         f"--user-data-dir={page.parent / 'profile'}", *options, page.as_uri(),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
 
 
 @needs_chromium
