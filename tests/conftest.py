@@ -21,7 +21,7 @@ os.environ.update(
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # as on every machine of one's own
     # Ray gives up, or begins again, where a part of it has not started within half a minute or a whole one: too
     # short for a machine with other work.
-    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="120",
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="40",
     RAY_DASHBOARD_STARTUP_TIMEOUT_S="600",
     RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT="300",
     RAY_worker_register_timeout_seconds="600",

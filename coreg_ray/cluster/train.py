@@ -85,8 +85,8 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool =
 class _Trainer(TorchTrainer):
     """Without Ray Train's manager of data sets, of which there are none: rows lie in files.
 
-    It would be a process of its own in every group of workers, of 200 MB and some seconds to start. Where a version of
-    Ray makes its callbacks otherwise, it stays.
+    It would be a process of its own in every group of workers, which takes seconds to start. Where a version of Ray
+    makes its callbacks otherwise, it stays.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

@@ -23,7 +23,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.run.termination import EXIT_CODE, Terminated, terminable
 from coreg_ray.run.uris import without_credentials
 
-C = TypeVar("C", bound=Config)
+C = TypeVar("C", bound="Command")
 
 
 class Command(Config):
