@@ -165,7 +165,7 @@ def test_one_samples_object_reads_each_split_once_for_all(
     other, _ = copied(run, tmp_path)
     config = run_config(other, [ATTACK, *NAMES[1:]], report={"images": 60})
     other.write_config(config)
-    assert take_home(other, config, None) == ["pool"] * 3 + ["test"] * 2
+    assert take_home(other, config, None) == ["pool"] * 3 + ["test"] * 3
     apart = [other.read(name) for name in ("model/model.safetensors", "review.csv")]
     assert take_home(other, config, Samples(other, SIDE, len(NAMES), 70)) == ["pool", "test"]
     assert [other.read(name) for name in ("model/model.safetensors", "review.csv")] == apart
