@@ -25,7 +25,7 @@ from coreg_ray.annotation.arrow import read_table
 from coreg_ray.annotation.labels import Labels, read_labels
 from coreg_ray.cluster.purifier import Chunk, Purifier, Stored, build_index, read_facts, seen
 from coreg_ray.cluster.resources import scaling_config
-from coreg_ray.cluster.tasks import added_up, ask, task, through
+from coreg_ray.cluster.tasks import added_up, ask, ended, task, through
 from coreg_ray.cluster.waiting import moved
 from coreg_ray.config import Config
 from coreg_ray.deploy.predictions import Pair
@@ -119,13 +119,14 @@ def _pass(config: Config, run: RunFolder, making: Making, sound: ray.ObjectRef, 
         task(read_facts).remote(candidates[start : start + _CANDIDATE_PARTS], run.candidates)
         for start in range(0, len(candidates), _CANDIDATE_PARTS)
     ]
-    tested = task(read_labels).remote(run.labels("test"))
+    tested, index = task(read_labels).remote(run.labels("test")), task(build_index).remote(facts)
+    ended([*facts, tested, index])
     settings = {
         "run": run,
         "making": making,
         "precision": config.student.precision,
         "beside": 0 if scaling.use_gpu else actors,
-        "stored": Stored(facts, [task(build_index).remote(facts)], [sound], [tested]),
+        "stored": Stored(facts, [index], [sound], [tested]),
     }
     listed = ray.data.from_items([chunk.as_row() for chunk in chunks], override_num_blocks=len(chunks))
     written = through(

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import chain, islice
 from operator import add
@@ -34,6 +34,15 @@ _RAYS_ADVICE = "\nFailed to apply UDF"  # how Ray Data goes on after the message
 def task(function: Callable[..., Any], cpus: float = 1) -> Any:
     """The function as a Ray task of one CPU, or of none where whoever waits for it holds them all."""
     return ray.remote(num_cpus=cpus)(function)
+
+
+def ended(tasks: Sequence[ray.ObjectRef]) -> None:
+    """Wait until tasks have ended, well or not; what they came to stays where it is.
+
+    For whoever starts actors that ask for it while they hold the CPUs, of which no task would get one any more.
+    """
+    if tasks:
+        ray.wait(list(tasks), num_returns=len(tasks), fetch_local=False)
 
 
 def each(
