@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "classify the images of any source with a trained model",
     "evaluate": "score a trained model on any labelled source",
     "serve": "answer images over HTTP with a trained model",
+    "push": "put a run's model, and its labels if asked for, on the Hugging Face Hub",
     "review": "look at the images of a run's review.csv in the browser and label them",
     "show": "what a run is doing or came to, where it lies and what it takes; runs side by side",
     "benchmark": "how fast the method runs on this machine",

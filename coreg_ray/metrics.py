@@ -30,6 +30,11 @@ PURIFIED_IMAGES, PURIFIED_CHANGED, PURIFIED_ACCURACY = "purified/images", "purif
 VOTES_IMPROVED, TRUST_BELIEVED = "trust/votes_improved", "trust/label_model_believed"
 TRUST_UNSOUND, TRUST_AGREEMENT, TRUST_IMAGES = "trust/unsound", "trust/agreement", "trust/images"
 
+# Of the deployed model's eight-bit file beside its float one, and of the threshold below which it says "unknown".
+INT8_AGREEMENT, INT8_SPEEDUP, INT8_SIZE = "int8/agreement", "int8/speedup", "int8/size"  # the last two are ratios
+INT8_ACCURACY, FLOAT_ACCURACY = "int8/accuracy", "int8/float_accuracy"  # on labelled test images
+ABSTAIN_ANSWERED, ABSTAIN_IMAGES = "abstain/answered", "abstain/images"  # of held-out images
+
 # Without labels (pure/label_free.py says what they are).
 CRITERION = "criterion/"
 LABEL_FREE, STABILITY = "criterion/label_free", "criterion/stability"

@@ -7,6 +7,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,12 @@ os.environ.update(
     RAY_AUTH_TOKEN=secrets.token_hex(32),
     RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.3",  # an epoch's report waits for it; oftener keeps a core busy
     RAY_TRAIN_ENABLE_PREEMPTION_WATCHER="0",  # as on every machine of one's own
-    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20",
+    # Ray gives up, or begins again, where a part of it has not started within half a minute or a whole one: too
+    # short for a machine with other work.
+    RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="40",
+    RAY_DASHBOARD_STARTUP_TIMEOUT_S="600",
+    RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT="300",
+    RAY_worker_register_timeout_seconds="600",
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     RAY_prestart_worker_first_driver="0",  # most workers are started with an environment of their own
@@ -31,6 +37,14 @@ os.environ.update(
 # Some hundred processes import the project; where an environment forbids keeping bytecode, each would compile it anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files without a test of the second lane are not even imported for it: most of them need torch, some Ray."""
+    if config.option.markexpr != "slow or cluster" or collection_path.suffix != ".py":
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return None if "pytest.mark.slow" in text or "pytest.mark.cluster" in text else True
 
 
 @pytest.fixture(scope="session")

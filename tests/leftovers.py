@@ -28,7 +28,7 @@ def all_actors(*filters: tuple[str, str, str]) -> list[Any]:
 
 def left_behind(free_before: float) -> dict[str, Any]:
     """What is still held once those who were told to let go had the time, and by whom; empty: all is as before."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 900
     while free_cpus() < free_before or placement_groups():
         if time.monotonic() > deadline:
             actors = all_actors(("state", "!=", "DEAD"))

@@ -83,7 +83,7 @@ class LocalCluster:
         log = self.folder / f"session_latest/logs/job-driver-{name}.log"
         return log.read_text() if log.exists() else ""
 
-    def ray(self, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    def ray(self, *arguments: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
         """Ray's own command line, in the repository; what it says on both streams is in `stdout`."""
         return subprocess.run(
             [RAY, *arguments], env=self.environment, cwd=ROOT, text=True, timeout=timeout, check=False,
@@ -110,7 +110,7 @@ class LocalCluster:
         """`ray job stop NAME`; how the job has ended."""
         client = JobSubmissionClient(self.dashboard)
         client.stop_job(name)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while not (status := client.get_job_status(name)).is_terminal():
             assert time.monotonic() < deadline, self.printed(name)
             time.sleep(0.2)
@@ -141,7 +141,7 @@ def local_cluster(cpus: int, **environment: str) -> Iterator[LocalCluster]:
                 include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=port, dashboard_agent_listen_port=0,
             )  # fmt: skip
             cluster = LocalCluster(f"http://127.0.0.1:{port}", folder, nodes, dict(os.environ))
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 900
             while not cluster.ready():
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
@@ -164,5 +164,5 @@ def free_port() -> int:
 
 def _read(address: str, token: str = "") -> str:
     request = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"} if token else {})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return str(answer.read().decode())

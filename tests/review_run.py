@@ -156,13 +156,13 @@ class Reviewing:
     def stop(self) -> str:
         """Ctrl-C; returns the rest of what it says."""
         self.process.send_signal(signal.SIGINT)
-        rest, _ = self.process.communicate(timeout=20)
+        rest, _ = self.process.communicate(timeout=120)
         return rest
 
     def kill(self) -> None:
         """As when the power goes."""
         self.process.kill()
-        self.process.communicate(timeout=20)
+        self.process.communicate(timeout=120)
 
 
 @contextlib.contextmanager

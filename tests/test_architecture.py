@@ -259,7 +259,7 @@ def loaded_by(modules: list[str]) -> set[str]:
     """Top-level names in sys.modules of a fresh interpreter after importing the modules."""
     program = f"import sys, {', '.join(modules)}; print(*{{name.split('.')[0] for name in sys.modules}})"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=300, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=1500, check=False
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -397,6 +397,20 @@ def test_no_path_of_the_machine_it_was_written_on() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_marks_of_the_second_lane_stand_where_its_collection_looks_for_them() -> None:
+    """tests/conftest.py passes over files in whose text they do not stand in full, for this very lane."""
+    lane = '"slow or cluster"'
+    assert f"pytest -m {lane}" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert f"markexpr != {lane}" in (ROOT / "tests/conftest.py").read_text(encoding="utf-8")
+    marks = {
+        f"{path.relative_to(ROOT)}: {mark[0]}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for mark in re.finditer(r"[\w.]*\bmark\.(slow|cluster)\b|import mark\b", path.read_text(encoding="utf-8"))
+        if mark[0] not in ("pytest.mark.slow", "pytest.mark.cluster")
+    }
+    assert marks <= {"tests/test_architecture.py: import mark"}
 
 
 def test_the_checks_themselves_see_what_they_look_for() -> None:

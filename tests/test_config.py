@@ -75,7 +75,7 @@ def test_the_defaults_are_the_papers_constants() -> None:
         ("student.dropout", 1),
         ("student.backbone_learning_rate", 0),
         ("student.precision", "float16"),
-        ("student.views", "weak"),
+        ("student.views", "mild"),
         ("source.kind", "tar"),
         ("source.holdout", 0.6),
         ("candidates.mode", "all"),
@@ -361,7 +361,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
         "wait_s": 9, "max_failures": 1, "memory_share": 0.4,
     },
     "checkpoint": {"every": 2, "keep": 3},
-    "export": {"network": "b", "calibrate": False, "onnx": True, "program": True},
+    "export": {"network": "b", "calibrate": False, "onnx": True, "program": True, "int8": False, "abstain": 0.9},
     "report": {"pictures": 1, "images": 9, "baselines": False, "review": 3},
 }  # fmt: skip
 

@@ -36,6 +36,7 @@ from coreg_ray.cluster.rows import settle_rows, write_rows
 from coreg_ray.cluster.tasks import ask, each, task
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.errors import UserError
+from coreg_ray.methods import refuse_classes
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.records import Spent, SplitAnnotation
 
@@ -71,6 +72,7 @@ def annotate_splits(
     for annotator in annotators:
         announce(annotator)
     words, _ = open_pool(config, splits[0])
+    refuse_classes(config.method.kind, len(words.names))
     described = [describe(annotator, config, words, run) for annotator in annotators]
     pools = []
     for split in splits:

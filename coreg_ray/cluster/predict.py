@@ -24,17 +24,18 @@ from numpy.typing import NDArray
 
 from coreg_ray import metrics
 from coreg_ray.annotation import preparation, writer
-from coreg_ray.annotation.arrow import lists, write_table
-from coreg_ray.annotation.parts import Part, drop_outdated, next_run, parts
-from coreg_ray.annotation.rejects import NOT_FINITE, record_rejects, settled_keys, too_many, try_again
+from coreg_ray.annotation.parts import drop_outdated, next_run, parts
+from coreg_ray.annotation.rejects import settled_keys, too_many, try_again
 from coreg_ray.cluster.listing import Listing
+from coreg_ray.cluster.predicted import write_predictions
 from coreg_ray.cluster.room import leave_room
 from coreg_ray.cluster.tasks import ask, each, task, watch
 from coreg_ray.cluster.waiting import moved
+from coreg_ray.deploy.abstain import abstention_of, threshold_of
 from coreg_ray.deploy.calibration import calibration_error
 from coreg_ray.deploy.model import WEIGHTS, Model, fit_of, read_card
 from coreg_ray.errors import UserError
-from coreg_ray.ids import images_hash, row_numbers
+from coreg_ray.ids import row_numbers
 from coreg_ray.images.base import Source
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.run.claim import claim
@@ -103,19 +104,25 @@ class Evaluation:
         return "\n".join([*lines, summary])
 
 
-def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool: Pool | None = None) -> PredictResult:
+def predict(
+    model: Folder, source: Source, output: Folder, top_k: int = 5, pool: Pool | None = None, abstain: bool = False
+) -> PredictResult:
     """Write `predictions/` (image_id, class, probability, top_classes, top_probabilities) and `rejects/`.
 
     Images that an earlier call predicted with the same model are left alone; rows of images that were predicted anew
     because they changed, or that left the source, are dropped. What can no longer be read or decoded keeps its row.
 
+    Args:
+        abstain: whether the class of images of which the model is less sure than its threshold is `unknown`.
+
     Raises:
         UserError: the model or the source is none, a file of it cannot be read, or the output holds the predictions of
-            another model.
+            another model; or it is to abstain and stores no threshold.
     """
     started = time.monotonic()
     card, weights = _read(model)
-    fingerprint = _claim(output, card, weights, top_k)
+    least = threshold_of(abstention_of(card), card["classes"]) if abstain else 0.0
+    fingerprint = _claim(output, card, weights, top_k, least)
     listing = Listing(source, None)
     folder, rejects = output / "predictions", output / "rejects"
     ask(task(try_again).remote(rejects, False))
@@ -132,6 +139,7 @@ def predict(model: Folder, source: Source, output: Folder, top_k: int = 5, pool:
             "fingerprint": fingerprint,
             "class_names": card["classes"],
             "top_k": top_k,
+            "least": least,
         },
         batch_size=None,
     )
@@ -176,48 +184,6 @@ def evaluate(model: Folder, source: Source, pool: Pool | None = None) -> Evaluat
     scored = len(true_class)
     error = calibration_error(_tensor(confidence), torch.from_numpy(predicted_class == true_class)) if scored else 0.0
     return Evaluation(Confusions.of(true_class, predicted_class, classes), error, len(labels) - scored)
-
-
-def write_predictions(
-    batch: dict[str, NDArray[Any]],
-    *,
-    folder: Folder,
-    rejects: Folder,
-    run: int,
-    fingerprint: str,
-    class_names: list[str],
-    top_k: int,
-) -> dict[str, Any]:
-    """Write one part of the predictions, and rejects of what is not finite; answer with the number of both."""
-    finite = np.isfinite(batch["probabilities"]).all(axis=1)
-    if not finite.all():
-        known = zip(batch["image_id"][~finite].tolist(), batch["content"][~finite].tolist(), strict=True)
-        record_rejects(rejects, [(*entry, NOT_FINITE) for entry in known], run)
-        batch = {name: values[finite] for name, values in batch.items()}
-    if finite.any():
-        _write_part(batch, folder, run, fingerprint, class_names, top_k)
-    return {"images": [int(finite.sum())], "not_finite": [int((~finite).sum())]}
-
-
-def _write_part(
-    batch: dict[str, NDArray[Any]], folder: Folder, run: int, fingerprint: str, class_names: list[str], top_k: int
-) -> None:
-    ids, contents = batch["image_id"].tolist(), batch["content"].tolist()
-    best = torch.from_numpy(batch["probabilities"]).topk(min(top_k, len(class_names)), dim=1)  # (B, k)
-    names = pa.array(class_names, pa.string())
-    top_classes = names.take(pa.array(best.indices.reshape(-1).numpy()))
-    each_k = np.full(len(ids), best.values.shape[1])
-    table = pa.table(
-        {
-            "image_id": pa.array(ids, pa.string()),
-            "content": pa.array(contents, pa.string()),
-            "class": names.take(pa.array(best.indices[:, 0].numpy())),
-            "probability": best.values[:, 0].numpy(),
-            "top_classes": lists(each_k, top_classes),
-            "top_probabilities": lists(each_k, best.values.reshape(-1).numpy()),
-        }
-    )
-    write_table(folder, Part(run, images_hash(ids, contents), fingerprint[:8]).name, table)
 
 
 def _refuse_not_finite(count: int, images: int) -> None:
@@ -274,17 +240,18 @@ def _read(model: Folder) -> tuple[dict[str, Any], bytes]:
     return card, model.read(WEIGHTS)
 
 
-def _claim(output: Folder, card: dict[str, Any], weights: bytes, top_k: int) -> str:
+def _claim(output: Folder, card: dict[str, Any], weights: bytes, top_k: int, least: float) -> str:
     """Make the output folder this model's, or refuse it; returns 32 hex digits over the model."""
     fingerprint = blake2b(repr((card["classes"], card["temperature"])).encode() + weights, digest_size=16).hexdigest()
-    mine = {"model": fingerprint, "classes": card["classes"], "top_k": top_k}
+    mine = {"model": fingerprint, "classes": card["classes"], "top_k": top_k, **({"abstain": least} if least else {})}
 
     def refuse_other(text: str) -> None:
         there = json.loads(text)
         if there != mine:
             raise UserError(
-                f"--output {output.path} holds predictions of another model or top_k (model {there.get('model')}, "
-                f"top_k {there.get('top_k')}; now {fingerprint}, {top_k}); choose another folder"
+                f"--output {output.path} holds predictions of another model, top_k or threshold (model "
+                f"{there.get('model')}, top_k {there.get('top_k')}, abstaining below {there.get('abstain', 0)}; now "
+                f"{fingerprint}, {top_k}, {least}); choose another folder"
             )
 
     content = json.dumps(mine, indent=1, sort_keys=True) + "\n"

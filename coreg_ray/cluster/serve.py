@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from coreg_ray.cluster.bodies import MOST_RECEIVED, Reception, Refusal, image_in
 from coreg_ray.cluster.connect import connect
+from coreg_ray.deploy.abstain import UNKNOWN, threshold_of
 from coreg_ray.deploy.model import WEIGHTS, Model, read_card
 from coreg_ray.errors import UserError
 from coreg_ray.images.decode import Undecodable, decode
@@ -55,7 +56,10 @@ _EVERYWHERE = ("0.0.0.0", "::", "")
 class Classifier:
     """One replica with the model in memory."""
 
-    def __init__(self, card: dict[str, Any], weights: bytes, max_bytes: int, pause_s: float) -> None:
+    def __init__(
+        self, card: dict[str, Any], weights: bytes, max_bytes: int, pause_s: float, least: float = 0.0
+    ) -> None:
+        self._least = least
         self._model = Model.build(card, weights, "cuda" if ray.get_gpu_ids() else "cpu")
         self._fit = self._model.fit
         self._reception = Reception(max_bytes, pause_s)
@@ -77,7 +81,7 @@ class Classifier:
         except Undecodable as error:
             return _refusal(400, f"{error}; send one image file")
         probabilities = await self.classify(pixels)
-        return JSONResponse(_answer(self._model.classes, probabilities))
+        return JSONResponse(_answer(self._model.classes, probabilities, self._least))
 
     @serve.batch(max_batch_size=MAX_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
     async def classify(self, images: list[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
@@ -93,22 +97,29 @@ class Classifier:
 
 
 def application(
-    model: Folder, replicas: int = 1, max_bytes: int = 20_000_000, num_gpus: float = 0, pause_s: float = 10.0
+    model: Folder,
+    replicas: int = 1,
+    max_bytes: int = 20_000_000,
+    num_gpus: float = 0,
+    pause_s: float = 10.0,
+    abstain: bool = False,
 ) -> serve.Application:
     """The deployment of one model; weights travel with it, so no machine needs the model's folder.
 
     Args:
         replicas: copies of the model. max_bytes: the largest request body. num_gpus: of each replica; 0 runs on CPUs.
-            pause_s: longest time that a client may send nothing of its body.
+            pause_s: longest time that a client may send nothing of its body. abstain: whether images of which the model
+            is less sure than its threshold are `unknown`.
 
     Raises:
-        UserError: the folder holds no model.
+        UserError: the folder holds no model, or one without a threshold that is to abstain.
     """
-    Model.load(model)
+    loaded = Model.load(model)
+    least = threshold_of(loaded.abstain, loaded.classes) if abstain else 0.0
     deployment: Any = Classifier  # the decorator's type says it is still the class
     needs = {"num_cpus": 1, "num_gpus": num_gpus}
     copies = deployment.options(num_replicas=replicas, ray_actor_options=needs)
-    return copies.bind(read_card(model), model.read(WEIGHTS), max_bytes, pause_s)
+    return copies.bind(read_card(model), model.read(WEIGHTS), max_bytes, pause_s, least)
 
 
 @contextmanager
@@ -197,10 +208,11 @@ def refuse_taken(host: str, port: int) -> None:
             ) from error
 
 
-def _answer(class_names: list[str], probabilities: NDArray[np.float32]) -> dict[str, Any]:
+def _answer(class_names: list[str], probabilities: NDArray[np.float32], least: float = 0.0) -> dict[str, Any]:
     best = probabilities.argsort()[::-1][:TOP]
     top = [{"class": class_names[number], "probability": float(probabilities[number])} for number in best]
-    return {**top[0], "top": top}
+    answer = top[0] if probabilities[best[0]] >= least else {**top[0], "class": UNKNOWN}
+    return {**answer, "top": top}
 
 
 def _refusal(status: int, why: str) -> JSONResponse:

@@ -52,7 +52,7 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool =
     scaling = scaling_config(config.cluster)
     wait_for_resources(scaling, config.cluster.wait_s)
     refuse_unreachable(run)  # again: nodes have come since the job began
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         worker,  # type: ignore[arg-type]
         train_loop_config={"settings": with_absolute_paths(config).settings(), "compared": compared},
         torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if scaling.use_gpu else "gloo"),
@@ -80,6 +80,18 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool =
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     return TrainResult(checkpoint.describe(newest)["history"][-1], outcome["world_size"], outcome["start_epoch"])
+
+
+class _Trainer(TorchTrainer):
+    """Without Ray Train's manager of data sets, of which there are none: rows lie in files.
+
+    It would be a process of its own in every group of workers, which takes seconds to start. Where a version of Ray
+    makes its callbacks otherwise, it stays.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [callback for callback in made if type(callback).__name__ != "DatasetsCallback"]
 
 
 def _whole_run(config: Config, run: RunFolder) -> TrainResult | None:

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, next_command, show
+from coreg_ray.config import Config
 from coreg_ray.run.records import Overlap
 from coreg_ray.run.uris import extended, without_credentials
 from coreg_ray.run.voters import votes_in_words
@@ -28,23 +29,36 @@ class AnnotateCommand(Command):
 def main(arguments: list[str]) -> None:
     """Run the command."""
     config = load(arguments, AnnotateCommand, __doc__)
+    if not config.estimate:
+        show(summary(annotated(config), without_credentials(config.output)))
+        return
     from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
 
     refuse_silent()
     from coreg_ray.cluster.connect import connect
     from coreg_ray.cluster.estimate import estimate
-    from coreg_ray.cluster.pipeline import annotate_pool
     from coreg_ray.cluster.waiting import watched
     from coreg_ray.run.folder import RunFolder
 
-    run = RunFolder.at(config.output)
-    if config.estimate:
-        connect()
-        with watched():
-            estimated = estimate(config, run)
-        show(estimated.in_words(config.annotator.max_actors))
-    else:
-        show(summary(annotate_pool(config, run), without_credentials(config.output)))
+    connect()
+    with watched():
+        estimated = estimate(config, RunFolder.at(config.output))
+    show(estimated.in_words(config.annotator.max_actors))
+
+
+def annotated(config: Config) -> dict[str, Any]:
+    """Annotate the pool; returns the figures.
+
+    Raises:
+        UserError: as `cluster.pipeline.annotate_pool`, or nobody answers at `RAY_ADDRESS`.
+    """
+    from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
+
+    refuse_silent()
+    from coreg_ray.cluster.pipeline import annotate_pool
+    from coreg_ray.run.folder import RunFolder
+
+    return annotate_pool(config, RunFolder.at(config.output))
 
 
 def summary(figures: dict[str, Any], run: str) -> str:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import sys
 from argparse import ArgumentError, ArgumentParser, HelpFormatter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
-from coreg_ray.commands.presets import METHOD_PRESET, merged, preset_settings
+from coreg_ray.commands.configured import configured, is_mapping
 from coreg_ray.config import Config
-from coreg_ray.config.method import FITTED
-from coreg_ray.config.texts import explain, fields_of, flattened, unknown_key
+from coreg_ray.config.texts import unknown_key
 from coreg_ray.errors import UserError
 from coreg_ray.run.termination import EXIT_CODE, Terminated, terminable
 from coreg_ray.run.uris import without_credentials
 
-log = logging.getLogger(__name__)
-C = TypeVar("C", bound=Config)
+C = TypeVar("C", bound="Command")
 
 
 class Command(Config):
     """What every command understands besides the configuration itself."""
+
+    TAKES_RUN: ClassVar[bool] = False  # whether the folder of a run comes first
 
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
     preset: str | None = Field(
@@ -53,53 +52,7 @@ def load(arguments: list[str], command: type[C], description: str | None = None,
     Raises:
         UserError: an unknown key (the valid ones are listed), a value out of range, or contradictory settings.
     """
-    given = _parse(arguments, command, description)
-    file = given.pop("config", None)
-    whole = {name for name, _ in fields_of(command) if _is_mapping(name, command)}
-    values = merged(_read_yaml(file), given, whole) if file else given
-    _refuse_unknown(values, command)
-    preset = values.pop("preset", None)
-    fixed = flattened(merged(preset_settings(preset, whole), values, whole) if preset is not None else values)
-    of_digits = values.get("source", {}).get("kind", "digits") == "digits"
-    if of_digits and all(name.startswith(METHOD_PRESET) for name in (preset or METHOD_PRESET).split(",")):
-        preset = "digits" if preset is None else f"digits,{preset}"  # presets of methods lie over it
-    values = (merged(preset_settings(preset, whole), values, whole) if preset is not None else values) | {
-        "config": file,
-        "preset": preset,
-    }
-    config = _checked(values, command)
-    return _as_begun(config, values, fixed) if continues else config
-
-
-def _checked(values: dict[str, Any], command: type[C]) -> C:
-    try:
-        return command.model_validate(values)
-    except ValidationError as error:
-        raise UserError("\n".join(explain(problem, command) for problem in error.errors())) from error
-
-
-def _as_begun(config: C, values: dict[str, Any], fixed: Collection[str]) -> C:
-    """The configuration with what the run in its output was begun with; `fixed`: dotted names that were given."""
-    from coreg_ray.run.folder import RunFolder  # late: --help needs no pyarrow
-
-    try:
-        begun = RunFolder.at(config.output).read_config()
-    except OSError:  # whoever claims the folder says why
-        begun = None
-    if begun is None:
-        return config
-    now, then, decided = (flattened(tree) for tree in (config.decisive(), begun.settings(), begun.decisive()))
-    kept = {name: then.get(name) for name in now if name not in fixed and now[name] != decided.get(name)}
-    if not kept:
-        return config
-    for name, value in kept.items():
-        if now[name] is not None or name.removeprefix("method.") not in FITTED:  # those were empty to be filled
-            log.info("%s %r, as %s was begun with, not %r", name, value, config.output, now[name])
-        branch: Any = value
-        for part in reversed(name.split(".")):
-            branch = {part: branch}
-        values = merged(values, branch)
-    return _checked(values, type(config))
+    return configured(_parse(arguments, command, description), command, continues)
 
 
 def run_word(arguments: list[str]) -> tuple[str, list[str]]:
@@ -145,11 +98,11 @@ def next_command(name: str, *words: str) -> str:
     return f"Next: {program(name)} {shlex.join(without_credentials(list(words)))}"
 
 
-def _parse(arguments: list[str], command: type[Config], description: str | None) -> dict[str, Any]:
+def _parse(arguments: list[str], command: type[Command], description: str | None) -> dict[str, Any]:
     """Only what was given, as a tree; pydantic-settings builds the parser and the help from the fields."""
     parser = ArgumentParser(
         prog=Path(sys.argv[0]).name,
-        usage="%(prog)s [--config FILE] [--section.key VALUE ...]",
+        usage=f"%(prog)s{' RUN' if command.TAKES_RUN else ''} [--config FILE] [--section.key VALUE ...]",
         description=description,
         epilog="The embedded digits have other defaults: those of the preset `digits`, unless --preset names another.",
         formatter_class=_HelpLayout,
@@ -170,7 +123,7 @@ def _parse(arguments: list[str], command: type[Config], description: str | None)
         raise UserError(_unknown_word(unknown[0], command))
     lists = {name: values for name, values in vars(given).items() if isinstance(values, list)}
     for name, values in lists.items():
-        if not any(value.lstrip().startswith(("[", '{"')) for value in values) and not _is_mapping(name, command):
+        if not any(value.lstrip().startswith(("[", '{"')) for value in values) and not is_mapping(name, command):
             # Each value is one element, commas and all.
             setattr(given, name, "null" if values == ["null"] else json.dumps(values))
     try:
@@ -228,43 +181,6 @@ def _settings(command: type[Config]) -> type[BaseSettings]:
             "__module__": __name__,
         },
     )
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    from coreg_ray.run.storage import Folder  # late: --help needs no pyarrow
-    from coreg_ray.run.strict_yaml import parsed_yaml
-
-    try:
-        folder, name = Folder.of_file(path)
-        written = folder.read(name)
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else error
-        raise UserError(f"--config {path} cannot be read ({reason}); give an existing YAML file") from error
-    content = parsed_yaml(written, f"--config {path}") or {}
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path} holds a {type(content).__name__}; it must hold keys like `method:`")
-    tree: dict[str, Any] = {}
-    for name, value in content.items():
-        if value is None and "." not in str(name):
-            continue  # a section in which nothing is written
-        branch: Any = value
-        for part in reversed(str(name).split(".")):
-            branch = {part: branch}
-        tree = merged(tree, branch)
-    return tree
-
-
-def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:
-    valid = {name for name, _ in fields_of(command)}
-    for name in flattened(tree):
-        prefixes = {name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)}
-        if not prefixes & valid:
-            raise UserError(unknown_key(name, command))
-
-
-def _is_mapping(name: str, command: type[Config]) -> bool:
-    annotation = dict(fields_of(command))[name]
-    return any(get_origin(part) is dict for part in (annotation, *get_args(annotation)))
 
 
 def _unknown_word(word: str, command: type[Config]) -> str:

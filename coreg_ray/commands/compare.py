@@ -23,7 +23,9 @@ from coreg_ray.errors import UserError
 from coreg_ray.run.uris import extended, without_credentials
 
 if TYPE_CHECKING:
-    from coreg_ray.cluster.compare import Entry
+    from collections.abc import Mapping
+
+    from coreg_ray.cluster.compare import Comparison, Entry
     from coreg_ray.config import Config
     from coreg_ray.search.comparison import Row
 
@@ -34,6 +36,7 @@ class CompareCommand(Command):
     """Compare."""
 
     CLASSES_ARE_NAMED: ClassVar[bool] = False
+    TAKES_RUN: ClassVar[bool] = True
 
     kinds: str | None = Field(None, description="kinds of methods, with commas between them; empty: all")
     variants: str | None = Field(None, description="YAML file: row name -> settings in which it differs from the run")
@@ -56,20 +59,32 @@ def main(arguments: list[str]) -> None:
     config = load(given, CompareCommand, __doc__)
     if not place:
         raise UserError("which run? write coreg-ray compare RUN, with RUN the folder of a run that was annotated")
-    if config.kinds and config.variants:
+    came = compared(config)
+    show(came.table)
+    page = without_credentials(extended(place, "/comparison.html"))
+    show(f"{came.conclusion} See {page} and comparison.csv.")
+
+
+def compared(config: CompareCommand, variants: Mapping[str, Any] | None = None) -> Comparison:
+    """Train the rows that are asked for.
+
+    Args:
+        variants: what a file of variants would hold.
+
+    Raises:
+        UserError: rows are named twice, are none, or want other data than the run's; or as `cluster.compare.compare`.
+    """
+    if config.kinds and (config.variants or variants is not None):
         raise UserError("--kinds and --variants both name rows; give one of them")
     from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
 
     refuse_other_data(config)
-    rows = rows_of(config)
+    rows = rows_of(config, variants)
     refuse_silent()
     from coreg_ray.cluster.compare import compare, fitted
 
     whole = fitted(config)
-    came = compare(entries_of(whole, rows, config.seeds), whole, config.max_concurrent)
-    show(came.table)
-    page = without_credentials(extended(place, "/comparison.html"))
-    show(f"{came.conclusion} See {page} and comparison.csv.")
+    return compare(entries_of(whole, rows, config.seeds), whole, config.max_concurrent)
 
 
 def refuse_other_data(config: CompareCommand) -> None:
@@ -84,8 +99,8 @@ def refuse_other_data(config: CompareCommand) -> None:
             refuse_unshared(f"compare {config.output}", key, config.student.on_features)
 
 
-def rows_of(config: CompareCommand) -> list[Row]:
-    """The rows that are asked for.
+def rows_of(config: CompareCommand, variants: Mapping[str, Any] | None = None) -> list[Row]:
+    """The rows that are asked for; `variants`: as of `compared`.
 
     Raises:
         UserError: a kind does not exist, or the file of variants is none.
@@ -94,6 +109,8 @@ def rows_of(config: CompareCommand) -> list[Row]:
     from coreg_ray.run.strict_yaml import parsed_yaml
     from coreg_ray.search.comparison import default_rows, rows_of_kinds, rows_of_variants
 
+    if variants is not None:
+        return rows_of_variants(variants, "variants", config.student.on_features)
     if config.variants:
         from pathlib import Path
 

@@ -20,7 +20,7 @@ class EvaluateCommand(Command):
 
     CLASSES_ARE_NAMED: ClassVar[bool] = False
 
-    model: str = Field(description="the model/ folder of a run, a path or a URI")
+    model: str = Field(description="the model/ folder of a run, a path or a URI, or hf://ORG/NAME")
     batch_size: int = Field(256, ge=1, description="images a model gets at a time")
     actors: int = Field(1, ge=1, description="models at work")
     num_gpus: float = Field(0, ge=0, description="GPUs per model, fractions allowed; 0 runs on CPUs")
@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> None:
     from coreg_ray.cluster.connect import connect
     from coreg_ray.cluster.predict import Pool, evaluate
     from coreg_ray.cluster.waiting import watched
-    from coreg_ray.deploy.model import read_card
+    from coreg_ray.deploy.model import model_folder, read_card
     from coreg_ray.images import open_source
     from coreg_ray.run.folder import METRICS
     from coreg_ray.run.storage import Folder
 
-    folder = Folder.at(config.model)
+    folder = model_folder(config.model)
     card = read_card(folder)
     class_names: list[str] = card["classes"]
     origin = card.get("provenance", {})

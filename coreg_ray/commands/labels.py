@@ -34,6 +34,7 @@ class LabelsCommand(Command):
     """Labels."""
 
     CLASSES_ARE_NAMED: ClassVar[bool] = False
+    TAKES_RUN: ClassVar[bool] = True
 
     format: Literal["csv", "parquet", "imagefolder", "huggingface", "cleanlab"] = Field(
         description="csv, parquet: one file; imagefolder, huggingface: with pictures; cleanlab: NumPy arrays"
@@ -63,14 +64,23 @@ def main(arguments: list[str]) -> None:
         raise UserError("which run? write coreg-ray labels RUN --format csv --output PATH, with RUN the run's folder")
     if not any(word.split("=")[0] == "--output" for word in rest):
         raise UserError("where to? add --output PATH, a file or folder that does not exist yet")
+    from coreg_ray.run.folder import RunFolder  # late: --help needs no pyarrow
+
+    labels = read_labels(RunFolder.at(place), place, config)
+    written = written_labels(labels, config)
+    show(summary(labels, written, without_credentials(config.output)))
+
+
+def written_labels(labels: PoolLabels, config: LabelsCommand) -> int:
+    """Write the labels in the form and to the place that are asked for; returns how many.
+
+    Raises:
+        UserError: as `deploy.labels.write_labels`.
+    """
     from coreg_ray.deploy.labels import write_labels  # late: torch takes seconds, --help and errors need none
     from coreg_ray.deploy.labels.base import Pictures
-    from coreg_ray.run.folder import RunFolder
 
-    run = RunFolder.at(place)
-    labels = read_labels(run, place, config)
-    written = write_labels(labels, config.format, config.output, Pictures(config, config.pictures))
-    show(summary(labels, written, without_credentials(config.output)))
+    return write_labels(labels, config.format, config.output, Pictures(config, config.pictures))
 
 
 def settings_of(place: str, words: list[str]) -> list[str]:
@@ -81,12 +91,17 @@ def settings_of(place: str, words: list[str]) -> list[str]:
     """
     if not place or {word.split("=")[0] for word in words} & {"--config", "--help", "-h"}:
         return []
+    return ["--config", config_of(place)]
+
+
+def config_of(place: str) -> str:
+    """The file with the settings of a run. Raises UserError: the folder is none."""
     from coreg_ray.run.folder import CONFIG  # late: --help needs no pyarrow
     from coreg_ray.run.storage import Folder
 
     if not Folder.at(place).exists(CONFIG):
         raise UserError(f"{place} holds no {CONFIG}, so it is no run; give the folder that --output named")
-    return ["--config", extended(place, f"/{CONFIG}")]
+    return extended(place, f"/{CONFIG}")
 
 
 def read_labels(run: RunFolder, place: str, config: LabelsCommand) -> PoolLabels:

@@ -14,9 +14,10 @@ from pydantic import Field
 
 from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, next_command, show
+from coreg_ray.config import Config
 from coreg_ray.run.records import Overlap
 from coreg_ray.run.trust import trust_in_words
-from coreg_ray.run.uris import extended, without_credentials
+from coreg_ray.run.uris import extended, shortened, without_credentials
 from coreg_ray.run.voters import votes_in_words
 
 
@@ -29,18 +30,33 @@ class PipelineCommand(Command):
 def main(arguments: list[str]) -> None:
     """Run the command."""
     config = load(arguments, PipelineCommand, __doc__, continues=True)
+    if not config.estimate:
+        show(summary(trained(config), config.output))
+        return
     from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
 
     refuse_silent()
-    if config.estimate:
-        from coreg_ray.cluster.forecast import forecast
-        from coreg_ray.run.folder import RunFolder
+    from coreg_ray.cluster.forecast import forecast
+    from coreg_ray.run.folder import RunFolder
 
-        show(forecast(config, RunFolder.at(config.output)).in_words())
-        return
+    show(forecast(config, RunFolder.at(config.output)).in_words())
+
+
+def trained(config: Config, annotations: str | None = None) -> dict[str, Any]:
+    """From images to a trained model and a report; returns the figures.
+
+    Args:
+        annotations: the annotations/ folder of an earlier run, which are taken instead of annotating anew.
+
+    Raises:
+        UserError: as `cluster.pipeline.run_pipeline`, or nobody answers at `RAY_ADDRESS`.
+    """
+    from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
+
+    refuse_silent()
     from coreg_ray.cluster.pipeline import run_pipeline
 
-    show(summary(run_pipeline(config), config.output))
+    return run_pipeline(config, annotated=shortened(annotations, "/annotations") if annotations else None)
 
 
 def _annotator_alone(figures: dict[str, Any]) -> str:

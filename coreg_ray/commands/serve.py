@@ -20,10 +20,11 @@ STOPPED = "stopped"  # what Ctrl-C is answered with
 class ServeCommand(Command):
     """Serve."""
 
-    model: str = Field(description="the model/ folder of a run, a path or a URI")
+    model: str = Field(description="the model/ folder of a run, a path or a URI, or hf://ORG/NAME")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
     replicas: int = Field(1, ge=1, description="copies of the model at work")
+    abstain: bool = Field(False, description="say `unknown` below the threshold that model.json stores")
     num_gpus: float = Field(0, ge=0, description="GPUs per copy, fractions allowed; 0 runs on CPUs")
     max_bytes: int = Field(20_000_000, ge=1, description="largest request body in bytes")
     pause_s: float = Field(10, gt=0, description="seconds that a client may send nothing of its body; six times in all")
@@ -36,9 +37,11 @@ def main(arguments: list[str]) -> None:
 
     refuse_silent()
     from coreg_ray.cluster.serve import application, serving
-    from coreg_ray.run.storage import Folder
+    from coreg_ray.deploy.model import model_folder
 
-    app = application(Folder.at(config.model), config.replicas, config.max_bytes, config.num_gpus, config.pause_s)
+    model = model_folder(config.model)
+    limits = (config.max_bytes, config.num_gpus, config.pause_s)
+    app = application(model, config.replicas, *limits, config.abstain)
     with serving(app, config.host, config.port) as addresses:
         show(f"answering at {', '.join(addresses)}; Ctrl-C stops")
         while True:

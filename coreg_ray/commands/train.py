@@ -11,6 +11,7 @@ from pydantic import Field
 
 from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, show
+from coreg_ray.commands.pipeline import trained
 from coreg_ray.errors import UserError
 from coreg_ray.run.records import Overlap
 from coreg_ray.run.uris import extended, shortened, without_credentials
@@ -26,12 +27,7 @@ def main(arguments: list[str]) -> None:
     """Run the command."""
     given = [*settings_of_the_annotated_run(arguments), *arguments]
     config = load(given, TrainCommand, __doc__, continues=True)
-    from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
-
-    refuse_silent()
-    from coreg_ray.cluster.pipeline import run_pipeline
-
-    figures = run_pipeline(config, annotated=shortened(config.annotations, "/annotations"))
+    figures = trained(config, config.annotations)
     where = without_credentials(config.output)
     purified = figures.get(metrics.PURIFIED_IMAGES, 0)
     show(
@@ -54,14 +50,24 @@ def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:
     known = vars(parser.parse_known_args(arguments)[0])
     if not known["annotations"] or known["config"]:
         return []
+    file = config_of_the_annotated_run(known["annotations"], bool(known["source.kind"]))
+    return ["--config", file] if file else []
+
+
+def config_of_the_annotated_run(annotations: str, names_source: bool) -> str | None:
+    """The file with the settings that an annotation was made with; None where there is none and the source is named.
+
+    Raises:
+        UserError: there is none, and nobody says what was annotated.
+    """
     from coreg_ray.run.folder import CONFIG  # late: --help needs no pyarrow
     from coreg_ray.run.storage import Folder
 
-    folder = shortened(known["annotations"], "/annotations")
+    folder = shortened(annotations, "/annotations")
     if Folder.at(folder).exists(CONFIG):
-        return ["--config", extended(folder, f"/{CONFIG}")]
-    if known["source.kind"]:
-        return []
+        return extended(folder, f"/{CONFIG}")
+    if names_source:
+        return None
     raise UserError(
         f"{folder} has no config.yaml, so nobody knows what was annotated; give the annotations/ folder of a run, or "
         "its settings with --config FILE"

@@ -13,7 +13,6 @@ from argparse import ArgumentParser
 from itertools import zip_longest
 
 from coreg_ray.commands.base import Command, load, next_command, show
-from coreg_ray.run.search_folder import BEST, TABLE, TUNE
 from coreg_ray.run.uris import extended, without_credentials
 from coreg_ray.search.definition import Search
 
@@ -31,6 +30,7 @@ def main(arguments: list[str]) -> None:
 
     refuse_silent()
     from coreg_ray.cluster.tune import search
+    from coreg_ray.run.search_folder import BEST, TABLE, TUNE
 
     came = search(config, config)
     table, tune_logs, annotations, best = (

@@ -30,18 +30,20 @@ def read_words(
     description: str,
     *,
     several: bool = False,
+    names: tuple[str, ...] = ("RUN",),
     flags: Mapping[str, tuple[Callable[[str], Any], Any, str]] | None = None,
 ) -> Namespace:
     """The command line of such a command: `runs`, and every flag by its name.
 
     Args:
-        several: whether it takes more than one folder. flags: name -> how its text is read, default, and meaning.
+        several: whether it takes more than one folder. names: of the words that stand before the flags; all of them are
+            in `runs`. flags: name -> how its text is read, default, and meaning.
 
     Raises:
-        UserError: no folder, one too many, an unknown flag or a value out of range.
+        UserError: a word is missing or one too many, an unknown flag or a value out of range.
     """
     name = Path(sys.argv[0]).name
-    folders = "RUN [RUN ...]" if several else "RUN"
+    folders = "RUN [RUN ...]" if several else " ".join(names)
     parser = ArgumentParser(
         prog=name,
         usage=f"%(prog)s {folders}" + "".join(f" [--{flag} VALUE]" for flag in flags or {}),
@@ -60,7 +62,9 @@ def read_words(
     if unknown:
         known = ", ".join(f"--{flag}" for flag in flags or {}) or "none"
         raise UserError(f"{unknown[0]} is no setting of this command; there are: {known}")
-    if not words.runs or (len(words.runs) > 1 and not several):
-        problem = f"{len(words.runs)} folders are given" if words.runs else "no folder is given"
+    if not words.runs or (len(words.runs) != len(names) and not several):
+        count, what = len(words.runs), "folders" if len(names) == 1 else "words"
+        problem = f"{words.runs[0]} alone is given" if count == 1 else f"{count} {what} are given"
+        problem = problem if count else "no folder is given"
         raise UserError(f"{problem}; write {name} {folders}")
     return words

@@ -24,6 +24,12 @@ class ExportConfig(Section):
     )
     calibrate: bool = Field(True, description="fit a temperature on the purified labels")
     onnx: bool | None = Field(None, description="also write model.onnx; empty: when the onnx extra is installed")
+    int8: bool | None = Field(
+        None, description="also write model-int8.onnx, where it answers alike and faster; empty: where model.onnx is"
+    )
+    abstain: float | None = Field(
+        0.95, gt=0, lt=1, description="wished share of right answers, for a threshold below which none is given"
+    )
     program: bool = Field(False, description="also write model.pt2, a torch.export program")
 
 

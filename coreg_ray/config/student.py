@@ -33,7 +33,9 @@ class StudentConfig(Section):
         64, ge=4, le=512, description="channels of preact_resnet18's first stage; heads have 8 times as many units"
     )
     projection: int = Field(128, ge=2, description="size of the projected features")
-    views: Literal["auto", "randaugment", "hole"] = Field("auto", description="strong views; auto follows the source")
+    views: Literal["auto", "randaugment", "hole", "weak"] = Field(
+        "auto", description="strong views; auto follows the source; weak: those of weak views alone"
+    )
     flip: bool | None = Field(None, description="mirror images in views; empty: not where it changes the class")
     precision: Literal["auto", "float32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     compile: bool = running(False, description="torch.compile the networks; takes a minute or more first")

@@ -3,6 +3,7 @@
 model/
     model.json, model.safetensors   see model.py
     model.onnx, model.pt2           the same without this package (extra `onnx`; `export.program`)
+    model-int8.onnx                 in eight bits, where it answers alike and faster (int8.py)
     README.md                       the model card, for people
 
 What else lies there is a person's, and stays (own_files.py).
@@ -11,6 +12,8 @@ What else lies there is a person's, and stays (own_files.py).
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,20 +24,25 @@ from coreg_ray import metrics
 from coreg_ray.config import Config, ExportConfig
 from coreg_ray.deploy import onnx
 from coreg_ray.deploy.calibration import fit_temperature
+from coreg_ray.deploy.int8 import FILE as INT8
+from coreg_ray.deploy.int8 import quantized
 from coreg_ray.deploy.model import Model
 from coreg_ray.deploy.model_card import model_card
 from coreg_ray.deploy.own_files import README
 from coreg_ray.deploy.predictions import Pair
+from coreg_ray.deploy.threshold import Choice
+from coreg_ray.deploy.threshold import choose as choose_threshold
 from coreg_ray.errors import UserError
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.run.folder import RunFolder, versions
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import without_credentials
 from coreg_ray.training.backbone import Backbone, read_backbone
-from coreg_ray.training.sample import Sample, Samples
+from coreg_ray.training.sample import Sample, Samples, read_sample
 
 log = logging.getLogger(__name__)
 
+FORMS = ("model.onnx", "model-int8.onnx", "model.pt2")  # what an artifact may have besides weights and cards
 ASKED_IMAGES = 2048  # pool images that decide which network is deployed, and its temperature
 ASK_S = 20.0  # time to ask about them; only large networks without a GPU get less far
 
@@ -55,12 +63,35 @@ def export(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, 
     backbone = _backbone(run, pair)
     settings = (run.read_config() or Config()).export
     samples = samples or Samples(run, pair.student.resolution, len(pair.class_names))
-    chosen, temperature = choose(pair, settings, samples.of("pool", ASKED_IMAGES), deployed)
+    pool = samples.of("pool", ASKED_IMAGES)
+    chosen, temperature = choose(pair, settings, pool, deployed)
     networks = nn.ModuleDict({name: getattr(pair, name) for name in chosen}).eval()
-    came_from = provenance(run, pair.checkpoint)
-    model = Model(pair.class_names, pair.student, networks, temperature, came_from, backbone)
-    write(model, run.model, settings)
+    model = Model(pair.class_names, pair.student, networks, temperature, backbone=backbone)
+    rule = _abstention(run, pair, model, settings.abstain)
+    model.abstain = rule.rule if rule else None
+    made = forms(model, settings, pool, samples.of("test", ASKED_IMAGES))
+    run.update_metrics({**made.figures, **(rule.metrics() if rule else {})})
+    model.provenance = provenance(run, pair.checkpoint)
+    remarks = [*made.remarks, *([rule.words(settings.abstain)] if rule and settings.abstain else [])]
+    for remark in remarks:
+        log.info("model: %s", remark)
+    save(model, run.model, made.files, remarks)
     log.info("model: network %s, temperature %.2f, in %s", " and ".join(chosen), temperature, run.model.path)
+
+
+def _abstention(run: RunFolder, pair: Pair, model: Model, wish: float | None) -> Choice | None:
+    """The rule by which the model may abstain; None where nobody wants one."""
+    if wish is None:
+        return None
+    share = (run.read_config() or Config()).source.holdout
+    side, classes = pair.student.resolution, model.classes
+    sample = read_sample(run, "pool", side, len(classes), ASKED_IMAGES, share) if share else None
+    if sample is None:
+        return Choice(None, "no image was held out (source.holdout)")
+    logits, _ = pair.look(sample.inputs, ASK_S)  # (2, m, K)
+    chosen = [NETWORKS.index(name) for name in model.networks]
+    probabilities = (logits[chosen].mean(dim=0) / model.temperature).softmax(dim=1)
+    return choose_threshold(run, sample.first(len(probabilities)), probabilities, classes, wish)
 
 
 def _backbone(run: RunFolder, pair: Pair) -> Backbone | None:
@@ -73,13 +104,52 @@ def _backbone(run: RunFolder, pair: Pair) -> Backbone | None:
     return read_backbone(run.features, features.backbone)
 
 
+@dataclass(frozen=True)
+class Forms:
+    """A model's further forms: files by name, figures by name, and what people should know about them."""
+
+    files: dict[str, bytes]
+    figures: dict[str, Any]
+    remarks: list[str]
+
+
+def forms(model: Model, settings: ExportConfig, pool: Sample | None = None, test: Sample | None = None) -> Forms:
+    """The forms that are asked for; says in the model what ONNX it comes with.
+
+    Args:
+        pool: images to make eight bits from; without any there are none. test: labelled ones, to compare on.
+
+    Raises:
+        UserError: `export.onnx` or `export.int8` needs the extra.
+    """
+    files, figures, remarks = dict[str, bytes](), dict[str, Any](), list[str]()
+    wants_onnx = onnx.onnx_is_installed() if settings.onnx is None else settings.onnx
+    if wants_onnx:
+        files["model.onnx"] = onnx.to_onnx(model)
+        model.onnx = {"opset": onnx.opset_of(files["model.onnx"]), "input": ["batch", 3, *(2 * [model.resolution])]}
+    if pool is not None and wants_onnx and settings.int8 is not False:
+        fits = pool.pixels.shape[-1] == model.resolution
+        labelled = None if test is None or not fits else test.where((test.labels >= 0).numpy())
+        told = (labelled.pixels, labelled.labels) if labelled is not None else None
+        small = quantized(files["model.onnx"], pool.pixels if fits else None, told)
+        figures, remarks = small.figures, [small.words()]
+        if small.content is not None:
+            files[INT8] = small.content
+    elif settings.int8 and not wants_onnx:
+        raise UserError("export.int8=true is made from model.onnx; add export.onnx true")
+    if settings.program:
+        files["model.pt2"] = onnx.to_program(model)
+    return Forms(files, figures, remarks)
+
+
 def write(model: Model, folder: Folder, settings: ExportConfig) -> None:
     """All files of an artifact, for those of an earlier one. Raises UserError: `export.onnx` needs the extra."""
-    wants_onnx = onnx.onnx_is_installed() if settings.onnx is None else settings.onnx
-    extra = {"model.onnx": onnx.to_onnx(model)} if wants_onnx else {}
-    if settings.program:
-        extra["model.pt2"] = onnx.to_program(model)
-    model.save(folder, {**extra, README: model_card(model, sorted(extra)).encode()})
+    save(model, folder, forms(model, settings).files)
+
+
+def save(model: Model, folder: Folder, files: dict[str, bytes], remarks: Sequence[str] = ()) -> None:
+    """A model and its further forms, for those of an earlier one; `remarks`: what its card says of them besides."""
+    model.save(folder, {**files, README: model_card(model, sorted(files), remarks).encode()})
 
 
 def choose(

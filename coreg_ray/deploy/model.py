@@ -24,6 +24,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from coreg_ray.config import StudentConfig
+from coreg_ray.deploy.abstain import UNKNOWN, Abstention, abstention_of, threshold_of
+from coreg_ray.deploy.hub import fetched, is_on_hub
 from coreg_ray.deploy.own_files import CARD, replace_files
 from coreg_ray.errors import UserError
 from coreg_ray.images.coerce import pixel_batches
@@ -42,7 +44,7 @@ class Prediction(NamedTuple):
     """What a model says about N images.
 
     Attributes:
-        classes: N class names, the most probable one of each image.
+        classes: N class names, the most probable one of each image; `unknown` where the model abstains.
         probabilities: (N, K) float32, in the order of `Model.classes`.
     """
 
@@ -61,6 +63,8 @@ class Model:
         temperature: logits are divided by it before the softmax.
         provenance: where the model comes from, for people; nothing reads it back.
         backbone: what sees the image where the networks are heads; else None.
+        abstain: below which probability it says nothing where it is asked to; None: nobody knows.
+        onnx: of `model.onnx`, where there is one: `opset`, and `input`, the shape of `images`.
     """
 
     classes: list[str]
@@ -69,15 +73,17 @@ class Model:
     temperature: float = 1.0
     provenance: dict[str, Any] = field(default_factory=dict)
     backbone: Backbone | None = None
+    abstain: Abstention | None = None
+    onnx: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, folder: str | Path | Folder, device: str = "cpu") -> Model:
-        """The model in `folder`, a path or a URI. Nothing in it is executed.
+        """The model in `folder`, a path, a URI or `hf://ORG/NAME`. Nothing in it is executed.
 
         Raises:
             UserError: the folder holds no model, a damaged one, or one of a newer format.
         """
-        place = folder if isinstance(folder, Folder) else Folder.at(folder)
+        place = folder if isinstance(folder, Folder) else model_folder(folder)
         card = read_card(place)
         try:
             weights = place.read(WEIGHTS)
@@ -102,7 +108,9 @@ class Model:
         if "backbone" in card:
             backbone = built(from_json(BackboneCard, card["backbone"]), _below(tensors, "backbone")).to(device)
         provenance = card.get("provenance", {})
-        return cls(class_names, student, networks.to(device).eval(), float(card["temperature"]), provenance, backbone)
+        model = cls(class_names, student, networks.to(device).eval(), float(card["temperature"]), provenance, backbone)
+        model.abstain, model.onnx = abstention_of(card), card.get("onnx")
+        return model
 
     def save(self, folder: Folder, further: Mapping[str, bytes] | None = None) -> None:
         """Write the model; the card comes last, so that a folder with it is whole. A person's own files there stay.
@@ -135,6 +143,8 @@ class Model:
             **backbone,
             "networks": list(self.networks),
             "temperature": self.temperature,
+            **({"abstain": asdict(self.abstain)} if self.abstain else {}),
+            **({"onnx": self.onnx} if self.onnx else {}),
             "provenance": self.provenance,
         }
 
@@ -152,7 +162,7 @@ class Model:
     def device(self) -> torch.device:
         return next(self.networks.parameters()).device
 
-    def predict(self, images: Any, batch_size: int = 256) -> Prediction:
+    def predict(self, images: Any, batch_size: int = 256, abstain: bool = False) -> Prediction:
         """Classify one image or many.
 
         Args:
@@ -160,13 +170,18 @@ class Model:
                 (C, H, W) or (N, C, H, W), or any iterable of these. Integers are 0..255, floats 0..1. Any size: the
                 shorter side is brought to the model's resolution and the centre is taken.
             batch_size: images that pass through the network at a time.
+            abstain: whether images whose best class is less probable than `Model.abstain` says are `unknown`.
 
         Raises:
             ValueError: an image cannot be read; the message names it.
+            UserError: the model has no threshold to abstain by.
         """
+        least = threshold_of(self.abstain, self.classes) if abstain else 0.0
         parts = [self.probabilities(pixels) for pixels in pixel_batches(images, self.fit, batch_size)]
         probabilities = torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(self.classes)), np.float32)
-        return Prediction([self.classes[number] for number in probabilities.argmax(axis=1)], probabilities)
+        best = zip(probabilities.argmax(axis=1), probabilities.max(axis=1, initial=0), strict=True)
+        names = [self.classes[number] if probability >= least else UNKNOWN for number, probability in best]
+        return Prediction(names, probabilities)
 
     def top(self, path: str | Path, count: int) -> list[tuple[str, float]]:
         """The most probable classes of one image file, best first. Raises UserError: it cannot be read."""
@@ -189,6 +204,15 @@ class Model:
         inputs = self.backbone(inputs) if self.backbone else inputs
         logits = [network.classify(inputs) for network in self.networks.values()]  # type: ignore[operator]
         return torch.stack(logits).mean(dim=0)
+
+
+def model_folder(place: str | Path) -> Folder:
+    """The folder of a model: a path, a URI, or on the Hugging Face Hub, from where its files are fetched.
+
+    Raises:
+        UserError: it cannot be reached.
+    """
+    return fetched(place, (CARD, WEIGHTS)) if is_on_hub(place) else Folder.at(place)
 
 
 def read_card(folder: Folder) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from coreg_ray.config.kinds import TITLES
 from coreg_ray.config.student import ANNOTATOR
@@ -15,11 +18,11 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 200
 
 
-def model_card(model: Model, extra_files: list[str]) -> str:
+def model_card(model: Model, extra_files: list[str], remarks: Sequence[str] = ()) -> str:
     """`README.md` of an artifact, in Markdown.
 
     Args:
-        extra_files: names of the files besides model.json and model.safetensors.
+        extra_files: names of the files besides model.json and model.safetensors. remarks: sentences about them.
     """
     came_from = model.provenance
     settings, metrics = came_from.get("configuration", {}), came_from.get("metrics", {})
@@ -48,11 +51,12 @@ def model_card(model: Model, extra_files: list[str]) -> str:
         "`model.json` says how to use `model.safetensors` without this package: bring the shorter side of an RGB "
         f"image to {model.resolution} px (bicubic, antialiased), take the centre, divide by 255, subtract `mean`, "
         f"divide by `std`.{backbone}",
-        *(_portable(name) for name in extra_files),
+        *(_portable(name, model) for name in extra_files),
         "",
         "## How far to trust it",
         "",
         *_figures(metrics),
+        *(f"- {remark}" for remark in remarks),
         f"- Probabilities are softmax(logits / {model.temperature:.3g}); the temperature was fitted without labels.",
         "- The classes are all the model knows: an image of anything else gets one of them too.",
         "- What the annotator confuses consistently, the model may have learned: look at the run's report.html.",
@@ -67,6 +71,22 @@ def model_card(model: Model, extra_files: list[str]) -> str:
     return "\n".join(lines)
 
 
+def for_the_hub(text: str, name: str, licence: str | None, labels: str | None) -> str:
+    """A model card as a repository of the Hub shows it: with a head for machines, and the name to load it by.
+
+    Args:
+        text: of the card; one that has a head keeps it. name: ORG/NAME. licence: its identifier, None where nobody has
+            said. labels: the repository of the labels, None where they are not there.
+    """
+    text = text.replace('load("this/folder")', f'load("hf://{name}")')
+    if text.startswith("---\n"):
+        return text
+    head: dict[str, Any] = {"license": licence} if licence else {}
+    head |= {"library_name": "coreg-ray", "pipeline_tag": "image-classification", "tags": ["weak-supervision"]}
+    head |= {"datasets": [labels]} if labels else {}
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}"
+
+
 def _architecture(model: Model) -> str:
     if model.backbone is None:
         return model.student.name
@@ -76,9 +96,11 @@ def _architecture(model: Model) -> str:
     return f"small head on a frozen {card.name}"
 
 
-def _portable(name: str) -> str:
-    how = "onnxruntime" if name.endswith(".onnx") else "`torch.export.load`"
-    return f"`{name}` ({how}) takes `images`, float32 (B, 3, S, S) in 0..1, and gives `probabilities`."
+def _portable(name: str, model: Model) -> str:
+    opset = f", opset {model.onnx['opset']}" if model.onnx else ""
+    how = f"onnxruntime{opset}" if name.endswith(".onnx") else "`torch.export.load`"
+    side = model.resolution
+    return f"`{name}` ({how}) takes `images`, float32 (B, 3, {side}, {side}) in 0..1, and gives `probabilities`."
 
 
 def _method(settings: dict[str, Any]) -> str:

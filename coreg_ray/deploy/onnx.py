@@ -85,6 +85,14 @@ def to_onnx(model: Model) -> bytes:
     return content
 
 
+def opset_of(content: bytes) -> int:
+    """The version of ONNX's own operators that a file needs of its runtime."""
+    import onnx
+
+    known = {entry.domain: entry.version for entry in onnx.load_from_string(content).opset_import}
+    return int(known.get("", 0))
+
+
 def to_program(model: Model) -> bytes:
     """The model as a `torch.export` program; read it with `torch.export.load`, only from a source that you trust."""
     buffer = io.BytesIO()

@@ -29,7 +29,7 @@ def replace_files(folder: Folder, files: Mapping[str, bytes], card: dict[str, An
     What is a person's stays: an edited README.md at its place, with the fresh one beside it; any other under a name
     that ends in `-kept`.
     """
-    known = _listed(folder)
+    known = listed(folder)
     written = {}
     for name, content in files.items():
         place = name
@@ -41,9 +41,7 @@ def replace_files(folder: Folder, files: Mapping[str, bytes], card: dict[str, An
     for name in sorted(known.keys() - written.keys() - {CARD}):
         if _is_own(folder, name, known):
             folder.delete(name)
-    written[CARD] = _digest_of_card(card)
-    text = json.dumps({**card, "files": written}, indent=1, sort_keys=True) + "\n"
-    _put(folder, CARD, text.encode(), known)
+    _put(folder, CARD, _with_digests(card, written), known)
 
 
 def _put(folder: Folder, name: str, content: bytes, known: Mapping[str, str | None]) -> None:
@@ -68,7 +66,18 @@ def _is_own(folder: Folder, name: str, known: Mapping[str, str | None]) -> bool:
     return digest == known[name]
 
 
-def _listed(folder: Folder) -> dict[str, str | None]:
+def described(card: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    """`model.json` of an artifact that consists of it and these files, by name."""
+    plain = {name: value for name, value in card.items() if name != "files"}
+    return _with_digests(plain, {name: _digest(content) for name, content in files.items()})
+
+
+def _with_digests(card: Mapping[str, Any], written: Mapping[str, str]) -> bytes:
+    files = {**written, CARD: _digest_of_card(card)}
+    return (json.dumps({**card, "files": files}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def listed(folder: Folder) -> dict[str, str | None]:
     """The files that the artifact in a folder consists of, with their digests; None: not known."""
     try:
         card = folder.read_json(CARD)

@@ -1,5 +1,7 @@
 """The algorithms, one file each, to be read against its paper."""
 
+from __future__ import annotations
+
 from coreg_ray.methods import coreg, distil, dividemix, elr, ill, partial, pico
 from coreg_ray.training.method import Method
 
@@ -13,3 +15,9 @@ KINDS: dict[str, Method] = {
     "elr": elr,
     "ill": ill,
 }
+
+
+def refuse_classes(kind: str, num_classes: int) -> None:
+    """Refuse a method that cannot hold so many classes, before anything is annotated for it. Raises UserError."""
+    if kind == "ill":
+        ill.refuse_classes(num_classes)

@@ -51,17 +51,22 @@ class Memory:
     weights: Tensor = kept("team")
 
 
+def refuse_classes(num_classes: int) -> None:
+    """Raises UserError: there are too many classes."""
+    if num_classes > MOST_CLASSES:
+        raise UserError(
+            f"method.kind=ill learns a matrix of classes by classes: {num_classes} classes exceed its limit of "
+            f"{MOST_CLASSES}; choose another method.kind, for example pico, or fewer classes"
+        )
+
+
 def remember(method: MethodConfig, own: Student, rows: Rows, mesh: Mesh) -> Memory:
     """Every label is taken for what it says.
 
     Raises:
         UserError: too many classes.
     """
-    if rows.num_classes > MOST_CLASSES:
-        raise UserError(
-            f"method.kind=ill learns a matrix of classes by classes: {rows.num_classes} classes exceed its limit of "
-            f"{MOST_CLASSES}; choose another method.kind, for example pico, or fewer classes"
-        )
+    refuse_classes(rows.num_classes)
     return Memory(weights=torch.eye(rows.num_classes, device=mesh.device))
 
 

@@ -6,8 +6,8 @@ Nobody knows that for certain without labels. What it rests on, and where the li
    vote, and networks can only move labels that are in doubt. They must have learned something: on images that they
    were not trained on they name the votes' class for a fair share of the surest half.
 2. Otherwise only the networks can tell that votes are wrong, and they learn what votes have in common. Then they must
-   find few candidate sets unsound, and agree with nearly all of the surest half. Networks that were never asked about
-   candidate sets cannot tell.
+   find few candidate sets unsound and agree with most of the surest half, or, where they find more unsound, with nearly
+   all of it. Networks that were never asked about candidate sets cannot tell.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 FEWEST = 10  # images that agreement is told from
 LEARNED = 0.45  # least agreement, where a label model is believed
-ALIKE, MOST_DOUBT = 0.8, 0.2  # least agreement and largest doubt, where none is
+ALIKE = ((0.8, 0.2), (0.9, 0.3))  # where none is: least agreement, and the largest doubt that it makes up for
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Evidence:
             return False
         if self.believed:
             return self.agreement >= LEARNED
-        return self.doubt is not None and self.doubt <= MOST_DOUBT and self.agreement >= ALIKE
+        if self.doubt is None:
+            return False
+        return any(self.agreement >= least and self.doubt <= most for least, most in ALIKE)
 
 
 def weigh(annotator: Tensor, logits: Tensor, apart: Tensor, believed: bool, doubt: float | None) -> Evidence:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from importlib import resources
 from typing import Any
 
@@ -26,6 +27,8 @@ from coreg_ray.training.sample import Samples
 log = logging.getLogger(__name__)
 
 HERE = resources.files(__package__)
+FEW_CLASSES = 20  # that the eye finds without a search
+_SCRIPTS = ("tables.js", "figures.js", "find.js")
 
 
 def write_report(folder: RunFolder, samples: Samples | None = None) -> None:
@@ -77,10 +80,20 @@ def render(run: Run, name: str) -> str:
         calibration=sections.calibration(run),
         galleries=galleries(run),
         looked=(len(run.pool.sample), run.pool.sample.total) if run.pool else None,
+        classes=len(run.class_names),
+        few_classes=FEW_CLASSES,
+        review=review_command(run),
         settings=yaml.safe_dump(without_credentials(run.config.settings()), sort_keys=False, allow_unicode=True)
         if run.config
         else "",
     )
+
+
+def review_command(run: Run) -> str:
+    """The command that shows what `review.csv` lists; empty where no such file is written."""
+    if not run.config or not run.config.report.review or askable(run) is None:
+        return ""
+    return f"coreg-ray review {shlex.quote(str(without_credentials(run.config.output)))}"
 
 
 def template(name: str) -> jinja2.Template:
@@ -89,8 +102,9 @@ def template(name: str) -> jinja2.Template:
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"number": number, "seconds": seconds, "tail": tail}
-    style, script = (Markup((HERE / file).read_text(encoding="utf-8")) for file in ("page.css", "tables.js"))  # ours
-    environment.globals |= {"style": style, "script": script}
+    ours = {file: (HERE / file).read_text(encoding="utf-8") for file in ("page.css", *_SCRIPTS)}
+    script = "".join(f"{{\n{ours[file]}}}\n" for file in _SCRIPTS)  # each with names of its own
+    environment.globals |= {"style": Markup(ours["page.css"]), "script": Markup(script)}
     return environment.from_string((HERE / name).read_text(encoding="utf-8"))
 
 

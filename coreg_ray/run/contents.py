@@ -7,46 +7,8 @@ from dataclasses import dataclass
 from pyarrow import fs
 
 from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.inventory import KEEP, of_top
 
-_KEEP = ""
-_CONTENTS = {  # name in the run folder -> what it is, and when it may go
-    "model": ("the classifier and its card", _KEEP),
-    "report.html": ("the report", _KEEP),
-    "metrics.json": ("all figures", _KEEP),
-    "history.csv": ("figures of every epoch", _KEEP),
-    "config.yaml": ("the settings", _KEEP),
-    "versions.json": ("versions of what made the run", _KEEP),
-    "baselines.json": ("what the method was compared with", _KEEP),
-    "borrowed.json": ("which folders lie in another run", _KEEP),
-    "review.csv": ("images to look at, with a person's labels", _KEEP),
-    "review-new.csv": ("images to look at, beside a file that could not be read", _KEEP),
-    "review.jsonl": ("labels as they were given on the review page", "once review.csv is all that counts"),
-    "review-train.log": ("what the training said that the review page started", "at any time"),
-    "annotations": ("what the annotators answered", "only if the pool may be annotated again"),
-    "rejects": ("images that could not be decoded, and why", _KEEP),
-    "labels": ("true labels, which only score", _KEEP),
-    "purified": ("the pool's labels as the networks settled them", _KEEP),
-    "probabilities": ("how probable the networks find the classes of every image", _KEEP),
-    "voters.csv": ("how far each voter can be trusted", _KEEP),
-    "candidates": ("candidate sets", "(the same command makes them again from annotations/)"),
-    "rows": ("images at the student's resolution", "(the same command makes them again from the source)"),
-    "features": ("features of a frozen backbone", "(the same command makes them again from the source)"),
-    "checkpoints": ("the state of both networks", "once nothing shall go on or start from this run"),
-    "tensorboard": ("curves for TensorBoard", "(history.csv has the figures)"),
-    "ray": ("Ray Train's own records", "(nothing continues from them)"),
-    "predictions": ("what a model said of images", _KEEP),
-    "comparison.csv": ("methods compared on this run's rows", _KEEP),
-    "comparison.html": ("the same as a page", _KEEP),
-    "methods": ("the runs of a comparison", "all but those that comparison.csv shall lead to"),
-    "trials": ("the runs of a search", "all but those that best.yaml and trials.csv shall lead to"),
-    "data": ("candidate sets and images that trials share", "once the search is over"),
-    "tune": ("Ray Tune's own record", "once the search shall not be resumed"),
-    "search.json": ("which search this is", _KEEP),
-    "trials.csv": ("all trials of a search", _KEEP),
-    "trials.svg": ("a picture of the search", _KEEP),
-    "best.yaml": ("the best settings of a search", _KEEP),
-    "failure.txt": ("why a trial ended without a result", _KEEP),
-}
 _LINKED = ("annotations", "labels", "rows", "candidates")
 
 
@@ -84,7 +46,8 @@ def places(run: RunFolder) -> list[Place]:
 
 
 def _place(name: str, size: int, is_folder: bool) -> Place:
-    what, may_go = _CONTENTS.get(name, ("none of coreg-ray's", _KEEP))
+    entry = of_top(name)
+    what, may_go = (entry.what, entry.may_go) if entry else ("none of coreg-ray's", KEEP)
     return Place(f"{name}/" if is_folder else name, size, what, may_go)
 
 

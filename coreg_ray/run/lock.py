@@ -4,8 +4,19 @@
      "birth": 166012, "space": 4026531836, "token": "a71d..."}
 
 Whether a process of this machine still works there, its number and its start tell (process.py); of another machine's,
-or on an object store, the last renewal does. Times are seconds since 1970. Whoever could not take the lock in one
-indivisible step reads it again a little later, and has it if it is still theirs.
+or on an object store, the last renewal does. Times are seconds since 1970.
+
+On a local disk the lock is taken under `flock`, in one indivisible step. An object store has no such step that pyarrow
+knows (no conditional put), so a command first writes a claim, which nobody else writes (`.lock-TOKEN`), then lists
+the claims of all. Of two commands the one that wrote later sees the other's: at least one of them gives way, however
+long a write takes (the flag principle: Herlihy and Shavit, The Art of Multiprocessor Programming, 2.3). Claims are
+ordered by their names: who sees an earlier one withdraws, who sees later ones waits until they have withdrawn or one of
+them, which had looked before, has the lock. A claim goes once the lock is written.
+
+What that does not guarantee: a store whose listings lag behind its writes (those of S3, GCS and Azure do not; a folder
+on NFS without locks may) can show a claim too late; clocks of two machines that differ by a minute and more make a lock
+look older than it is; so does a process that sleeps for GIVEN_UP_AFTER_S, or a store that carries out a write after
+that time. Whoever lost a lock in such a way says so in its log at the next renewal.
 """
 
 from __future__ import annotations
@@ -26,14 +37,15 @@ from typing import Any
 from coreg_ray.errors import UserError
 from coreg_ray.run.claim import usable
 from coreg_ray.run.process import Process
-from coreg_ray.run.storage import LOCK, Folder
+from coreg_ray.run.storage import LOCK, LOCK_CLAIM, Folder
 from coreg_ray.run.whole import sweep
 
 log = logging.getLogger(__name__)
 
 RENEWED_EVERY_S = 20.0
 GIVEN_UP_AFTER_S = 100.0
-SETTLED_AFTER_S = 2.0  # of two that took a lock at the same time, the later one has it
+CLAIMED_WITHIN_S = 30.0  # a claim that has not become a lock by then is withdrawn, long before others call it dead
+_LOOKS_EVERY_S = 0.2
 
 
 @contextlib.contextmanager
@@ -95,17 +107,18 @@ class _Holder:
         return self.process.lives if self.here else self.age <= GIVEN_UP_AFTER_S
 
     @classmethod
-    def of(cls, folder: Folder) -> _Holder | None:
-        """None: nobody holds it, or nobody can tell who and when."""
+    def of(cls, folder: Folder, name: str = LOCK) -> _Holder | None:
+        """Of the lock or of a claim; None: there is none, or nobody can tell whose it is and since when."""
         try:
-            content = folder.read_json(LOCK)
+            content = _read(folder, name)
             started, renewed = _seconds(content.get("started")), _seconds(content.get("renewed"))
             birth, space = int(content.get("birth", 0)), int(content.get("space", 0))
             process = Process(str(content["host"]), int(content["pid"]), started, birth, space)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError):
-            log.warning("%s/%s is none of ours; it is replaced", folder.path, LOCK)
+            if name == LOCK:
+                log.warning("%s/%s is none of ours; it is replaced", folder.path, LOCK)
             return None
         return cls(process, time.time() - (renewed or 0.0), folder.local and process.is_here)
 
@@ -132,20 +145,62 @@ class _Holder:
 def _take(folder: Folder, given: str, token: str) -> None:
     """Put a lock of one's own there. Raises UserError: another command works in the folder."""
     with alone(folder) as sole:
-        holder = _Holder.of(folder)
-        if holder is not None and holder.works:
-            raise holder.refusal(given)
-        _write(folder, token)
-    foreign = holder is not None and not holder.here
-    if not sole or foreign:
-        time.sleep(SETTLED_AFTER_S)
-        if _token(folder) != token:
-            winner = _Holder.of(folder)
-            if winner is not None:
-                raise winner.refusal(given)
-            raise UserError(f"--output {given} was in use a moment ago; give the command again")
+        holder = _refuse_worker(folder, given)
+        if sole and (holder is None or holder.here):
+            _write(folder, LOCK, token)
+        else:
+            _take_by_claim(folder, given, token)
     if holder is not None:
         log.info("taking over from process %d on %s, which has ended", holder.process.pid, holder.process.host)
+
+
+def _refuse_worker(folder: Folder, given: str) -> _Holder | None:
+    """Who held the lock and works no more. Raises UserError where somebody works in the folder."""
+    holder = _Holder.of(folder)
+    if holder is not None and holder.works:
+        raise holder.refusal(given)
+    return holder
+
+
+def _take_by_claim(folder: Folder, given: str, token: str) -> None:
+    """`_take` where no step is indivisible; this file's head says how. Raises UserError as `_take` does."""
+    claim, begun = LOCK_CLAIM + token, time.monotonic()
+
+    def refuse_late(limit: float) -> None:
+        if (seconds := time.monotonic() - begun) > limit:
+            raise UserError(
+                f"--output {given}: to take its lock took {seconds:.0f} s, and after {limit:.0f} s others may have "
+                "taken it; look whether the store is slow, then give the command again"
+            )
+
+    try:
+        _write(folder, claim, token)
+        while others := _claims(folder, claim):
+            first = min(others)
+            if first < claim or time.monotonic() - begun > CLAIMED_WITHIN_S:
+                raise others[first].refusal(given)
+            time.sleep(_LOOKS_EVERY_S)
+        # Whoever has won meanwhile has withdrawn its claim after its lock was there, so the lock is looked at last.
+        _refuse_worker(folder, given)
+        refuse_late(CLAIMED_WITHIN_S)
+        _write(folder, LOCK, token)
+        refuse_late(GIVEN_UP_AFTER_S)
+    finally:
+        folder.delete(claim)
+
+
+def _claims(folder: Folder, own: str) -> dict[str, _Holder]:
+    """By name, the other claims of those that live; those of the dead are removed."""
+    living = {}
+    for name in folder.lock_claims():
+        holder = _Holder.of(folder, name) if name != own else None
+        if holder is None:  # one's own, or withdrawn, or not whole yet: who writes it will look after that
+            continue
+        if holder.works:
+            living[name] = holder
+        else:
+            folder.delete(name)
+    return living
 
 
 def _renew(folder: Folder, token: str, ended: threading.Event) -> None:
@@ -160,22 +215,32 @@ def _renew(folder: Folder, token: str, ended: threading.Event) -> None:
                     GIVEN_UP_AFTER_S,
                 )
                 return
-            _write(folder, token)
+            _write(folder, LOCK, token)
         except (OSError, UserError) as error:  # a full disk, a store that does not answer: the next time may be better
             log.warning("%s/%s cannot be renewed (%s)", folder.path, LOCK, error)
 
 
-def _write(folder: Folder, token: str) -> None:
+def _write(folder: Folder, name: str, token: str) -> None:
     own, now = Process.own(), time.time()
     content = {"host": own.host, "pid": own.pid, "started": own.started, "renewed": now}
-    folder.write_json(LOCK, content | {"birth": own.birth, "space": own.space, "token": token})
+    folder.write_json(name, content | {"birth": own.birth, "space": own.space, "token": token})
 
 
 def _token(folder: Folder) -> Any:
     try:
-        return folder.read_json(LOCK).get("token")
+        return _read(folder, LOCK).get("token")
     except (FileNotFoundError, ValueError, AttributeError):
         return None
+
+
+def _read(folder: Folder, name: str) -> Any:
+    """A lock or claim; once more where it broke off, as some stores do when a file goes while they answer."""
+    try:
+        return folder.read_json(name)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return folder.read_json(name)
 
 
 @contextlib.contextmanager

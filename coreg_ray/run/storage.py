@@ -18,6 +18,7 @@ from coreg_ray.run.uris import split_options
 from coreg_ray.run.whole import is_unfinished, write_whole
 
 LOCK = ".lock"  # who works in a folder (lock.py)
+LOCK_CLAIM = f"{LOCK}-"  # how the names of those begin who are about to
 F = TypeVar("F", bound="Folder")
 
 
@@ -77,10 +78,17 @@ class Folder:
     def entries(self) -> list[str]:
         """Names of what lies directly in this folder, sorted; empty where it does not exist.
 
-        Files in the making and the lock are left out.
+        Files in the making, the lock and claims to it are left out.
         """
+        return [name for name in self._names() if not _is_passing(name)]
+
+    def lock_claims(self) -> list[str]:
+        """Names of the claims to this folder's lock, sorted."""
+        return [name for name in self._names() if name.startswith(LOCK_CLAIM)]
+
+    def _names(self) -> list[str]:
         infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in infos if not _is_passing(info.base_name))
+        return sorted(info.base_name for info in infos)
 
     def files(self, suffix: str = "") -> list[str]:
         """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted, as in `entries`.
@@ -138,4 +146,4 @@ class Folder:
 
 
 def _is_passing(name: str) -> bool:
-    return name == LOCK or is_unfinished(name)
+    return name == LOCK or name.startswith(LOCK_CLAIM) or is_unfinished(name)

@@ -7,7 +7,7 @@ import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -15,11 +15,12 @@ from coreg_ray.config import Config, Section
 from coreg_ray.config.older import completed
 from coreg_ray.config.texts import changed, flattened
 from coreg_ray.errors import UserError
-from coreg_ray.run.claim import claim
-from coreg_ray.run.search_folder import RECORD, SearchFolder
-from coreg_ray.run.storage import Folder
 from coreg_ray.search.objective import DEFAULT, check_objective
 from coreg_ray.search.space import Space
+
+if TYPE_CHECKING:
+    from coreg_ray.run.search_folder import SearchFolder
+    from coreg_ray.run.storage import Folder
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,9 @@ def claim_search(search: Search, config: Config, space: Space, folder: SearchFol
         UserError: it cannot be read or written, holds something else, another search, or this one without `resume`; or
             with `resume` it is another user's.
     """
+    from coreg_ray.run.claim import claim  # late: the command's --help needs no pyarrow
+    from coreg_ray.run.search_folder import RECORD
+
     if search.resume:
         refuse_foreign(folder)
     identity = search.identity(config, space)

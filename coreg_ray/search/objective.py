@@ -10,13 +10,24 @@ from numpy.typing import NDArray
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
-from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, CANDIDATES, CLASSES, COMBINED, LABEL_FREE, STABILITY
+from coreg_ray.metrics import (
+    ACCURACY,
+    ACCURACY_A,
+    ACCURACY_B,
+    APPROXIMATED,
+    CANDIDATES,
+    CLASSES,
+    COMBINED,
+    LABEL_FREE,
+    STABILITY,
+)
 
 WITHOUT_LABELS = {
     COMBINED: "stability times classes",
     STABILITY: "share of weak views of images that are classified like the image itself",
     CLASSES: "how alike the class shares of predictions and of candidate sets are",
     CANDIDATES: "share of predictions that lie in their image's candidate set",
+    APPROXIMATED: "share of its candidates' probability that networks give their prediction, 0 outside the set",
     LABEL_FREE: "share of held-out images on which both networks agree",
 }
 WITH_LABELS = {

@@ -8,7 +8,7 @@ or absent; so the list of files says what is still to be done. The annotator's e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.ids import row_numbers
 from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.pure.rng import stream, uniform
-from coreg_ray.pure.views.augment import STRONG_DRAWS, WEAK_DRAWS, strong, weak
+from coreg_ray.pure.views.augment import STRONG_DRAWS, WEAK_DRAWS, Policy, strong, weak
 from coreg_ray.run.features import FeaturesManifest
 
 if TYPE_CHECKING:
@@ -66,10 +66,9 @@ def features_of(
     for view in range(manifest.views // 2 if views else 0):
         draws = uniform(stream(manifest.seed, "features", "weak", view), numbers, WEAK_DRAWS)
         shown.append(weak(images, draws, flip=manifest.flip))
-    policy: Literal["hole", "randaugment"] = "hole" if manifest.policy == "hole" else "randaugment"
     for view in range(manifest.views // 2 if views else 0):
         draws = uniform(stream(manifest.seed, "features", "strong", view), numbers, STRONG_DRAWS)
-        shown.append(strong(images, draws, flip=manifest.flip, policy=policy))
+        shown.append(strong(images, draws, flip=manifest.flip, policy=cast(Policy, manifest.policy)))
     together = torch.cat(shown).contiguous(memory_format=torch.channels_last)
     at_once, seen = _PASS.get(images.device.type, _ACCELERATOR_PASS), []
     for block in together.split(at_once):
@@ -140,7 +139,7 @@ def manifest_for(config: Config, card: BackboneCard, given: str) -> FeaturesMani
     student = explicit_student(config)
     if card.name == ANNOTATOR:
         return FeaturesManifest(card, given, views=0, seed=0, flip=False, policy="none")
-    policy = "hole" if student.views == "hole" else "randaugment"
+    policy = "randaugment" if student.views == "auto" else student.views
     return FeaturesManifest(card, given, student.frozen_views, config.seed, student.flip is not False, policy)
 
 

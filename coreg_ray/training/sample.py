@@ -103,12 +103,17 @@ class Samples:
         return known and known.first(count)
 
 
-def read_sample(run: RunFolder, split: Split, side: int, num_classes: int, most: int) -> Sample | None:
+def read_sample(
+    run: RunFolder, split: Split, side: int, num_classes: int, most: int, holdout: float | None = None
+) -> Sample | None:
     """At most `most` images of `rows/<split>` with labels or candidate sets; None where there are none.
 
     The same images whatever the order of the source and its parts are. The row numbers of all images are read, 8 bytes
     each, and the pixels of a part as a whole, one part at a time. Where all pixels are more than MOST_READ, parts are
     drawn before images are.
+
+    Args:
+        holdout: share of the images that is held out, where only these are asked for.
     """
     folder = run.rows(split)
     names = [name for name in folder.entries() if name.endswith(".parquet")]
@@ -117,7 +122,9 @@ def read_sample(run: RunFolder, split: Split, side: int, num_classes: int, most:
     held = {name: read_table(folder, name, ["row"])["row"].to_numpy() for name in names}
     total = sum(map(len, held.values()))
     held = _parts_to_read(held, MOST_READ // (3 * side**2))
-    drawn = _drawn(np.concatenate(list(held.values())), most)
+    known_rows = np.concatenate(list(held.values()))
+    among = np.arange(len(known_rows)) if holdout is None else np.flatnonzero(held_out(known_rows, holdout))
+    drawn = among[_drawn(known_rows[among], most)]
     count = len(drawn)
     if not count:
         return None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.pure.rng import stream
+from coreg_ray.pure.views.augment import Policy
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.networks import Student, build_student, compiled, frozen_copy
 from coreg_ray.training.optimizer import SGD
@@ -88,8 +89,8 @@ class State:
         return self.student.flip is not False
 
     @property
-    def policy(self) -> Literal["randaugment", "hole"]:
-        return "hole" if self.student.views == "hole" else "randaugment"
+    def policy(self) -> Policy:
+        return "randaugment" if self.student.views == "auto" else self.student.views
 
 
 def working_precision(student: StudentConfig, device: torch.device) -> torch.dtype:

@@ -54,8 +54,15 @@ CANDIDATES = {
 TRAINING = {
     *("seed", "start_from", "source.holdout", "method.kind", "method.labels"),
     *("method.epochs", "method.warmup_epochs", "method.contrast_delay", "method.batch_size"),
-    *("method.warmup_batch_size", "method.learning_rate", "method.momentum", "method.weight_decay"),
-    *("method.clean_threshold", "method.temperature", "method.weak_views", "method.lambda_u", "method.ramp_epochs"),
+    *("method.clean", "method.warmup_batch_size", "method.learning_rate", "method.momentum", "method.weight_decay"),
+    *(
+        "method.clean",
+        "method.clean_threshold",
+        "method.temperature",
+        "method.weak_views",
+        "method.lambda_u",
+        "method.ramp_epochs",
+    ),
     *("method.mixup_alpha", "method.loss_history", "method.prototype_weight", "method.prototype_momentum"),
     *("method.prototype_temperature", "method.contrast_weight", "method.contrast_temperature", "method.key_momentum"),
     *("method.queue_size", "method.prior", "method.order", "method.exchanges", "method.trusted_share"),
@@ -74,7 +81,7 @@ NOTHING = {
     *("cluster.num_workers", "cluster.use_gpu", "cluster.resources_per_worker", "cluster.label_selector"),
     *("cluster.threads", "cluster.wait_s", "cluster.max_failures", "cluster.memory_share"),
     *("checkpoint.every", "checkpoint.keep"),
-    *("export.network", "export.calibrate", "export.onnx", "export.program"),
+    *("export.network", "export.calibrate", "export.onnx", "export.program", "export.int8", "export.abstain"),
     *("report.pictures", "report.images", "report.baselines", "report.review"),
 }
 SIDES = {

@@ -31,8 +31,6 @@ from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.records import CandidateFigures
 from coreg_ray.run.storage import Folder
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from coreg_ray.run.comparison import PAGE, RUNS, TABLE
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.records import RowsManifest
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ def command(output: Path, *more: str) -> Command:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(600)
 def test_the_whole_way_its_restart_and_what_is_refused(tmp_path: Path, ray_cluster: None) -> None:
     output = tmp_path / "run"
     figures = run_pipeline(command(output, "--export.onnx", "false"))

@@ -14,7 +14,6 @@ from coreg_ray.run.folder import RunFolder
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
 def test_every_stage_is_measured_and_nothing_is_trained(
     tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

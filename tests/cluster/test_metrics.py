@@ -27,7 +27,6 @@ def names(text: str) -> set[str]:
     return set(re.findall(r"\bray_coreg_\w+", text))
 
 
-@pytest.mark.timeout(90)
 @pytest.mark.usefixtures("ray_cluster")
 def test_every_metric_is_exported_and_drawn_with_its_labels() -> None:
     for name in metrics.COUNTERS:
@@ -39,11 +38,11 @@ def test_every_metric_is_exported_and_drawn_with_its_labels() -> None:
     metrics.show_epoch("birds", epoch)
     port = next(node["MetricsExportPort"] for node in ray.nodes() if node["Alive"])
     expected = {f"ray_{name}" for name in metrics.GAUGES} | {f"ray_{name}_total" for name in metrics.COUNTERS}
-    exported, deadline = "", time.monotonic() + 120
+    exported, deadline = "", time.monotonic() + 900
     while not expected <= names(exported):
         assert time.monotonic() < deadline, expected - names(exported)
         time.sleep(0.5)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             exported = answer.read().decode()
 
     dashboard = json.loads(DASHBOARD.read_text())

@@ -30,7 +30,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.images.folder import ImageFolder
 from coreg_ray.run.storage import Folder
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.usefixtures("ray_cluster")]
 JOBS = Path(__file__).parents[2] / "jobs"
 
 

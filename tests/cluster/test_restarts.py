@@ -37,7 +37,7 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 JOBS = Path(__file__).parents[2] / "jobs"
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 
 def picture(path: Path, level: int) -> None:

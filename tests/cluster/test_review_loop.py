@@ -15,7 +15,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.report.page import write_report
 from coreg_ray.run.folder import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.cluster
 LIMIT, PAUSE_S = 50_000, 5.0
 
 
@@ -55,7 +55,7 @@ def ask(
 ) -> tuple[int, dict[str, Any]]:
     request = urllib.request.Request(address, data=body, method=method, headers={"Content-Type": kind} if kind else {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
@@ -65,6 +65,17 @@ def png(pixels: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_a_model_that_is_not_sure_enough_says_unknown(model: Folder) -> None:
+    from coreg_ray.cluster.serve import _answer, application
+
+    probabilities = np.array([0.4, 0.6], np.float32)
+    assert _answer(["cat", "dog"], probabilities, 0.7)["class"] == "unknown"
+    assert _answer(["cat", "dog"], probabilities, 0.7)["top"][0]["class"] == "dog"
+    assert _answer(["cat", "dog"], probabilities, 0.6)["class"] == "dog"
+    with pytest.raises(UserError, match="stores no threshold to abstain by"):
+        application(model, abstain=True)
 
 
 def test_health_names_the_classes(address: str) -> None:

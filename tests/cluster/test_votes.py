@@ -27,7 +27,7 @@ from coreg_ray.report.vote_targets import MAJORITY, MODELLED
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
 
 def picture(path: Path, level: int) -> None:

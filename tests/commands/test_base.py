@@ -427,7 +427,7 @@ def test_a_run_over_another_source_goes_on_without_its_source(tmp_path: Path) ->
 def test_a_run_that_a_changed_preset_began_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = begun(tmp_path)
     changed = {"source": {"kind": "digits"}, "test": {"kind": "digits"}, "method": {"epochs": 7, "warmup_epochs": 1}}
-    monkeypatch.setattr("coreg_ray.commands.base.preset_settings", lambda *_: changed)
+    monkeypatch.setattr("coreg_ray.commands.configured.preset_settings", lambda *_: changed)
     assert parsed().method.epochs == 7
     assert continued(tmp_path).settings() == before.settings()
 

@@ -49,8 +49,11 @@ def command(name: str) -> ModuleType:
 def test_every_command_has_a_module_a_line_and_a_launcher() -> None:
     modules = {path.stem for path in (ROOT / "coreg_ray/commands").glob("*.py")} - {
         "__init__",
+        "api",
         "base",
+        "configured",
         "presets",
+        "results",
         "words",
     }
     launchers = {path.stem for path in (ROOT / "jobs").glob("*.py")}
@@ -92,7 +95,8 @@ def test_both_ways_to_a_command_show_its_own_help(
         assert first
         shown = capsys.readouterr().out
         assert first in shown
-        assert shown.startswith((f"usage: {program} [", f"usage: {program} RUN"))
+        of_runs = name in ("compare", "labels", "push", "review", "show")
+        assert shown.startswith(f"usage: {program} RUN" if of_runs else f"usage: {program} [")
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -136,7 +140,7 @@ print("loaded", *(name for name in {HEAVY} if name in sys.modules))
 sys.exit(code)
 """
     ended = subprocess.run(
-        [sys.executable, "-c", text, *words], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", text, *words], cwd=ROOT, capture_output=True, text=True, timeout=1500, check=False
     )
     *output, last = ended.stdout.splitlines()
     return ended.returncode, "\n".join(output), last.split()[1:]
@@ -147,7 +151,7 @@ def test_help_loads_neither_ray_nor_torch(name: str) -> None:
     exit_code, shown, loaded = loaded_by("from coreg_ray.cli import main; main()", name, "--help")
     assert exit_code == 0
     assert "usage:" in shown
-    assert loaded == (["pyarrow"] if name == "tune" else [])  # whose settings are those of a folder, too
+    assert not loaded
 
 
 def test_a_mistake_is_found_before_ray_and_torch_are_loaded() -> None:

@@ -50,7 +50,7 @@ def terminated(*words: str) -> tuple[int, str]:
         assert child.stdout is not None
         assert child.stdout.readline() == "working\n"
         child.send_signal(signal.SIGTERM)
-        _, shown = child.communicate(timeout=180)
+        _, shown = child.communicate(timeout=1500)
     return child.returncode, shown
 
 

@@ -173,5 +173,5 @@ def test_eighty_megapixels_in_a_small_file_take_no_gigabytes(
     assert len(content) < 1_000_000
     (tmp_path / "a.png").write_bytes(content)
     words = [sys.executable, "-c", MEASURE, str(tmp_path / "a.png")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=True)
     assert int(done.stdout) < 1.3 * MAX_BYTES / 2**20

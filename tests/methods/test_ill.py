@@ -13,7 +13,7 @@ import toy
 from torch.nn import functional as F
 
 from coreg_ray.errors import UserError
-from coreg_ray.methods import KINDS, ill
+from coreg_ray.methods import KINDS, ill, refuse_classes
 from coreg_ray.pure.transition import scale_for
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
@@ -78,6 +78,9 @@ def test_more_classes_than_its_matrix_takes_are_refused_before_training() -> Non
     own = build_student(frozen_toy.STUDENT, 4, 3)
     with pytest.raises(UserError, match=r"2001 classes exceed its limit of 2000; choose another method.kind"):
         ill.remember(toy.method(kind="ill"), own, rows, Mesh())
+    with pytest.raises(UserError, match=r"2001 classes exceed its limit of 2000"):
+        refuse_classes("ill", 2001)
+    refuse_classes("pico", 20_000)
     allowed = make_rows(torch.arange(2), torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.eye(2, 2000).bool())
     assert ill.remember(toy.method(kind="ill"), own, allowed, Mesh()).weights.shape == (2000, 2000)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coreg_ray.pure.trust import ALIKE, FEWEST, LEARNED, MOST_DOUBT, Evidence, weigh
+from coreg_ray.pure.trust import ALIKE, FEWEST, LEARNED, Evidence, weigh
 from coreg_ray.run.trust import trust_figures, trust_in_words
 
 K = 4
@@ -32,9 +32,14 @@ def test_agreement_is_about_the_surest_half_of_what_was_held_out() -> None:
 def test_networks_need_to_know_less_where_a_label_model_is_believed() -> None:
     assert Evidence(True, None, LEARNED, 50).improved
     assert not Evidence(True, 0.0, LEARNED - 0.01, 50).improved
-    assert Evidence(False, MOST_DOUBT, ALIKE, 50).improved
-    assert not Evidence(False, MOST_DOUBT + 0.01, ALIKE, 50).improved
-    assert not Evidence(False, MOST_DOUBT, ALIKE - 0.01, 50).improved
+    (least, most), (more, further) = ALIKE
+    assert least < more
+    assert most < further
+    assert Evidence(False, most, least, 50).improved
+    assert not Evidence(False, most + 0.01, least, 50).improved
+    assert not Evidence(False, most, least - 0.01, 50).improved
+    assert Evidence(False, further, more, 50).improved
+    assert not Evidence(False, further + 0.01, 1.0, 50).improved
     assert not Evidence(False, None, 1.0, 50).improved
     assert not Evidence(True, 0.0, None, 3).improved
 

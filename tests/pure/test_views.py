@@ -249,6 +249,13 @@ def test_policy_hole_is_the_weak_view_with_one_hole_of_half_the_side():
         assert torch.equal(shown[row], expected)
 
 
+def test_policy_weak_is_the_weak_view():
+    images, draws = _pictures(50, 32, 1), _draws(50, STRONG_DRAWS)
+    shown = strong(images, draws, policy="weak")
+    assert torch.equal(shown, weak(images, draws[:, :WEAK_DRAWS]))
+    assert not torch.equal(shown, strong(images, draws))
+
+
 # ---- laws ----
 
 

@@ -67,7 +67,7 @@ def sections(page: str) -> set[str]:
 
 
 def test_the_report_tells_everything_that_the_run_holds(page: str) -> None:
-    told = "headline annotation labels training test calibration pictures settings"
+    told = "headline annotation labels training test calibration pictures review settings"
     assert sections(page) == set(told.split())
     for title in ("Linear probe", "Student distilled", "Co-Reg, both", "Typical images", "Most frequent confusions"):
         assert title in page
@@ -165,7 +165,7 @@ def test_one_samples_object_reads_each_split_once_for_all(
     other, _ = copied(run, tmp_path)
     config = run_config(other, [ATTACK, *NAMES[1:]], report={"images": 60})
     other.write_config(config)
-    assert take_home(other, config, None) == ["pool"] * 3 + ["test"] * 2
+    assert take_home(other, config, None) == ["pool"] * 3 + ["test"] * 3
     apart = [other.read(name) for name in ("model/model.safetensors", "review.csv")]
     assert take_home(other, config, Samples(other, SIDE, len(NAMES), 70)) == ["pool", "test"]
     assert [other.read(name) for name in ("model/model.safetensors", "review.csv")] == apart
@@ -497,7 +497,7 @@ def browse(page: Path, width: int, *options: str) -> subprocess.CompletedProcess
         "--enable-logging=stderr", "--virtual-time-budget=2000", f"--window-size={width},2400",
         f"--user-data-dir={page.parent / 'profile'}", *options, page.as_uri(),
     ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
 
 
 @needs_chromium

@@ -314,7 +314,7 @@ def test_ten_thousand_images_take_little_more_memory_than_a_hundred(devtools: st
         run = review_run(RunFolder.at(tmp_path / f"run-{count}"), source, ids[:count])
         with reviewing(run.path) as review:
             for path in ("facts", "state", *(f"image/{number}" for number in range(0, count, count // 50))):
-                urllib.request.urlopen(f"{review.address}{path}", timeout=20).read()
+                urllib.request.urlopen(f"{review.address}{path}", timeout=120).read()
 
             async def work(page: Tab, address: str = review.address, count: int = count) -> None:
                 await page.open(address)

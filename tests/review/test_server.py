@@ -210,9 +210,9 @@ def test_the_command_says_where_and_ends_on_sigterm_with_every_label_in_the_file
         assert re.search(r"`ssh -N -L (\d+):127\.0\.0\.1:\1 \S+@\S+`", tunnel)
         content = json.dumps(ONE).encode()
         asked = urllib.request.Request(f"{review.address}labels", content, {"Content-Type": "application/json"})
-        assert urllib.request.urlopen(asked, timeout=20).status == 200
+        assert urllib.request.urlopen(asked, timeout=120).status == 200
         review.process.terminate()
-        rest, _ = review.process.communicate(timeout=20)
+        rest, _ = review.process.communicate(timeout=120)
     assert review.process.returncode == 143
     assert rest.splitlines()[-2:] == ["stopped; every label is in review.csv of the run's folder", "loaded"]
     assert labels_in(run) == {"00000.png": "cat"}

@@ -87,7 +87,6 @@ def test_options_of_the_store_are_no_wildcards() -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.timeout(300)
 def test_a_run_lies_on_the_store_and_goes_on(s3: Callable[[str], str], tmp_path: Path, ray_cluster: None) -> None:
     source = {"kind": "folder", "path": s3("images"), "classes": ["cat", "dog"], "prompts": ["a {}", "the {}"]}
     student = {"resolution": 8, "width": 4, "projection": 8}

@@ -48,7 +48,7 @@ def left(folder: Path) -> list[str]:
 
 def killed_while_writing(folder: Path) -> str:
     """The name of what a process leaves that is killed before its file is in place."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder)], check=False, timeout=600)
     assert done.returncode == -9
     (name,) = left(folder)
     return name

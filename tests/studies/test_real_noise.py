@@ -7,13 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from coreg_ray.errors import UserError
 from coreg_ray.pure.candidates import combine_votes
 from coreg_ray.studies.real_noise import __main__ as command
-from coreg_ray.studies.real_noise import data, problem, tiny, untuned
+from coreg_ray.studies.real_noise import criteria, data, problem, tiny, untuned
 from coreg_ray.studies.real_noise.eyes import Eyes
 from coreg_ray.studies.real_noise.table import ranks, table
 from coreg_ray.studies.real_noise.trial import run
@@ -49,9 +50,9 @@ def asked(folder: Path, seen: Path, output: Path, *variants: str) -> argparse.Na
 
 def test_a_line_a_run_and_none_twice(folder: Path, seen: Path, tmp_path: Path) -> None:
     output = tmp_path / "vlm.jsonl"
-    lines = command.study(asked(folder, seen, output, "coreg_weighted", "default"))
+    lines = command.study(asked(folder, seen, output, "coreg_calm", "default"))
     assert [(line["votes"], line["variant"]) for line in lines] == [
-        ("clip3", "coreg_weighted"), ("clip3", "default"), ("vlm13", "coreg_weighted"), ("vlm13", "default"),
+        ("clip3", "coreg_calm"), ("clip3", "default"), ("vlm13", "coreg_calm"), ("vlm13", "default"),
     ]  # fmt: skip
     assert all(set(line) >= FIELDS for line in lines)
     assert all(len(line["curve"]) == tiny.EPOCHS for line in lines)
@@ -59,7 +60,7 @@ def test_a_line_a_run_and_none_twice(folder: Path, seen: Path, tmp_path: Path) -
     assert [json.loads(line) for line in output.read_text().splitlines()] == lines
 
     before = output.read_text()
-    again = command.study(asked(folder, seen, output, "coreg_weighted", "label_model"))
+    again = command.study(asked(folder, seen, output, "coreg_calm", "label_model"))
     assert output.read_text().startswith(before)
     assert [line["variant"] for line in again[len(lines) :]] == ["label_model", "label_model"]
 
@@ -83,6 +84,21 @@ def test_cases_that_nobody_has_tuned_on(
         assert line["right"] == (abs(gain) < untuned.CLOSE or line["votes_improved"] == (gain > 0))
     assert untuned.judge(asked_) == [two, mixed]
     assert len(asked_.output.read_text().splitlines()) == 2
+
+
+def test_criteria_are_ranked_by_what_they_foretell() -> None:
+    random = np.random.default_rng(0)
+    accuracy = random.random(30).round(1)
+    good, none = accuracy + random.normal(0, 0.2, 30), random.random(30)
+    lines = [
+        {"votes": "us", "variant": str(place), "test_accuracy": right, "criterion/a": one, "criterion/b": two}
+        for place, (right, one, two) in enumerate(zip(accuracy, good, none, strict=True))
+    ]
+    shown = criteria.table([*lines, {**lines[0], "variant": "truth"}, {**lines[0], "votes": "them"}])
+    assert shown[0] == "us, 30 runs of 30 variants"
+    assert shown[4].startswith("| `criterion/a` | 0.")
+    assert shown[4].endswith(f"| {accuracy.max() - accuracy[good.argmax()]:.3f} |")
+    assert "them, 1 runs of 1 variants" in shown
 
 
 def test_a_folder_that_lacks_a_file_is_refused_before_anything_runs(folder: Path, seen: Path, tmp_path: Path) -> None:

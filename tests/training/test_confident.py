@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import frozen_toy
 import pytest
@@ -18,7 +19,7 @@ from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.soundness import Soundness
 
-SETTINGS = {"clean": "confident", "epochs": 4, "warmup_epochs": 2}
+SETTINGS: dict[str, Any] = {"clean": "confident", "epochs": 4, "warmup_epochs": 2}
 
 
 def test_each_network_warms_up_on_its_half_and_on_what_is_trusted() -> None:

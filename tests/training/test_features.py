@@ -76,7 +76,7 @@ def test_views_follow_the_seed_and_what_the_source_bears() -> None:
     pixels, numbers = pictures()
     network = frozen_toy.backbone()
     made = features_of(pixels, numbers, network, MANIFEST)
-    for other in ({"seed": 1}, {"flip": False}, {"policy": "hole"}):
+    for other in ({"seed": 1}, {"flip": False}, {"policy": "hole"}, {"policy": "weak"}):
         again = features_of(pixels, numbers, network, replace(MANIFEST, **other))
         assert torch.equal(again[:, 0], made[:, 0])
         assert not torch.equal(again, made)

@@ -78,7 +78,6 @@ def accuracy(annotated: dict[str, Annotated], seed: int, warmup_epochs: int) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_co_pseudo_labelling_beats_the_annotator_and_partial_cross_entropy(annotated: dict[str, Annotated]) -> None:
     test = annotated["test"]
     zero_shot = float((test.votes == test.labels[:, None]).double().mean())

@@ -58,7 +58,7 @@ class Meeting:
 
     def __init__(self, replicas: int) -> None:
         self.messages: dict[int, Tensor] = {}
-        self.barrier = Barrier(replicas, timeout=60)
+        self.barrier = Barrier(replicas, timeout=600)
 
     def collect(self, replica: int, tensor: Tensor) -> Tensor:
         self.messages[replica] = tensor

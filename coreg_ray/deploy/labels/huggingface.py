@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 
 from coreg_ray.deploy.labels.base import Pictures, PoolLabels
 from coreg_ray.deploy.labels.names import file_name
@@ -31,13 +32,7 @@ HAS_PICTURES = True
 _AT_ONCE = 64 * 2**20  # bytes of pictures in a row group
 _A_FILE = 2**29  # bytes of pictures in a file
 _IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-_CARD = """---
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/train-*
----
+WORDS = """\
 Labels made without manual work from the votes of vision-language models and two networks trained on them with Co-Reg.
 
 `status` says how far to trust a label: `trusted` was given by a person, `clean` is one whose candidate classes both
@@ -45,10 +40,20 @@ networks find sound, `doubtful` any other, `outlier` may belong to no class. `pr
 """
 
 
+def card(files: str, **head: Any) -> str:
+    """`README.md` of a data set: what `datasets` and the Hub read, and a few words.
+
+    Args:
+        files: pattern of the data files. head: what else its head says.
+    """
+    split = {"config_name": "default", "data_files": [{"split": "train", "path": files}]}
+    return f"---\n{yaml.safe_dump({**head, 'configs': [split]}, sort_keys=False)}---\n{WORDS}"
+
+
 def write(labels: PoolLabels, folder: Folder, name: str, pictures: Pictures) -> int:
     """Write the data set."""
     schema, count, number, size = _schema(labels.class_names), 0, 0, 0
-    folder.write("README.md", _CARD)
+    folder.write("README.md", card("data/train-*"))
     folder.filesystem.create_dir(f"{folder.path}/data")
     writer: pq.ParquetWriter | None = None
     try:

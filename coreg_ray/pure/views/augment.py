@@ -22,6 +22,8 @@ from coreg_ray.pure.views import large
 from coreg_ray.pure.views.geometry import Padded, cut, maps, parts, sent
 from coreg_ray.pure.views.operations import Operation, magnitudes, recolour
 
+Policy = Literal["randaugment", "hole", "weak"]  # what a strong view does to an image beside cropping and mirroring
+
 WEAK_DRAWS = 3  # vertical and horizontal offset of the crop, mirroring
 STRONG_DRAWS = 8  # the same, operation, magnitude, side of the hole, vertical and horizontal centre of the hole
 FILL = (125, 123, 114)  # of the hole: the mean colour of CIFAR-10
@@ -47,17 +49,19 @@ def strong(
     *,
     padding: int | None = None,
     flip: bool = True,
-    policy: Literal["randaugment", "hole"] = "randaugment",
+    policy: Policy = "randaugment",
 ) -> Tensor:
     """The weak view, then one of 14 operations, then a hole of up to half the side.
 
     images (B,C,H,W) uint8, C 1 or 3, any device; draws (B, STRONG_DRAWS) on the host
     -> (B,C,H,W) uint8 in channels-last memory.
     The hole is a square centred on any pixel, clipped at the border, filled with FILL (GREY_FILL when C is 1).
-    policy "hole": no operation, and a hole of exactly half the side.
+    policy "hole": no operation, and a hole of exactly half the side; "weak": neither, another weak view.
     Raises ValueError as `weak` does, and for an unknown policy.
     """
     numbers = _checked(images, draws, STRONG_DRAWS)
+    if policy == "weak":
+        return weak(images, draws[:, :WEAK_DRAWS], padding=padding, flip=flip)
     side = min(images.shape[2:])
     if policy == "randaugment":
         operations = (numbers[:, 3] * len(Operation)).astype(np.int64)
@@ -66,7 +70,7 @@ def strong(
         operations = np.full(len(images), Operation.IDENTITY)
         holes = np.full(len(images), side // 2, dtype=np.int32)
     else:
-        raise ValueError(f"policy={policy!r} is unknown; use 'randaugment' or 'hole'")
+        raise ValueError(f"policy={policy!r} is unknown; use 'randaugment', 'hole' or 'weak'")
     views = _render(images, numbers, padding, flip, operations, magnitudes(operations, numbers[:, 4]))
     cut(views, holes, numbers[:, 6:], FILL if images.shape[1] == 3 else GREY_FILL)
     return views.permute(0, 3, 1, 2)

@@ -36,7 +36,7 @@ MAIN = {
     "coreg": Variant("coreg", "union"),  # as a run without any preset has it
     "truth": Variant("distil", "truth"),
 }
-DEFAULT = "coreg_weighted"  # what `default` is another name of, and the preset `photos` sets
+DEFAULT = "coreg_calm"  # what `default` is another name of, and the preset `photos` sets
 
 UNMIXED = {"mixup_alpha": 0.01}  # shares of nearly 0 or 1
 WEIGHTED = Variant("coreg", weighted=True)
