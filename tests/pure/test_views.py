@@ -73,7 +73,7 @@ def _pillow(image: torch.Tensor, operation: Operation, magnitude: float) -> np.n
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("side", "channels"), [(32, 3), (32, 1), (20, 3), (16, 1), (64, 3)])
+@pytest.mark.parametrize(("side", "channels"), [(32, 3), (32, 1), (20, 3), (16, 1), (64, 3), (128, 3), (101, 1)])
 @pytest.mark.parametrize("operation", Operation)
 def test_operation_equals_pillow(operation, side, channels, device):
     count = 40

@@ -199,6 +199,7 @@ def test_views_assessment_mixture_and_row_counts(figures: Figures) -> None:
     content = figures.as_json()
     names = (
         "views/strong_per_s_core", "views/weak_per_s_core", "views/speedup_over_pil", "assess/rows_per_s_float32",
+        "views/strong_per_s_core_128", "views/speedup_over_pil_128", "views/speedup_over_pil_224",
         "assess/rows_per_s_bf16", "assess/mixture_million_s", "rows/many_over_few",
     )  # fmt: skip
     assert all(content[name] > 0 for name in names)

@@ -7,6 +7,7 @@ them the host chooses each row's operation and sends the device small tables, wi
 What differs from a pipeline that treats image by image:
 1. Mirroring comes before cropping, which has the same distribution, because then a crop is a block of memory.
 2. Rows are sorted by operation, so that those of one operation are a slice, treated at once; then put back in order.
+3. On a processor, images that alone fill its cache are treated one by one after all (large.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coreg_ray.pure.views import large
 from coreg_ray.pure.views.geometry import Padded, cut, maps, parts, sent
 from coreg_ray.pure.views.operations import Operation, magnitudes, recolour
 
@@ -111,7 +113,12 @@ def _render(
     _, height, width, _ = pixels.shape
     padding = _padding(min(height, width), padding)
     offsets = (numbers[:, :2] * (2 * padding + 1)).astype(np.int64)
-    padded = Padded.of(pixels, (numbers[:, 2] < 0.5) & flip, padding)
+    mirrored = (numbers[:, 2] < 0.5) & flip
+    if large.fits(pixels):
+        affine = maps(operations, magnitude, height, width)
+        shifts = offsets - padding
+        return torch.from_numpy(large.render(pixels.numpy(), shifts, mirrored, operations, magnitude, affine))
+    padded = Padded.of(pixels, mirrored, padding)
 
     order = np.argsort(operations, kind="stable")
     operations, magnitude = operations[order], magnitude[order]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coreg_ray.pure.views import large
 from coreg_ray.pure.views.operations import Operation
 
 _CACHED_BYTES = 1 << 19  # of pixels; of 2**16 to 2**20 this was the fastest at 32 and 64 px
@@ -144,9 +145,13 @@ def maps(operations: np.ndarray, magnitude: np.ndarray, height: int, width: int)
 def cut(pixels: Tensor, sides: np.ndarray, centres: np.ndarray, colour: tuple[int, ...]) -> None:
     """Fill a square in place: sides (B,) in pixels, centres (B,2) in [0, 1) of the image, clipped at its border.
 
-    pixels (B,H,W,C) uint8 contiguous, colour C levels. Masks are bytes of 0 or 255 along a line and a column.
+    pixels (B,H,W,C) uint8 contiguous, colour C levels. Masks are bytes of 0 or 255 along a line and a column; large
+    images on a processor are filled one by one instead.
     """
     _, height, width, channels = pixels.shape
+    if large.fits(pixels):
+        large.fill(pixels.numpy(), sides, centres, colour)
+        return
     down = _span(sides, centres[:, 0], height)
     across = _span(sides, centres[:, 1], width).repeat(channels, axis=1)
     fill = across & np.tile(np.array(colour, np.uint8), width)

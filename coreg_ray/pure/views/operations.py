@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_RED, _GREEN, _BLUE = 19595.0, 38470.0, 7471.0  # ITU-R 601 in 1/65536: 255 * 65536 is still exact in float32
+GREY = (19595, 38470, 7471)  # red, green, blue: ITU-R 601 in 1/65536; 255 * 65536 is still exact in float32
 
 
 class Operation(IntEnum):
@@ -104,23 +104,28 @@ def _through_tables(pixels: Tensor, stretched: int) -> None:
     histogram = torch.zeros(count * channels * 256, dtype=torch.int32, device=pixels.device)
     histogram.scatter_add_(0, entries, torch.ones_like(entries, dtype=torch.int32))
     histogram = histogram.view(count, channels, 256)
-    tables = torch.cat([_stretching(histogram[:stretched]), _equalising(histogram[stretched:], height * width)])
+    levels = torch.arange(256, device=pixels.device)
+    used = histogram[:stretched] > 0
+    low = torch.where(used, levels, 255).amin(-1, keepdim=True)
+    high = torch.where(used, levels, 0).amax(-1, keepdim=True)
+    tables = torch.cat([stretching(low, high), equalising(histogram[stretched:], height * width)])
     torch.index_select(tables.view(-1), 0, entries, out=pixels.view(-1))
 
 
-def _stretching(histogram: Tensor) -> Tensor:
-    """Histogram (R,C,256) -> table (R,C,256) uint8 that stretches the levels in use to 0..255 (float64, as Pillow)."""
-    levels = torch.arange(256, dtype=torch.float64, device=histogram.device)
-    used = histogram > 0
-    low = torch.where(used, levels, 255).amin(-1, keepdim=True)
-    high = torch.where(used, levels, 0).amax(-1, keepdim=True)
+def stretching(low: Tensor, high: Tensor) -> Tensor:
+    """Lowest and highest level in use (..., 1) -> table (..., 256) uint8 that stretches them to 0..255, as Pillow does.
+
+    In float64, where a level that ought to be whole may be a hair below it and is rounded down: Pillow's quirk.
+    """
+    levels = torch.arange(256, dtype=torch.float64, device=low.device)
+    low, high = low.double(), high.double()
     flat = high <= low
     scale = levels[255] / torch.where(flat, 255, high - low)  # a true division: torch takes 255 / x as 255 * (1 / x)
     offset = torch.where(flat, 0, -low * scale)
     return (levels * scale + offset).clamp(0, 255).to(torch.uint8)
 
 
-def _equalising(histogram: Tensor, total: int) -> Tensor:
+def equalising(histogram: Tensor, total: int) -> Tensor:
     """Histogram (R,C,256) of `total` pixels -> table (R,C,256) uint8 that makes the levels equally frequent."""
     levels = torch.arange(256, dtype=torch.int32, device=histogram.device)
     highest = torch.where(histogram > 0, levels, 0).amax(-1, keepdim=True)
@@ -154,7 +159,7 @@ def _grey(image: Tensor) -> Tensor:
     if image.shape[-1] == 1:
         return image
     red, green, blue = image.unbind(-1)
-    grey = red * _RED + green * _GREEN + blue * _BLUE
+    grey = red * GREY[0] + green * GREY[1] + blue * GREY[2]
     return grey.add_(32768).div_(65536).floor_()[..., None]
 
 
