@@ -293,7 +293,8 @@ def test_trials_of_several_workers_leave_nothing_behind_when_stopped(
         config.settings() | {"cluster": cluster, "method": config.method.model_dump() | schedule}
     )
     keys = {"method.learning_rate": {"grid": [0.05, 1e-7]}}
-    definition = Search(space=space_file(tmp_path, **keys), num_samples=1, grace_period=3)
+    # One after the other: by the better one, if it was first, the other is stopped.
+    definition = Search(space=space_file(tmp_path, **keys), num_samples=1, grace_period=3, max_concurrent=1)
     search(with_annotation(first, definition, config), config)
     rows = table(Path(config.output))
     assert [(row["status"], row["epochs"]) for row in rows] == [("finished", "4"), ("stopped early", "3")]
