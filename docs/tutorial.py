@@ -2,7 +2,7 @@
 # # From a folder of images to labels and a model
 #
 # Everything that the commands do is a function of `coreg_ray` too. This file runs in a notebook, cell by cell, and as a
-# script: `python docs/tutorial.py DIR` leaves its folders in DIR. It takes a minute or two, and no network.
+# script: `python docs/tutorial.py DIR` leaves its folders in DIR. It takes a few minutes, and no network.
 
 # %%
 import logging

@@ -44,7 +44,7 @@ def by_confidence(state: State, own: dict[int, Opinion], rows: Rows, mesh: Mesh,
     if not int(mesh.world_sum(known)):
         sound = _ask(state, rows, mesh, epoch)
         for memory in memories.values():
-            memory.sound = sound
+            memory.sound = sound.clone()
     return {
         network: replace(opinion, clean=torch.where(_sound(memory).isnan(), opinion.clean, _sound(memory).float()))
         for (network, opinion), memory in zip(own.items(), memories.values(), strict=True)

@@ -46,12 +46,8 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     unknown = [name for name in arguments.variant if name not in VARIANTS]
     if unknown:
         raise UserError(f"--variant {unknown[0]} is unknown; the variants are {', '.join(VARIANTS)}")
-    which, folder, student, epochs = (
-        data.STUDIES[arguments.study],
-        arguments.data,
-        student_of(arguments.study, arguments.data),
-        EPOCHS,
-    )
+    which, folder = data.STUDIES[arguments.study], arguments.data
+    student, epochs = student_of(arguments.study, folder), EPOCHS
     if arguments.smoke:
         which, student, epochs = tiny.study(which), tiny.STUDENT, tiny.EPOCHS
         folder = Path(tempfile.mkdtemp(prefix="coreg-ray-")) if folder is None else folder

@@ -97,9 +97,15 @@ def judge(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the cases that are missing in the file; returns all its lines.
 
     Raises:
-        UserError: the data folder lacks something.
+        UserError: the data folder is not given, or lacks something.
     """
     path: Path = arguments.output
+    if arguments.smoke and arguments.data is None:
+        arguments.data = Path(tempfile.mkdtemp(prefix="coreg-ray-"))
+        for study in data.STUDIES.values():
+            tiny.make(tiny.study(study), arguments.data)
+    if arguments.data is None:
+        raise UserError("--data is missing: the folder of the studies' images and votes (--smoke makes its own)")
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     for name, case in CASES.items():
         if name not in {line["case"] for line in lines}:
