@@ -70,7 +70,7 @@ def export(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, 
     rule = _abstention(run, pair, model, settings.abstain)
     model.abstain = rule.rule if rule else None
     made = forms(model, settings, pool, samples.of("test", ASKED_IMAGES))
-    run.update_metrics({**made.figures, **(rule.metrics() if rule else {})})
+    run.update_metrics({**made.figures, **(rule.metrics() if rule else {})}, stale=("int8/", "abstain/"))
     model.provenance = provenance(run, pair.checkpoint)
     remarks = [*made.remarks, *([rule.words(settings.abstain)] if rule and settings.abstain else [])]
     for remark in remarks:

@@ -208,9 +208,9 @@ class RunFolder(Folder):
         """Figures by name (metrics.py); empty where there are none yet."""
         return self._read_json_or(METRICS, {})
 
-    def update_metrics(self, figures: dict[str, Any]) -> dict[str, Any]:
-        """Add figures to `metrics.json`, or replace them there; returns all."""
-        whole = self.read_metrics() | figures
+    def update_metrics(self, figures: dict[str, Any], stale: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Add figures to `metrics.json`, or replace them there; `stale` ones go, by how they begin. Returns all."""
+        whole = {name: value for name, value in self.read_metrics().items() if not name.startswith(stale)} | figures
         self.write_json(METRICS, whole)
         return whole
 

@@ -342,6 +342,9 @@ def test_figures_are_added_and_replaced(run: RunFolder) -> None:
     assert run.update_metrics({"test/accuracy": 0.5, "time/train_s": 3}) == {"test/accuracy": 0.5, "time/train_s": 3}
     whole = {"test/accuracy": 0.75, "time/train_s": 3, "annotation/coverage": None}
     assert run.update_metrics({"test/accuracy": 0.75, "annotation/coverage": None}) == whole
+    run.update_metrics({"int8/size": 0.3, "int8/speedup": 1.2})
+    assert run.update_metrics({"int8/size": 0.4}, stale=("int8/", "abstain/")) == whole | {"int8/size": 0.4}
+    assert run.update_metrics({}, stale=("int8/",)) == whole
     assert run.read_metrics() == run.read_json(METRICS) == whole
 
 
