@@ -19,7 +19,7 @@ from coreg_ray.annotation.clip import TextTable
 from coreg_ray.annotation.parts import Part, annotation_table
 from coreg_ray.config import Config
 from coreg_ray.ids import content_hash, row_numbers
-from coreg_ray.methods import coreg
+from coreg_ray.methods import KINDS
 from coreg_ray.pure.candidates import synthetic_candidates
 from coreg_ray.pure.rng import generator
 from coreg_ray.run.folder import RunFolder, Split
@@ -50,7 +50,7 @@ def finished_run(
     manifest = _candidates(folder, ids, synthetic_candidates(answers, len(classes), 0.2, 0.1, generator(3)), classes)
     _split(folder, "test", TEST)
     before(config, folder)
-    for epoch in train(config, Mesh(), coreg):
+    for epoch in train(config, Mesh(), KINDS[config.method.kind]):
         last = epoch.metrics
     folder.update_metrics(manifest.quality.metrics())
     folder.update_metrics(TrainResult(last, world_size=1, start_epoch=0).metrics())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from coreg_ray.ids import contains
 from coreg_ray.metrics import NETWORKS
-from coreg_ray.pure.purify import clean_probability
+from coreg_ray.pure.purify import clean_probability, normalise_losses
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.checkpoint import describe
 from coreg_ray.training.manifest import read_file, rows_file
@@ -41,9 +41,9 @@ class Soundness:
                 return cls(np.zeros(0, np.int64), np.zeros((2, 0), np.float32))
             known = torch.cat([part["numbers"] for part in parts])
             order = torch.argsort(known)
-            losses = torch.cat([part["losses"] for part in parts], dim=1)[:, order]
+            losses = torch.cat([part["losses"] for part in parts], dim=-1)[..., order]
             numbers = known[order].numpy()
-            probability = _clean(losses)
+            probability = clean_of(losses)
             if all("sound" in part for part in parts):  # of confident learning, which goes before the mixture
                 sound = torch.cat([part["sound"] for part in parts])[order].float()
                 probability = torch.where(sound.isnan(), probability, sound)
@@ -64,10 +64,17 @@ class Soundness:
         return 1 - float(known.mean(dtype=np.float64)) if len(known) else None
 
 
-def _clean(losses: Tensor) -> Tensor:
-    """(history, N) float16 losses, NaN where none -> (N,) float32 posterior of the mixture over assessed rows."""
-    averaged = losses.float().nanmean(dim=0)
+def clean_of(losses: Tensor) -> Tensor:
+    """The posterior of the mixture over rows that have a loss, (N,) float32, NaN for all others.
+
+    Args:
+        losses: float16, NaN where none: (history, N) of the last assessments, which are normalised; or (N,) as they
+            were when a row was last seen, of kinds that make no assessment.
+    """
+    averaged = losses.float().nanmean(dim=0) if losses.dim() == 2 else losses.float()
     known = ~averaged.isnan()
+    if losses.dim() == 1 and known.any():
+        averaged = normalise_losses(averaged, averaged[known].min(), averaged[known].max())
     clean = torch.full_like(averaged, torch.nan)
     clean[known] = clean_probability(averaged[known]).float()
     return clean

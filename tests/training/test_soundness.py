@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from finished_run import POOL, finished_run
 from safetensors.torch import load, save
+from toy import method
 
 from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.run.folder import RunFolder
@@ -38,6 +39,21 @@ def test_it_is_what_the_last_epoch_went_by(tmp_path: Path) -> None:
     nothing = Soundness.of(newest)
     assert nothing.doubt is None
     assert nothing.rows(numbers).isnan().all()
+
+
+def test_a_kind_that_assesses_nothing_is_asked_by_the_losses_that_it_keeps(tmp_path: Path) -> None:
+    settings = method(epochs=3, kind="pico", pico={"importance": "onehot"}).model_dump()
+    run = finished_run(RunFolder.at(tmp_path), method=settings)
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None
+    sound = Soundness.of(newest)
+    assert sound.clean.shape == (2, len(sound.numbers))
+    assert ((sound.clean >= 0) & (sound.clean <= 1)).all()
+    assert np.ptp(sound.clean, axis=1).min() > 0.5  # some rows are told from others
+    kept = load(newest.read(rows_file("a", 0)))
+    losses = kept["losses"].float().numpy()[np.argsort(kept["numbers"].numpy())]
+    surest, doubtful = losses.argsort()[[0, -1]]
+    assert sound.clean[0, surest] > sound.clean[0, doubtful]
 
 
 def _forget_losses(newest: Folder) -> None:
