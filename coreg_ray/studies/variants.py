@@ -3,10 +3,11 @@
     python -m coreg_ray.studies.variants --run runs/digits --output study.jsonl --seeds 0 1 2 \\
         --variant default --variant method.order=sequential --variant method.exchanges=1,student.precision=float32
 
-A variant is a list of settings, `default` for none. Two words stand for what no setting offers, so that it can be
-compared: `passes=training` (pseudo-labels in training mode, as the authors' code makes them) and `batch_norm=renewed`
-(statistics estimated anew from 20 weak batches before every assessment). Trainings are added to the file one by one,
-and the same command goes on where it was stopped; without --variant it only reads.
+A variant is a list of settings, `default` for none. Three words stand for what no setting offers, so that it can be
+compared: `passes=training` (pseudo-labels in training mode, as the authors' code makes them), `batch_norm=renewed`
+(statistics estimated anew from 20 weak batches before every assessment) and `aligned=false` (predictions are judged
+as they are). Trainings are added to the file one by one, and the same command goes on where it was stopped; without
+--variant it only reads.
 """
 
 from __future__ import annotations
@@ -59,10 +60,12 @@ class Variant:
     Attributes:
         passes: `training`: pseudo-labels by networks in training mode, whose batch-norm statistics move every time.
         batch_norm: `renewed`: statistics of a few weak batches instead of training's moving averages, for assessing.
+        aligned: `false`: predictions are judged as they are, and not moved towards the class prior.
     """
 
     passes: str = ""
     batch_norm: str = ""
+    aligned: str = ""
 
     TERMS: tuple[str, ...] = coreg.TERMS
     LISTENS: bool = coreg.LISTENS
@@ -75,14 +78,15 @@ class Variant:
     def turns(self, state: State, rows: Rows, mesh: Mesh, epoch: int) -> Turns:
         """As `Method.turns`."""
         step = partial(coreg.coreg_step, evaluation_mode=self.passes != "training")
-        return coreg.turns(state, rows, mesh, epoch, assess=_renew_and_assess if self.batch_norm else assess, step=step)
+        judge = partial(_renew_and_assess if self.batch_norm else assess, aligned=not self.aligned)
+        return coreg.turns(state, rows, mesh, epoch, assess=judge, step=step)
 
     def settle(self, state: State, trained: list[Learner], mesh: Mesh) -> None:
         """As `Method.settle`."""
         coreg.settle(state, trained, mesh)
 
 
-WORDS = {"passes": "training", "batch_norm": "renewed"}
+WORDS = {"passes": "training", "batch_norm": "renewed", "aligned": "false"}
 
 
 def train(run: str, variant: str, seed: int) -> dict[str, Any]:
@@ -98,7 +102,7 @@ def train(run: str, variant: str, seed: int) -> dict[str, Any]:
     settings, student = config.method.whole(), explicit_student(config)
     state = build_state(settings, student, seed, task.class_names, rows, mesh, coreg.remember, task.prior)
     started = time.monotonic()
-    method = Variant(words.get("passes", ""), words.get("batch_norm", ""))
+    method = Variant(words.get("passes", ""), words.get("batch_norm", ""), words.get("aligned", ""))
     history = [epoch.metrics for epoch in fit(state, rows, scored, mesh, method)]
     kept = [{name: epoch[name] for name in _KEPT if name in epoch} for epoch in history]
     return {"run": run, "variant": variant, "seed": seed, "seconds": time.monotonic() - started, "history": kept}
@@ -119,9 +123,11 @@ def _configured(folder: RunFolder, settings: dict[str, str], seed: int) -> Confi
     return Config.model_validate(tree)
 
 
-def _renew_and_assess(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int) -> Opinion:
+def _renew_and_assess(
+    state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, *, aligned: bool = True
+) -> Opinion:
     _renew(state, learner, rows, mesh, epoch)
-    return assess(state, learner, rows, mesh, epoch)
+    return assess(state, learner, rows, mesh, epoch, aligned=aligned)
 
 
 @torch.no_grad()

@@ -65,6 +65,20 @@ def test_a_line_a_run_and_none_twice(folder: Path, seen: Path, tmp_path: Path) -
     assert [line["variant"] for line in again[len(lines) :]] == ["label_model", "label_model"]
 
 
+def test_networks_from_scratch_are_lines_of_their_own(folder: Path, seen: Path, tmp_path: Path) -> None:
+    output = tmp_path / "vlm.jsonl"
+    for kind in ("frozen", "scratch"):
+        given = asked(folder, seen, output, "label_model", "without_alignment")
+        given.student, given.votes = kind, "clip3"
+        lines = command.study(given)
+    assert [(line["student"], line["variant"]) for line in lines] == [
+        ("frozen", "label_model"), ("frozen", "without_alignment"),
+        ("scratch", "label_model"), ("scratch", "without_alignment"),
+    ]  # fmt: skip
+    heads = [line for line in table(lines) if line.startswith("clip3, 120 images, ")]
+    assert [line.split(": ")[0] for line in heads] == ["clip3, 120 images, frozen", "clip3, 120 images, scratch"]
+
+
 def test_cases_that_nobody_has_tuned_on(
     folder: Path, seen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,14 +105,15 @@ def test_criteria_are_ranked_by_what_they_foretell() -> None:
     accuracy = random.random(30).round(1)
     good, none = accuracy + random.normal(0, 0.2, 30), random.random(30)
     lines = [
-        {"votes": "us", "variant": str(place), "test_accuracy": right, "criterion/a": one, "criterion/b": two}
+        {"votes": "us", "student": "frozen", "rows": 9, "variant": str(place), "test_accuracy": right,
+         "criterion/a": one, "criterion/b": two}
         for place, (right, one, two) in enumerate(zip(accuracy, good, none, strict=True))
-    ]
+    ]  # fmt: skip
     shown = criteria.table([*lines, {**lines[0], "variant": "truth"}, {**lines[0], "votes": "them"}])
-    assert shown[0] == "us, 30 runs of 30 variants"
+    assert shown[0] == "us, 9 images, frozen: 30 runs of 30 variants"
     assert shown[4].startswith("| `criterion/a` | 0.")
     assert shown[4].endswith(f"| {accuracy.max() - accuracy[good.argmax()]:.3f} |")
-    assert "them, 1 runs of 1 variants" in shown
+    assert "them, 9 images, frozen: 1 runs of 1 variants" in shown
 
 
 def test_a_folder_that_lacks_a_file_is_refused_before_anything_runs(folder: Path, seen: Path, tmp_path: Path) -> None:
@@ -128,14 +143,15 @@ def test_fewer_images_are_the_first_of_more(folder: Path) -> None:
 
 def test_rows_hold_what_the_votes_say_of_each_image(small: problem.Problem) -> None:
     rows = small.rows("union", weighted=True, soft=small.belief)
-    place = torch.searchsorted(rows.numbers, small.numbers)
+    place = torch.searchsorted(rows.numbers, small.images.numbers)
     union = combine_votes(small.votes, small.classes)
     assert torch.equal(rows.candidates(torch.arange(len(rows)), torch.device("cpu"))[place], union)
     assert rows.soft is not None
     dense = rows.soft.dense(place, small.classes, "cpu")
     assert torch.allclose(dense.double(), small.belief, atol=2e-3)
     assert rows.features is not None
-    assert torch.equal(rows.features[place], small.features)
+    assert small.images.features is not None
+    assert torch.equal(rows.features[place], small.images.features)
     assert small.held_out.sum() == 6
 
 
@@ -150,7 +166,7 @@ def test_a_last_stage_learns_what_networks_and_votes_say(small: problem.Problem)
 
 def line(votes: str, variant: str, test: float, purified: float, seed: int = 0) -> dict[str, Any]:
     accuracies = {"test_accuracy": test, "purified_accuracy": purified, "pool_accuracy": 0.5}
-    of_votes = {"votes": votes, "rows": 9, "majority_accuracy": 0.5, "votes_accuracy": 0.5}
+    of_votes = {"votes": votes, "student": "frozen", "rows": 9, "majority_accuracy": 0.5, "votes_accuracy": 0.5}
     return {"variant": variant, "seed": seed, **of_votes, **accuracies}
 
 

@@ -81,9 +81,9 @@ def test_renewed_statistics_are_those_of_a_few_weak_batches_before_every_assessm
     batches: dict[int, int] = {}
     original = variants.assess
 
-    def watched(state: Any, learner: Any, *rest: Any) -> Any:
+    def watched(state: Any, learner: Any, *rest: Any, **named: Any) -> Any:
         batches[learner.network] = len(means[norms(learner.student)[0]])
-        return original(state, learner, *rest)
+        return original(state, learner, *rest, **named)
 
     monkeypatch.setattr(variants, "assess", watched)
     Variant(batch_norm=batch_norm).turns(problem.state, problem.rows, problem.mesh, EPOCH)
@@ -124,7 +124,9 @@ def test_variants_train_on_a_prepared_run_and_write_nothing_there(run: Path) -> 
 
 
 def test_a_word_with_another_value_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="passes=evaluation: the words are passes=training, batch_norm=renewed"):
+    with pytest.raises(
+        UserError, match="passes=evaluation: the words are passes=training, batch_norm=renewed, aligned=false"
+    ):
         variants.train(str(run), "passes=evaluation", seed=0)
     with pytest.raises(UserError, match="is no run folder"):
         variants.train(str(tmp_path / "nothing"), "default", seed=0)

@@ -47,24 +47,25 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if unknown:
         raise UserError(f"--variant {unknown[0]} is unknown; the variants are {', '.join(VARIANTS)}")
     which, folder = data.STUDIES[arguments.study], arguments.data
-    student, epochs = student_of(arguments.study, folder), EPOCHS
+    kind = arguments.student
+    student, epochs = student_of(arguments.study, folder, kind), arguments.epochs
     if arguments.smoke:
-        which, student, epochs = tiny.study(which), tiny.STUDENT, tiny.EPOCHS
+        which, student, epochs = tiny.study(which), tiny.STUDENTS[kind], tiny.EPOCHS
         folder = Path(tempfile.mkdtemp(prefix="coreg-ray-")) if folder is None else folder
         tiny.make(which, folder)
     if folder is None:
         raise UserError("--data is missing: the folder of the studies' images and votes (--smoke makes its own)")
-    data.check(which, folder, weights=not arguments.smoke)
+    data.check(which, folder, weights=student.frozen and not arguments.smoke)
     rows = min(arguments.rows or which.rows, which.rows)
     records = _read(arguments.output)
-    done = {(line["votes"], line["variant"], line["seed"], line["rows"]) for line in records}
+    done = {(line["votes"], line["variant"], line["seed"], line["rows"], line["student"]) for line in records}
     todo = [
         (voters, name, seed)
         for seed in arguments.seeds
         for voters in which.voters
         if arguments.votes in (None, voters)
         for name in arguments.variant or [*MAIN, "default"]
-        if (voters, name, seed, rows) not in done
+        if (voters, name, seed, rows, kind) not in done
     ]
     problems = read_problems(which, folder, Eyes(student, arguments.features), rows, arguments.votes) if todo else {}
     for voters, name, seed in todo:
@@ -91,7 +92,8 @@ def _line(
     keep: Path | None,
 ) -> dict[str, Any]:
     """What a run came to; `default` is another name of a variant, so its run is taken over where there is one."""
-    same = {"variant": DEFAULT, "votes": voters, "seed": seed, "rows": rows}
+    kind = "frozen" if student.frozen else "scratch"
+    same = {"variant": DEFAULT, "votes": voters, "seed": seed, "rows": rows, "student": kind}
     for line in records:
         if name == "default" and same.items() <= line.items():
             return {**line, "variant": name, "same_as": DEFAULT}
@@ -102,9 +104,10 @@ def _line(
         keep.mkdir(parents=True, exist_ok=True)
         kept = {"logits": outcome.logits, "purified": outcome.purified, "belief": problem.belief.float()}
         kept |= {"votes": problem.votes, "labels": problem.labels, "shares": problem.shares}
-        save_file({k: v.contiguous() for k, v in kept.items()}, keep / f"{voters}-{name}-{seed}-{rows}.safetensors")
+        named = keep / f"{voters}-{name}-{seed}-{rows}-{kind}.safetensors"
+        save_file({k: v.contiguous() for k, v in kept.items()}, named)
     return {
-        "variant": name, "votes": voters, "seed": seed, "rows": len(problem.labels), "student": "frozen",
+        "variant": name, "votes": voters, "seed": seed, "rows": len(problem.labels), "student": kind,
         "epochs": taken, **figures, **trial.evidence_figures(outcome.evidence),
         "curve": [round(v, 3) for v in outcome.curve], **{k: round(v, 4) for k, v in outcome.criteria.items()},
         "seconds": round(time.process_time() - started, 1),
@@ -125,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--votes", help="of the study's sets of voters only this one, e.g. clip3")
     parser.add_argument("--rows", type=int, help="most images of the pool, and most to test")
+    parser.add_argument("--student", choices=("frozen", "scratch"), default="frozen", help="heads, or whole networks")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each training")
     parser.add_argument("--smoke", action="store_true", help="tiny images that the study makes itself")
     parser.add_argument("--keep", type=Path, help="folder for what the networks say of the pool in each run")
     default = Path(tempfile.gettempdir()) / "coreg-ray-features"

@@ -1,8 +1,8 @@
 """How well criteria that need no labels rank runs: `python -m coreg_ray.studies.real_noise.criteria FILE [FILE ...]`.
 
-FILE holds lines of a study. Over all its runs that have criteria, by the voters: Spearman's correlation of each
-criterion with test accuracy, its bootstrap interval, and the accuracy that is lost where the best run by the criterion
-is taken instead of the best run.
+FILE holds lines of a study. Over all its runs that have criteria, by voters, student and images: Spearman's correlation
+of each criterion with test accuracy, its bootstrap interval, and the accuracy that is lost where the best run by the
+criterion is taken instead of the best run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from coreg_ray import metrics
 from coreg_ray.search.objective import spearman, spearman_interval
+from coreg_ray.studies.real_noise.table import group_of, titled
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +35,17 @@ def main() -> None:
 
 
 def table(lines: list[dict[str, Any]]) -> list[str]:
-    """A Markdown table for each set of voters, best criterion first."""
+    """A Markdown table for each set of voters, kind of student and number of images, best criterion first."""
     names = sorted({name for line in lines for name in line if name.startswith(metrics.CRITERION)})
     shown = []
-    for voters in dict.fromkeys(line["votes"] for line in lines):
+    for group in dict.fromkeys(group_of(line) for line in lines):
         runs = [
             line for line in lines
-            if line["votes"] == voters and line["variant"] not in NO_RUN_OF_VOTES and set(names) <= set(line)
+            if group_of(line) == group and line["variant"] not in NO_RUN_OF_VOTES and set(names) <= set(line)
         ]  # fmt: skip
         accuracy = [run["test_accuracy"] for run in runs]
-        shown += [f"{voters}, {len(runs)} runs of {len({run['variant'] for run in runs})} variants", ""]
+        variants = len({run["variant"] for run in runs})
+        shown += [f"{titled(group)}: {len(runs)} runs of {variants} variants", ""]
         shown += ["| criterion | rank correlation | 90 % | accuracy lost |", "|---|---|---|---|"]
         rows = []
         for name in names if len(runs) > 1 else []:

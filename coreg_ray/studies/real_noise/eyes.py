@@ -1,4 +1,4 @@
-"""What the frozen backbone sees of a study's images, made once, in parts that a later call goes on from."""
+"""What students get of a study's images: pixels, or what a frozen backbone sees, made once, in parts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from coreg_ray.run.features import FeaturesManifest
 from coreg_ray.studies.real_noise.data import Pictures
 from coreg_ray.training.backbone import Backbone, given_by, timm_backbone
 from coreg_ray.training.features import features_of
+from coreg_ray.training.rows import Images, no_pixels
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,10 @@ PART = 128  # images
 
 
 class Eyes:
-    """A frozen backbone with a folder in which its features are kept.
+    """A student's: of a frozen one the backbone, with a folder in which its features are kept.
 
-    A part holds the features of consecutive images; its name says of which, and of which backbone and views.
+    A part holds the features of consecutive images; its name says of which, and of which backbone and views. A later
+    call goes on from the parts that are there.
     """
 
     def __init__(self, student: StudentConfig, kept: Path) -> None:
@@ -32,9 +34,13 @@ class Eyes:
         self._backbone: Backbone | None = None
         kept.mkdir(parents=True, exist_ok=True)
 
-    def see(self, pictures: Pictures, views: bool) -> Tensor:
-        """(N, 1 + V, F) float16 of N images; without `views` (N, 1, F)."""
-        return torch.cat([self._part(pictures, start, views) for start in range(0, len(pictures.ids), PART)])
+    def see(self, pictures: Pictures, views: bool) -> Images:
+        """N images with their labels; frozen students get features (N, 1 + V, F), without `views` (N, 1, F)."""
+        count, side = len(pictures.ids), self.student.resolution
+        if not self.student.frozen:
+            return Images(pictures.numbers, pictures.pixels(0, count, side), pictures.labels)
+        seen = torch.cat([self._part(pictures, start, views) for start in range(0, count, PART)])
+        return Images(pictures.numbers, no_pixels(count), pictures.labels, seen)
 
     def _part(self, pictures: Pictures, start: int, views: bool) -> Tensor:
         stop = min(start + PART, len(pictures.ids))

@@ -1,4 +1,4 @@
-"""A pool with votes as the variants get it: features, candidate sets, posterior, and labels that score."""
+"""A pool with votes as the variants get it: images, candidate sets, posterior, and labels that score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from coreg_ray.pure.voters import survey_votes
 from coreg_ray.pure.weights import relative_weights
 from coreg_ray.studies.real_noise.data import Study, read_pictures, read_votes
 from coreg_ray.studies.real_noise.eyes import Eyes
-from coreg_ray.training.rows import Images, Rows, make_rows, no_pixels
+from coreg_ray.training.rows import Images, Rows, make_rows
 from coreg_ray.training.soft import Soft
 
 HELD_OUT_EVERY = 20  # one image of so many is not trained on
@@ -29,16 +29,14 @@ class Problem:
     """A pool of N images with the votes of V voters over K classes, and M test images.
 
     Attributes:
-        voters: name of the set of voters. numbers: (N,) row numbers. features: (N, 1 + V, F) float16. votes: (N, V).
-        labels: (N,) true ones, which score. test: images with features and labels. shares: (N, K) of the votes.
-        belief: (N, K) posterior of the label model. believed: whether that model is believed.
+        voters: name of the set of voters. images: N images, or what a frozen backbone saw of them, with the true
+            labels, which score; in the order of the votes. votes: (N, V). test: M images likewise. shares: (N, K) of
+            the votes. belief: (N, K) posterior of the label model. believed: whether that model is believed.
     """
 
     voters: str
-    numbers: Tensor
-    features: Tensor
+    images: Images
     votes: Tensor
-    labels: Tensor
     test: Images
     shares: Tensor
     belief: Tensor
@@ -50,9 +48,15 @@ class Problem:
         return self.shares.shape[1]
 
     @property
+    def labels(self) -> Tensor:
+        """(N,) true ones."""
+        assert self.images.labels is not None
+        return self.images.labels
+
+    @property
     def held_out(self) -> Tensor:
         """(N,) bool, which images are not trained on."""
-        return torch.arange(len(self.numbers)) % HELD_OUT_EVERY == 0
+        return torch.arange(len(self.images)) % HELD_OUT_EVERY == 0
 
     @property
     def model_labels(self) -> Tensor:
@@ -76,11 +80,11 @@ class Problem:
     def rows(self, kind: str, weighted: bool, soft: Tensor | None) -> Rows:
         """All images as rows, held-out ones included; `kind` as of `sets`, `soft` (N, K) shares of all classes."""
         member, values = self.sets(kind)
-        order = torch.argsort(self.numbers)
+        order = torch.argsort(self.images.numbers)
+        weights = relative_weights(values, member) if weighted else None
         made = make_rows(
-            self.numbers, no_pixels(len(self.numbers)), member, features=self.features,
-            weights=relative_weights(values, member) if weighted else None,
-        )  # fmt: skip
+            self.images.numbers, self.images.pixels, member, features=self.images.features, weights=weights
+        )
         return made if soft is None else replace(made, soft=Soft(*largest_shares(soft[order].float())))
 
 
@@ -92,29 +96,18 @@ def read_problems(study: Study, folder: Path, eyes: Eyes, rows: int, only: str |
     """
     pictures = read_pictures(folder / study.pool, min(rows, study.rows))
     tested = read_pictures(folder / study.test, min(rows, study.tested))
-    seen, shown = eyes.see(pictures, views=True), eyes.see(tested, views=False)
-    test = Images(tested.numbers, no_pixels(len(shown)), tested.labels, shown)
+    seen, test = eyes.see(pictures, views=True), eyes.see(tested, views=False)
     return {
-        name: build(
-            name,
-            read_votes(folder / study.votes, pictures.ids, voters),
-            pictures.labels,
-            study.classes,
-            pictures.numbers,
-            seen,
-            test,
-        )
+        name: build(name, read_votes(folder / study.votes, pictures.ids, voters), study.classes, seen, test)
         for name, voters in study.voters.items()
         if only in (None, name)
     }
 
 
-def build(
-    voters: str, votes: Tensor, labels: Tensor, classes: int, numbers: Tensor, features: Tensor, test: Images
-) -> Problem:
-    """A problem from its tensors: the label model is fitted to the votes (N, V)."""
+def build(voters: str, votes: Tensor, classes: int, images: Images, test: Images) -> Problem:
+    """A problem from its parts: the label model is fitted to the votes (N, V) on the images."""
     survey = survey_votes(votes, classes)
     model = label_fit.fit(survey, lambda model: block_sums(votes, model))
     shares = one_hot(votes + 1, classes + 1).sum(dim=1)[:, 1:].float()
     shares = shares / shares.sum(dim=1, keepdim=True).clamp_min(1)
-    return Problem(voters, numbers, features, votes, labels, test, shares, posterior(votes, model), model.trusted)
+    return Problem(voters, images, votes, test, shares, posterior(votes, model), model.trusted)

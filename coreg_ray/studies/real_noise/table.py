@@ -8,15 +8,27 @@ from typing import Any
 FIGURES = ("test_accuracy", "pool_accuracy", "purified_accuracy")
 
 Line = dict[str, Any]
+Group = tuple[str, str, int]
+
+
+def group_of(line: Line) -> Group:
+    """What the runs of one table have in common: voters, kind of student, number of images."""
+    return line["votes"], line["student"], line["rows"]
+
+
+def titled(group: Group) -> str:
+    """A group as the head of its table."""
+    voters, student, images = group
+    return f"{voters}, {images} images, {student}"
 
 
 def table(lines: list[Line]) -> list[str]:
-    """A Markdown table for each set of voters: mean and spread (standard deviation over seeds) of each variant."""
+    """A Markdown table for each group, with mean and spread (standard deviation over seeds) of each variant."""
     shown = []
-    for voters in dict.fromkeys(line["votes"] for line in lines):
-        own = [line for line in lines if line["votes"] == voters]
+    for group in dict.fromkeys(group_of(line) for line in lines):
+        own = [line for line in lines if group_of(line) == group]
         votes = f"most votes {own[0]['majority_accuracy']:.4f}, label model {own[0]['votes_accuracy']:.4f}"
-        shown += [f"{voters}, {own[0]['rows']} images: {votes}", ""]
+        shown += [f"{titled(group)}: {votes}", ""]
         shown += ["| | runs | test | networks on the pool | purified |", "|---|---|---|---|---|"]
         for variant in dict.fromkeys(line["variant"] for line in own):
             runs = [line for line in own if line["variant"] == variant]
@@ -32,7 +44,7 @@ def ranks(lines: list[Line], leave_out: str | None = None) -> dict[str, float]:
     Rank 1 is best; `truth` and `default` take no part, equal means share a rank.
 
     Args:
-        leave_out: voters who do not count.
+        lines: of one kind of student and the whole number of images. leave_out: voters who do not count.
     """
     means: dict[str, dict[str, dict[str, float]]] = {}
     for voters in dict.fromkeys(line["votes"] for line in lines if line["votes"] != leave_out):

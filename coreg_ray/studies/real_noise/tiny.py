@@ -21,6 +21,11 @@ STUDENT = StudentConfig(
     name="test_efficientnet", frozen=True, frozen_views=2, resolution=SIDE, width=4, projection=8, precision="float32"
 )
 
+STUDENTS = {
+    "frozen": STUDENT,
+    "scratch": StudentConfig(resolution=8, width=4, projection=8, precision="float32"),
+}
+
 
 def study(of: Study) -> Study:
     """The same study on fewer and smaller images."""

@@ -15,16 +15,19 @@ from coreg_ray.deploy.purified import DOUBT, LEAST_DOUBT, MOST_DOUBT
 from coreg_ray.methods import KINDS
 from coreg_ray.pure import combine
 from coreg_ray.pure.candidates import to_ragged
-from coreg_ray.pure.purify import clean_probability
 from coreg_ray.pure.trust import Evidence, weigh
 from coreg_ray.studies.real_noise.problem import Problem
 from coreg_ray.studies.real_noise.variants import Variant
+from coreg_ray.studies.variants import Variant as Unusual
 from coreg_ray.training.evaluate import SETTLED, Scored
 from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Images
+from coreg_ray.training.soundness import clean_of
 from coreg_ray.training.state import State, build_state
+from coreg_ray.training.views import plain
 
+_AT_ONCE = 256  # images in a pass
 _ASKED = 1024  # images that settle temperature and confusions, as in a run
 _FOLLOWED = 1000  # test images that are looked at after every epoch
 
@@ -89,21 +92,22 @@ def _train(
 ) -> Outcome:
     soft = {"": None, "votes": problem.shares, "belief": problem.belief, "fixed": fixed}[variant.soft]
     if variant.calm:
-        problem, student = _calm(problem), student.model_copy(update={"dropout": 0.0})
+        student = student.model_copy(update={"views": "weak", "dropout": 0.0})
     rows = problem.rows(variant.sets, variant.weighted, soft)
-    out = problem.held_out[torch.argsort(problem.numbers)]
+    out = problem.held_out[torch.argsort(problem.images.numbers)]
     trained = rows.select((~out).nonzero()[:, 0])
     settings = MethodSettings.model_validate({"kind": variant.kind, "epochs": epochs, **variant.settings})
-    method, module = resolved(settings, len(rows), frozen=True), KINDS[variant.kind]
+    method, module = resolved(settings, len(rows), student.frozen), KINDS[variant.kind]
+    if variant.unaligned:
+        module = Unusual(aligned="false")
     names = [str(number) for number in range(problem.classes)]
     state = build_state(method, student, seed, names, trained, Mesh(), module.remember)
     followed = _first(problem.test, _FOLLOWED)
     scored = Scored(rows.select(out.nonzero()[:, 0]), followed, compared=False)
     history = [epoch.metrics for epoch in fit(state, trained, scored, Mesh(), module)]
-    logits = _logits(state, problem.features[:, 0])
-    assert problem.test.features is not None
+    logits = _logits(state, problem.images)
     assert problem.test.labels is not None
-    shown = _logits(state, problem.test.features[:, 0]).sum(dim=0).argmax(dim=1)
+    shown = _logits(state, problem.test).sum(dim=0).argmax(dim=1)
     tested = float((shown == problem.test.labels).double().mean())
     known = "union" if variant.sets in ("union", "majority") else "label_model"
     return replace(
@@ -130,36 +134,30 @@ def _outcome(problem: Problem, kind: str, logits: Tensor, doubt: float | None) -
     return Outcome(logits, evidence, purified, doubted, 0.0, [], {})
 
 
-def _calm(problem: Problem) -> Problem:
-    """Weak views in the place of strong ones."""
-    weak = problem.features.shape[1] // 2
-    seen = torch.cat([problem.features[:, : weak + 1], problem.features[:, 1 : weak + 1]], dim=1)
-    return replace(problem, features=seen)
-
-
 def _first(images: Images, most: int) -> Images:
     assert images.labels is not None
-    assert images.features is not None
-    return Images(images.numbers[:most], images.pixels[:most], images.labels[:most], images.features[:most])
+    features = None if images.features is None else images.features[:most]
+    return Images(images.numbers[:most], images.pixels[:most], images.labels[:most], features)
 
 
 @torch.no_grad()
-def _logits(state: State, features: Tensor) -> Tensor:
-    """(2, N, K) float32 of features (N, F)."""
-    networks = [learner.student.eval() for learner in state.learners]
-    return torch.stack(
-        [torch.cat([net.classify(block.float()) for block in features.split(_ASKED)]) for net in networks]
-    )
+def _logits(state: State, images: Images) -> Tensor:
+    """(2, N, K) float32 of images as they are."""
+    networks, device = [learner.student.eval() for learner in state.learners], torch.device("cpu")
+    blocks = [plain(images.take(index, device)) for index in torch.arange(len(images)).split(_AT_ONCE)]
+    return torch.stack([torch.cat([net.classify(block) for block in blocks]) for net in networks])
 
 
 def _doubt(state: State) -> float | None:
     """As `training.soundness` reads it from a checkpoint: None where no network was asked."""
     clean = []
     for learner in state.learners:
-        losses = getattr(learner.memory, "losses", torch.zeros(1, 0))
-        averaged = losses.float().nanmean(dim=0)
-        if len(known := averaged[~averaged.isnan()]):
-            clean.append(float(clean_probability(known).mean()))
+        losses = getattr(learner.memory, "losses", None)  # which some kinds have for some of their settings
+        if losses is None:
+            continue
+        probability = clean_of(losses)
+        if len(known := probability[~probability.isnan()]):
+            clean.append(float(known.mean()))
     return 1 - sum(clean) / len(clean) if clean else None
 
 

@@ -28,7 +28,7 @@ from coreg_ray.studies.real_noise.eyes import Eyes
 from coreg_ray.studies.real_noise.problem import Problem, build
 from coreg_ray.studies.real_noise.student import EPOCHS, student_of
 from coreg_ray.studies.real_noise.variants import DEFAULT, VARIANTS
-from coreg_ray.training.rows import Images, no_pixels
+from coreg_ray.training.rows import Images
 
 log = logging.getLogger(__name__)
 
@@ -142,11 +142,20 @@ def _problem(case: Case, study: data.Study, folder: Path, eyes: Eyes) -> Problem
     voters = case.voters or max(study.voters.values(), key=len)
     votes = _mixed_up(data.read_votes(folder / study.votes, pictures.ids, voters), case.shuffled)
     seen, shown = eyes.see(pictures, views=True), eyes.see(tested, views=False)
-    kept, scored = pictures.labels != case.without, tested.labels != case.without
-    test = Images(tested.numbers[scored], no_pixels(int(scored.sum())), tested.labels[scored], shown[scored])
-    return build(
-        case.study, votes[kept], pictures.labels[kept], study.classes, pictures.numbers[kept], seen[kept], test
-    )
+    kept, scored = (_of_other_classes(images, case.without) for images in (seen, shown))
+    return build(case.study, votes[kept], study.classes, _only(seen, kept), _only(shown, scored))
+
+
+def _of_other_classes(images: Images, without: int) -> Tensor:
+    """(N,) bool."""
+    assert images.labels is not None
+    return images.labels != without
+
+
+def _only(images: Images, kept: Tensor) -> Images:
+    assert images.labels is not None
+    assert images.features is not None
+    return Images(images.numbers[kept], images.pixels[kept], images.labels[kept], images.features[kept])
 
 
 def _mixed_up(votes: Tensor, share: float) -> Tensor:

@@ -6,6 +6,7 @@
 | sets | candidate sets: `union` of the votes, `label_model`, or one class each: `majority`, `truth` |
 | weighted | candidates count by shares of the votes, or by the label model's posterior |
 | soft | shares of all classes that are learnt: of the `votes`, or the label model's posterior, `belief` |
+| unaligned | predictions are judged as they are, and not moved towards the class prior |
 | calm | weak views and whole features in the place of strong views |
 | last | a last stage: new heads learn, by cross-entropy, what networks and votes together say |
 """
@@ -25,6 +26,7 @@ class Variant:
     settings: dict[str, Any] = field(default_factory=dict)
     weighted: bool = False
     soft: str = ""
+    unaligned: bool = False
     calm: bool = False
     last: bool = False
 
@@ -61,6 +63,13 @@ MENDED = {
     "coreg_confident": replace(WEIGHTED, settings={"clean": "confident"}),
     "without_contrast": replace(WEIGHTED, settings={"contrast_weight": 0.0, "prototype_weight": 0.0}),
     "without_guesses": replace(WEIGHTED, settings={"lambda_u": 0.0}),
+    "without_alignment": replace(WEIGHTED, unaligned=True),
+    "without_mixup": replace(WEIGHTED, settings=UNMIXED),
+    "annotators_prior": replace(WEIGHTED, settings={"prior": "annotator"}),
+    "strict": replace(WEIGHTED, settings={"clean_threshold": 0.8}),
+    "long_warm_up": replace(WEIGHTED, settings={"warmup_epochs": 12}),
+    "fast": replace(WEIGHTED, settings={"learning_rate": 0.06}),
+    "slow": replace(WEIGHTED, settings={"learning_rate": 0.007}),
     "warm_up_alone": replace(WEIGHTED, settings={"warmup_epochs": 20}),
 }
 VARIANTS = {**MAIN, **MENDED, "default": MENDED[DEFAULT]}
