@@ -152,11 +152,11 @@ def test_a_killed_driver_continues_with_the_same_command(tmp_path: Path, undistu
         os.kill(driver.pid, signal.SIGKILL)
 
     when_epochs_are_done(tmp_path / "run", 2, kill).join()
-    driver.communicate(timeout=1500)
-    assert driver.returncode == -signal.SIGKILL
-    for pid in family:  # what Ray leaves behind of this one driver
+    for pid in family:  # what Ray leaves behind of this one driver, and what keeps its output open
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    driver.communicate(timeout=1500)
+    assert driver.returncode == -signal.SIGKILL
     assert 2 <= len(RunFolder.at(tmp_path / "run").read_history()) < SETTINGS["epochs"]
     assert fit(config).start_epoch >= 2
     toy.same(RunFolder.at(tmp_path / "run").read_history(), undisturbed)
