@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coreg_ray.errors import UserError
-from coreg_ray.review.interval import FEWEST, wilson
+from coreg_ray.pure.interval import FEWEST, wilson
 from coreg_ray.review.items import Items
 from coreg_ray.review.journal import Entry, Journal
 from coreg_ray.run.folder import JOURNAL, REVIEW, RunFolder

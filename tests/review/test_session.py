@@ -14,8 +14,8 @@ from s3_server import s3_server
 
 from coreg_ray.config import Config
 from coreg_ray.errors import UserError
+from coreg_ray.pure.interval import wilson
 from coreg_ray.review.earlier import carry_over
-from coreg_ray.review.interval import wilson
 from coreg_ray.review.items import read_items, read_table_of
 from coreg_ray.review.journal import Entry, Journal
 from coreg_ray.review.session import Session
