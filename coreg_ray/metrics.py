@@ -28,6 +28,8 @@ PURIFIED_IMAGES, PURIFIED_CHANGED, PURIFIED_ACCURACY = "purified/images", "purif
 
 # Whether purified labels are to be trusted above the votes' own, told without labels, and why (pure/trust.py).
 VOTES_IMPROVED, TRUST_BELIEVED = "trust/votes_improved", "trust/label_model_believed"
+TRUST_REVIEWED = "trust/reviewed_images"  # where there are enough of them, with what they say was gained
+TRUST_GAIN_LOW, TRUST_GAIN_HIGH = "trust/reviewed_gain_low", "trust/reviewed_gain_high"  # 95 %
 TRUST_UNSOUND, TRUST_AGREEMENT, TRUST_IMAGES = "trust/unsound", "trust/agreement", "trust/images"
 
 # Of the deployed model's eight-bit file beside its float one, and of the threshold below which it says "unknown".

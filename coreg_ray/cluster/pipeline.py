@@ -24,6 +24,7 @@ from coreg_ray.cluster.waiting import watched
 from coreg_ray.config import Config
 from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.deploy.export import ASKED_IMAGES, export
+from coreg_ray.deploy.reviewed import verdict
 from coreg_ray.errors import UserError
 from coreg_ray.images.pool_and_test import refuse_pool_as_test
 from coreg_ray.methods import KINDS
@@ -111,7 +112,7 @@ def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
     started = time.monotonic()
     with watched():
         purified = purify(config, run, samples)
-    run.update_metrics({**purified.figures, metrics.PURIFY_S: time.monotonic() - started})
+    run.update_metrics({**purified.figures, **verdict(run), metrics.PURIFY_S: time.monotonic() - started})
     started = time.monotonic()
     export(run, samples, KINDS[config.method.kind].DEPLOYED)  # after the labels: its card says how far to trust them
     run.update_metrics({metrics.EXPORT_S: time.monotonic() - started})

@@ -4,8 +4,8 @@
     coreg-ray labels RUN --format imagefolder --output DIR --status trusted,clean --pictures link
     coreg-ray labels RUN --format huggingface --output DIR --min_probability 0.9
 
-They are the best of votes and networks together; where the run says that those are not to be trusted above the votes
-(trust/votes_improved), and of a run that was annotated and not trained, the annotator's own.
+They are the best of votes and networks together; where the run, or a hundred reviewed images, say that those are not to
+be trusted above the votes (trust/votes_improved), and of a run that was not trained, the annotator's own.
 RUN is the run's folder, a path or a URI.
 """
 
@@ -120,6 +120,7 @@ def read_labels(run: RunFolder, place: str, config: LabelsCommand) -> PoolLabels
     known, trained = run.read_purified_manifest(), checkpoint.newest(run.checkpoints) is not None
     if trained and (known is None or known.made_from != mark_of(run, begun)):
         make_purified(run, place, begun)
+    _keep_verdict(run)
     making = Making.of(run, begun)
     chosen = frozenset(config.status.split(","))
     there = trained or known is not None
@@ -128,9 +129,18 @@ def read_labels(run: RunFolder, place: str, config: LabelsCommand) -> PoolLabels
 
 def takes_both(run: RunFolder, whose: str) -> bool:
     """Whether labels of votes and networks together are wanted; `whose`: the setting."""
-    known = run.read_purified_manifest()
-    improved = known is None or known.figures.get(metrics.VOTES_IMPROVED, True)
-    return whose == "both" or (whose == "auto" and bool(improved))
+    from coreg_ray.deploy.reviewed import verdict
+
+    return whose == "both" or (whose == "auto" and bool(verdict(run).get(metrics.VOTES_IMPROVED, True)))
+
+
+def _keep_verdict(run: RunFolder) -> None:
+    """What reviewed images say meanwhile goes into the figures, by which model card and threshold go."""
+    from coreg_ray.deploy.reviewed import verdict
+
+    told = verdict(run)
+    if told and not told.items() <= run.read_metrics().items():
+        run.update_metrics(told)
 
 
 def make_purified(run: RunFolder, place: str, config: Config) -> None:
@@ -158,7 +168,8 @@ def summary(labels: PoolLabels, written: int, output: str) -> str:
 
 
 def _why_annotator(run: RunFolder) -> str:
-    known = run.read_purified_manifest()
-    if known is None:
+    from coreg_ray.deploy.reviewed import verdict
+
+    if run.read_purified_manifest() is None:
         return "the annotator's own, since no network was trained"
-    return f"the annotator's own; --whose both writes the others. {trust_in_words(known.figures)}".rstrip(". ")
+    return f"the annotator's own; --whose both writes the others. {trust_in_words(verdict(run))}".rstrip(". ")

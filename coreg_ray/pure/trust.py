@@ -1,6 +1,7 @@
-"""Whether networks and votes together are more right than the votes alone, told without a label. PURE: torch only.
+"""Whether networks and votes together are more right than the votes alone. PURE: torch only.
 
-Nobody knows that for certain without labels. What it rests on, and where the limits come from: docs/results.md.
+Nobody knows that for certain without labels; where a person has reviewed ENOUGH images, those decide. What the rest
+goes by, and where the limits come from: docs/results.md.
 
 1. A label model that is believed has found voters who err independently, so its posterior says how sure to be of every
    vote, and networks can only move labels that are in doubt. They must have learned something: on images that they
@@ -17,6 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from coreg_ray.pure.interval import wilson
+
+ENOUGH = 100  # reviewed images that decide
 FEWEST = 10  # images that agreement is told from
 LEARNED = 0.45  # least agreement, where a label model is believed
 ALIKE = ((0.8, 0.2), (0.9, 0.3))  # where none is: least agreement, and the largest doubt that it makes up for
@@ -48,6 +52,43 @@ class Evidence:
         if self.doubt is None:
             return False
         return any(self.agreement >= least and self.doubt <= most for least, most in ALIKE)
+
+
+@dataclass(frozen=True)
+class Reviewed:
+    """Images whose true class a person has told.
+
+    Attributes:
+        images: how many. mended: of them, only networks and votes together are right. spoilt: only the votes alone are.
+    """
+
+    images: int
+    mended: int
+    spoilt: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether they are asked at all."""
+        return self.images >= ENOUGH
+
+    @property
+    def gain(self) -> tuple[float, float]:
+        """What networks and votes together have more right than the votes alone, as a share of such images: a 95 %
+        interval, by Wilson's for the share of `mended` among the images on which one alone is right (as in McNemar's
+        test the others say nothing)."""
+        differ = self.mended + self.spoilt
+        if not differ:
+            return 0.0, 0.0
+        low, high = ((2 * share - 1) * differ / self.images for share in wilson(self.mended, differ))
+        return low, high
+
+    @property
+    def improved(self) -> bool | None:
+        """The verdict; None where too few images were reviewed, or where they allow both."""
+        low, high = self.gain
+        if not self.enough or low <= 0 <= high:
+            return None
+        return low > 0
 
 
 def weigh(annotator: Tensor, logits: Tensor, apart: Tensor, believed: bool, doubt: float | None) -> Evidence:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from coreg_ray import metrics
 
 if TYPE_CHECKING:
-    from coreg_ray.pure.trust import Evidence
+    from coreg_ray.pure.trust import Evidence, Reviewed
 
 
 def trust_figures(evidence: Evidence | None) -> dict[str, Any]:
@@ -24,6 +24,15 @@ def trust_figures(evidence: Evidence | None) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
+def review_figures(reviewed: Reviewed) -> dict[str, Any]:
+    """What a review adds to them, and takes the place of; empty where too few images were reviewed."""
+    if not reviewed.enough:
+        return {}
+    low, high = reviewed.gain
+    figures = {metrics.TRUST_REVIEWED: reviewed.images, metrics.TRUST_GAIN_LOW: low, metrics.TRUST_GAIN_HIGH: high}
+    return figures if reviewed.improved is None else {**figures, metrics.VOTES_IMPROVED: reviewed.improved}
+
+
 def trust_in_words(figures: dict[str, Any]) -> str:
     """Whether labels of networks and votes together are to be trusted above those of the votes alone, and why.
 
@@ -32,6 +41,24 @@ def trust_in_words(figures: dict[str, Any]) -> str:
     """
     if metrics.VOTES_IMPROVED not in figures:
         return ""
+    told, decided = _review_in_words(figures)
+    return told if decided else " ".join(filter(None, (told, _labelfree_in_words(figures))))
+
+
+def _review_in_words(figures: dict[str, Any]) -> tuple[str, bool]:
+    """What reviewed images say, and whether that decides; "" where there were too few."""
+    if metrics.TRUST_REVIEWED not in figures:
+        return "", False
+    low, high, count = (figures[n] for n in (metrics.TRUST_GAIN_LOW, metrics.TRUST_GAIN_HIGH, metrics.TRUST_REVIEWED))
+    told = f"On the {count:,} reviewed images networks and votes together are"
+    if low <= 0 <= high:
+        return f"{told} between {-low:.1%} less and {high:.1%} more right than the votes alone (95 % interval).", False
+    how, least, most = ("more", low, high) if low > 0 else ("less", -high, -low)
+    return f"{told} {how} right than the votes alone, by {least:.1%} to {most:.1%} of them (95 % interval).", True
+
+
+def _labelfree_in_words(figures: dict[str, Any]) -> str:
+    """The verdict without labels and why."""
     agreement, unsound = figures.get(metrics.TRUST_AGREEMENT), figures.get(metrics.TRUST_UNSOUND)
     if agreement is None:
         return (
