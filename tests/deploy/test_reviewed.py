@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -28,7 +29,7 @@ def run(tmp_path: Path) -> RunFolder:
     manifest = made.read_purified_manifest()
     assert manifest is not None
     made.write_purified_manifest(replace(manifest, figures=trust_figures(Evidence(False, 0.3, 0.5, 50))))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image_id": f"{number}.png", "label": "cat", "annotator_label": "CON", "candidates": [],
          "status": "trusted" if number >= 250 else "clean"}
         for number in range(300)
