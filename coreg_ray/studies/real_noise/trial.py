@@ -92,7 +92,7 @@ def _train(
 ) -> Outcome:
     soft = {"": None, "votes": problem.shares, "belief": problem.belief, "fixed": fixed}[variant.soft]
     if variant.calm:
-        student = student.model_copy(update={"views": "weak", "dropout": 0.0})
+        problem, student = _calm(problem), student.model_copy(update={"views": "weak", "dropout": 0.0})
     rows = problem.rows(variant.sets, variant.weighted, soft)
     out = problem.held_out[torch.argsort(problem.images.numbers)]
     trained = rows.select((~out).nonzero()[:, 0])
@@ -132,6 +132,16 @@ def _outcome(problem: Problem, kind: str, logits: Tensor, doubt: float | None) -
     clamped = DOUBT if doubt is None else min(max(doubt, LEAST_DOUBT), MOST_DOUBT)
     purified, doubted = (_purified(problem, kind, logits, clamped, believed) for believed in (True, False))
     return Outcome(logits, evidence, purified, doubted, 0.0, [], {})
+
+
+def _calm(problem: Problem) -> Problem:
+    """Weak views in the place of strong ones, where views are stored; of pixels `student.views` makes none else."""
+    images = problem.images
+    if images.features is None:
+        return problem
+    weak = images.features.shape[1] // 2
+    seen = torch.cat([images.features[:, : weak + 1], images.features[:, 1 : weak + 1]], dim=1)
+    return replace(problem, images=Images(images.numbers, images.pixels, images.labels, seen))
 
 
 def _first(images: Images, most: int) -> Images:
