@@ -30,6 +30,7 @@ PURIFIED_IMAGES, PURIFIED_CHANGED, PURIFIED_ACCURACY = "purified/images", "purif
 VOTES_IMPROVED, TRUST_BELIEVED = "trust/votes_improved", "trust/label_model_believed"
 TRUST_REVIEWED = "trust/reviewed_images"  # where there are enough of them, with what they say was gained
 TRUST_GAIN_LOW, TRUST_GAIN_HIGH = "trust/reviewed_gain_low", "trust/reviewed_gain_high"  # 95 %
+TRUST_SURENESS, TRUST_TIED = "trust/sureness", "trust/tied"
 TRUST_UNSOUND, TRUST_AGREEMENT, TRUST_IMAGES = "trust/unsound", "trust/agreement", "trust/images"
 
 # Of the deployed model's eight-bit file beside its float one, and of the threshold below which it says "unknown".

@@ -5,24 +5,34 @@ goes by, and where the limits come from: docs/results.md.
 
 1. A label model that is believed has found voters who err independently, so its posterior says how sure to be of every
    vote, and networks can only move labels that are in doubt. They must have learned something: on images that they
-   were not trained on they name the votes' class for a fair share of the surest half.
-2. Otherwise only the networks can tell that votes are wrong, and they learn what votes have in common. Then they must
+   were not trained on they name the votes' class for a fair share of the surest half, as many as the votes themselves
+   are sure of.
+2. Where many images have no class with the most votes, votes alone take whichever comes first. Networks that have
+   learned something know better.
+3. Otherwise only the networks can tell that votes are wrong, and they learn what votes have in common. Then they must
    find few candidate sets unsound and agree with most of the surest half, or, where they find more unsound, with nearly
    all of it. Networks that were never asked about candidate sets cannot tell.
+
+Networks that find nearly half of the candidate sets unsound are never trusted above the votes: either they have learned
+little, or the annotators are worth so little that nobody can tell.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from coreg_ray.pure.interval import wilson
 
+if TYPE_CHECKING:  # commands that only speak of it need no torch
+    from torch import Tensor
+
 ENOUGH = 100  # reviewed images that decide
 FEWEST = 10  # images that agreement is told from
-LEARNED = 0.45  # least agreement, where a label model is believed
+LEARNED = 0.45  # least agreement, as a share of what the votes are sure of, where networks only have to have learned
+LOST = 0.4  # doubt from which on they contradict the votes more than they can know
+TIED = 0.2  # share of images without a class with the most votes from which on networks are better at choosing
+EQUAL = 1e-3  # probabilities that differ by less
 ALIKE = ((0.8, 0.2), (0.9, 0.3))  # where none is: least agreement, and the largest doubt that it makes up for
 
 
@@ -35,20 +45,23 @@ class Evidence:
         doubt: share of the candidate sets that the networks find unsound, None where they were never asked.
         agreement: of both networks together with the votes, on the surest half of `images` that no network was trained
             on; None where these are too few.
+        sureness: how sure the votes are of those. tied: share of all images that have no one likeliest class.
     """
 
     believed: bool
     doubt: float | None
     agreement: float | None
     images: int
+    sureness: float = 1.0
+    tied: float = 0.0
 
     @property
     def improved(self) -> bool:
         """Whether the labels of networks and votes together are to be trusted above those of the votes alone."""
-        if self.agreement is None:
+        if self.agreement is None or (self.doubt or 0.0) >= LOST:
             return False
-        if self.believed:
-            return self.agreement >= LEARNED
+        if self.believed or self.tied >= TIED:
+            return self.agreement >= LEARNED * self.sureness
         if self.doubt is None:
             return False
         return any(self.agreement >= least and self.doubt <= most for least, most in ALIKE)
@@ -98,10 +111,14 @@ def weigh(annotator: Tensor, logits: Tensor, apart: Tensor, believed: bool, doub
         annotator: (B, K) distributions of the votes' side. logits: (n, B, K) of n networks. apart: (B,) bool, which
             images no network was trained on. believed, doubt: as `Evidence` has them.
     """
-    sure = annotator.amax(dim=1)
-    counted = apart & (sure >= sure.median()) if len(sure) else apart
+    if not len(annotator):
+        return Evidence(believed, doubt, None, 0)
+    first, second = annotator.topk(2, dim=1).values.T if annotator.shape[1] > 1 else (annotator[:, 0], 0.0)
+    tied = float((first - second < EQUAL).double().mean())
+    counted = apart & (first >= first.median())
     images = int(counted.sum())
     if images < FEWEST:
-        return Evidence(believed, doubt, None, images)
+        return Evidence(believed, doubt, None, images, tied=tied)
     same = logits.sum(dim=0).argmax(dim=1) == annotator.argmax(dim=1)
-    return Evidence(believed, doubt, float(same[counted].to(torch.float64).mean()), images)
+    agreement, sureness = (float(value[counted].double().mean()) for value in (same, first))
+    return Evidence(believed, doubt, agreement, images, sureness, tied)
