@@ -31,6 +31,7 @@ PICTURES = ROOT / "docs/tutorial"
 LARGEST = 150_000  # bytes of a picture
 TERMINALS = {"annotate": "annotate.png", "pipeline": "pipeline.png", "show": "show.png"}
 LABELLED = 20
+COLUMNS, WIDE = 150, 1310  # of a terminal, and of its picture in pixels
 
 
 def main(folder: Path) -> None:
@@ -66,7 +67,7 @@ def call(words: list[str], folder: Path) -> str:
     sys.stderr.write(f"{' '.join(words)}\n")
     program = [sys.executable, "-c", "from coreg_ray.cli import main; main()", *words[1:]]
     ended = subprocess.run(
-        program, cwd=folder, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | {"COLUMNS": "118"}
+        program, cwd=folder, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | {"COLUMNS": str(COLUMNS)}
     )
     if ended.returncode:
         sys.exit(f"{' '.join(words)} ended with {ended.returncode}")
@@ -96,7 +97,7 @@ async def look(devtools: str, run: Path, shown: dict[str, str]) -> None:
         await page.until("document.readyState === 'complete' && !!document.querySelector('#headline')")
         await asyncio.sleep(1)
         await shoot(page, "report.png")
-        with reviewing_here(RunFolder.at(run)) as address:
+        with reviewing_here(RunFolder.at(run), "runs/tutorial") as address:
             await page.size(1100, 720)
             await page.open(address)
             await page.until("document.querySelector('#frame img')?.naturalWidth > 0")
@@ -111,10 +112,10 @@ async def terminal(page: Tab, text: str, folder: Path, picture: str) -> None:
     file.write_text(
         f"<!doctype html><body style='margin:0'><pre style='{style}'>{html.escape(chr(10).join(lines))}</pre>"
     )
-    await page.size(1040, 200)
+    await page.size(WIDE, 200)
     await page.call("Page.navigate", url=file.as_uri())
     await page.until("document.readyState === 'complete' && !!document.querySelector('pre')")
-    await page.size(1040, int(await page.run("document.querySelector('pre').offsetHeight")))
+    await page.size(WIDE, int(await page.run("document.querySelector('pre').offsetHeight")))
     await shoot(page, picture)
 
 

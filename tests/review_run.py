@@ -191,12 +191,16 @@ def reviewing(run: str, *words: str) -> Iterator[Reviewing]:
 
 
 @contextlib.contextmanager
-def reviewing_here(run: RunFolder) -> Iterator[str]:
-    """The same server in a thread of this process, which is there at once; gives its address."""
+def reviewing_here(run: RunFolder, given: str = "") -> Iterator[str]:
+    """The same server in a thread of this process, which is there at once; gives its address.
+
+    Args:
+        given: as a person has named the run.
+    """
     items = read_items(run, read_table_of(run, run.path))
     config = run.read_config()
     session, pictures = Session(run, items), Pictures(config, items.ids)
-    server = ReviewServer(run.path, session, pictures, Continuation(run, run.path, config, "coreg-ray train"))
+    server = ReviewServer(given or run.path, session, pictures, Continuation(run, run.path, config, "coreg-ray train"))
     listener, up, loop = listening(0), threading.Event(), asyncio.new_event_loop()
     task = loop.create_task(server.run(listener, up.set))
 

@@ -131,7 +131,9 @@ def _left(config: Config, history: Epochs) -> str | None:
 
 
 def _figures(run: RunFolder, history: Epochs) -> dict[str, Any]:
-    known = run.read_metrics() | (history[-1] if history else {})
+    newest = history[-1] if history else {}
+    # The times of an epoch have the names of the whole run's.
+    known = run.read_metrics() | {name: v for name, v in newest.items() if not name.startswith(metrics.TIME)}
     return {name: known[name] for name in _FIGURES if known.get(name) is not None}
 
 

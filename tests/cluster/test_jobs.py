@@ -62,7 +62,7 @@ def mistake(cluster: LocalCluster, beside: ThreadPoolExecutor) -> Future[Complet
 SHOWN = {ray_metrics.ANNOTATED, ray_metrics.SECONDS, *ray_metrics.GAUGES} - {
     *("coreg_clean_fraction", "coreg_label_churn", "coreg_agreement", "coreg_test_accuracy"),
 }
-EPOCHS = 12  # some are left when the first of them has been seen
+EPOCHS = 24  # some are left when the first of them has been seen
 # With this CLIP enough for one annotator to be busy until another has started, in blocks small enough to be shared.
 BLOCKS, IMAGES = 8, 1_280
 
