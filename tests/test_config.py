@@ -350,7 +350,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
         "weak_views": 2, "lambda_u": 2, "ramp_epochs": 5, "mixup_alpha": 3, "loss_history": 4, "prototype_weight": 0.2,
         "prototype_momentum": 0.99, "prototype_temperature": 0.2, "contrast_weight": 0.3, "contrast_temperature": 0.1,
         "key_momentum": 0.9, "queue_size": 256, "prior": "annotator", "order": "sequential", "exchanges": 2,
-        "trusted_share": 0.5, "labels": "single", "clean": "confident",
+        "trusted_share": 0.5, "labels": "single", "clean": "confident", "neighbours": 5,
     },
     "student": {
         "name": "resnet18", "pretrained": "hub", "resolution": 64, "width": 32, "projection": 64, "views": "hole",

@@ -38,6 +38,7 @@ from coreg_ray.run.lock import locked
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended
 from coreg_ray.search.comparison import as_csv, as_table, conclusion, decided_by, summaries
+from coreg_ray.training.embeddings import refuse_lacking
 from coreg_ray.training.fit import NonFiniteLossError
 
 log = logging.getLogger(__name__)
@@ -75,13 +76,16 @@ def compare(entries: Sequence[Entry], config: Config, max_concurrent: int | None
         config: of the run. max_concurrent: most runs at once; None: as many as there is room for.
 
     Raises:
-        UserError: a folder of `methods/` holds a run with other settings, or the cluster has no room, before any work.
+        UserError: a folder of `methods/` holds a run with other settings, the cluster has no room, or
+            annotators have not stored what a method looks at, before any work.
     """
     run = RunFolder.at(config.output)
     annotator = _annotator(run)
     with locked(run, config.output), watched():
         if run.read_rows_manifest("pool") is None:
             _make_rows(config, run)
+        for entry in entries:
+            refuse_lacking(entry.config, run)
         for entry in entries:
             _claim(entry, run)
         outcomes = [read_outcome(entry.folder, entry.name, entry.seed, annotator) for entry in entries]

@@ -24,6 +24,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.methods import KINDS
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.records import TrainResult
+from coreg_ray.training.embeddings import refuse_lacking
 from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.worker import Task, checkpoint, refuse_other_run, train
@@ -42,13 +43,15 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool =
 
     Raises:
         UserError: the cluster cannot hold the workers within `cluster.wait_s`, a node cannot reach the run folder, or
-            the folder belongs to another run, or was trained on other candidate sets or images.
+            the folder belongs to another run, or was trained on other candidate sets or images, or the annotators have
+            not stored what the method looks at.
         NonFiniteLossError: a loss became infinite or NaN; the last good checkpoint stays.
         ray.train.TrainingFailedError: workers failed more often than `cluster.max_failures`.
     """
     run = RunFolder.at(config.output)
     if (done := _whole_run(config, run)) is not None:
         return done
+    refuse_lacking(config, run)
     scaling = scaling_config(config.cluster)
     wait_for_resources(scaling, config.cluster.wait_s)
     refuse_unreachable(run)  # again: nodes have come since the job began
