@@ -164,7 +164,8 @@ def as_older_versions(decisive: dict[str, Any]) -> list[dict[str, Any]]:
         others = [one.pop(name) for one in [branch, *alike(tree, sections)] if name in one]
         if any(other != value for other in others):
             break
-        forms.append(tree)
+        if others:  # a setting of another kind of method is not there, and no version lacks it
+            forms.append(tree)
     return forms
 
 
