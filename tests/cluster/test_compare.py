@@ -78,7 +78,6 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(output: Path,
     with pytest.raises(UserError, match=r"holds no embeddings, which method.neighbours"):
         compared(output, "--variants", str(rows))
     assert not (output / RUNS / "near-0").exists()
-    rows = tmp_path / "rows.yaml"
     rows.write_text("bad: {method.kind: coreg, method.elr.weight: 3, method.labels: soft}\n")
     with pytest.raises(UserError, match="row bad: "):
         compared(output, "--variants", str(rows))
