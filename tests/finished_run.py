@@ -46,9 +46,9 @@ def finished_run(
     """
     config = run_config(folder, classes, **settings)
     folder.write_config(config)
-    ids, answers = _split(folder, "pool", POOL)
-    manifest = _candidates(folder, ids, synthetic_candidates(answers, len(classes), 0.2, 0.1, generator(3)), classes)
-    _split(folder, "test", TEST)
+    ids, answers = annotated_split(folder, "pool", POOL)
+    manifest = candidates(folder, ids, synthetic_candidates(answers, len(classes), 0.2, 0.1, generator(3)), classes)
+    annotated_split(folder, "test", TEST)
     before(config, folder)
     for epoch in train(config, Mesh(), KINDS[config.method.kind]):
         last = epoch.metrics
@@ -70,7 +70,7 @@ def run_config(folder: Folder, classes: list[str], **settings: Any) -> Config:
     return Config.model_validate(tree | settings)
 
 
-def _split(run: RunFolder, split: Split, count: int) -> tuple[list[str], torch.Tensor]:
+def annotated_split(run: RunFolder, split: Split, count: int) -> tuple[list[str], torch.Tensor]:
     """Rows, annotations and, of test images, labels; returns image ids and the annotator's answers (count,)."""
     pixels, labels = images(count, seed=len(split))
     ids = [f"{split}/{number:03d}.png" for number in range(count)]
@@ -106,7 +106,7 @@ def _annotate(run: RunFolder, split: Split, ids: list[str], labels: torch.Tensor
     return answers
 
 
-def _candidates(run: RunFolder, ids: list[str], sets: torch.Tensor, class_names: list[str]) -> CandidateManifest:
+def candidates(run: RunFolder, ids: list[str], sets: torch.Tensor, class_names: list[str]) -> CandidateManifest:
     """Write the candidate sets (N, K) and their manifest."""
     counts = sets.sum(1).numpy()
     members = sets.nonzero()[:, 1].numpy().astype(np.int32)

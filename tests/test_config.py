@@ -320,7 +320,9 @@ DIGITS = "b4ed071d348ee3e70d92539dc65ba988"
 UNUSUAL_OF_THE_SECOND = "7972de6e5bd5e2bf1e08b2a3d7e82503"  # of the settings below
 UNUSUAL_WITHOUT_ITS_START = "074fa59edaa3d56f0206bb0f8a18a244"
 NAMES_OF_THE_FIRST = "ae4f805fb4214c060f1d42ee4a350da9"  # digest over the names of all that decides
-LATER = list(ADDED)[1:]  # which the second had not
+OF_KINDS = [f"method.{kind}" for kind in get_args(MethodConfig.model_fields["kind"].annotation)]
+COMMON = {name: value for name, value in ADDED.items() if name.rsplit(".", 1)[0] not in OF_KINDS}
+LATER = list(COMMON)[1:]  # which the second had not
 
 UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what would contradict another
     "seed": 7, "output": "elsewhere", "start_from": "old/run",
@@ -350,7 +352,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
         "weak_views": 2, "lambda_u": 2, "ramp_epochs": 5, "mixup_alpha": 3, "loss_history": 4, "prototype_weight": 0.2,
         "prototype_momentum": 0.99, "prototype_temperature": 0.2, "contrast_weight": 0.3, "contrast_temperature": 0.1,
         "key_momentum": 0.9, "queue_size": 256, "prior": "annotator", "order": "sequential", "exchanges": 2,
-        "trusted_share": 0.5, "labels": "single", "clean": "confident",
+        "trusted_share": 0.5, "labels": "single", "clean": "confident", "neighbours": 5,
     },
     "student": {
         "name": "resnet18", "pretrained": "hub", "resolution": 64, "width": 32, "projection": 64, "views": "hole",
@@ -438,7 +440,7 @@ def with_value(tree: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
 
 def reproducing(tree: dict[str, Any]) -> dict[str, Any]:
     """A copy of a tree in which all that was ever added has the value that reproduces the versions without it."""
-    for key, value in ADDED.items():
+    for key, value in COMMON.items():
         tree = with_value(tree, key, value)
     return tree
 
@@ -456,10 +458,10 @@ def test_a_stored_tree_is_completed_by_what_its_version_meant(added: str) -> Non
     assert completed(chosen) == chosen
 
 
-@pytest.mark.parametrize("added", ADDED)
+@pytest.mark.parametrize("added", COMMON)
 def test_a_version_without_a_setting_called_the_same_run_by_a_fingerprint_that_is_known(added: str) -> None:
     today = reproducing(Config().decisive())
-    lacked = list(ADDED)[list(ADDED).index(added) :]  # what came after it was unknown, too
+    lacked = list(COMMON)[list(COMMON).index(added) :]  # what came after it was unknown, too
     then = digest(without(today, *lacked))
     assert then in [digest(form) for form in as_older_versions(today)]
     assert digest(today) not in [digest(form) for form in as_older_versions(today)]
@@ -468,12 +470,20 @@ def test_a_version_without_a_setting_called_the_same_run_by_a_fingerprint_that_i
         assert then not in [digest(form) for form in as_older_versions(other)]
 
 
+def test_a_setting_of_one_kind_is_lacked_by_older_versions_of_runs_of_that_kind_alone() -> None:
+    today = Config.model_validate({"method": {"kind": "distil"}}).decisive()
+    then = digest(without(today, "method.distil.prompt"))
+    assert then in [digest(form) for form in as_older_versions(today)]
+    one = with_value(today, "method.distil.prompt", "a {}")
+    assert then not in [digest(form) for form in as_older_versions(one)]
+
+
 def test_older_forms_begin_with_the_newest_and_leave_the_tree_as_it_is() -> None:
     today = reproducing(Config().decisive())
     before = copy.deepcopy(today)
     forms = as_older_versions(today)
     assert today == before
-    added = list(ADDED)
+    added = list(COMMON)
     assert forms == [without(today, *added[-count:]) for count in range(1, len(added) + 1)]
 
 

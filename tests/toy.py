@@ -21,6 +21,7 @@ from coreg_ray.run.records import CandidateFigures, CandidateManifest
 from coreg_ray.training.evaluate import Scored
 from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.neighbours import nearest
 from coreg_ray.training.rows import Images, Rows, make_rows, part_of
 from coreg_ray.training.state import State, build_state
 
@@ -80,7 +81,14 @@ def start(
     """A fresh state on this process's part of the rows."""
     rows = part_of(data.rows, mesh.replica, mesh.replicas)
     chosen = method(**settings)
-    return build_state(chosen, student, seed, CLASSES, rows, mesh, KINDS[chosen.kind].remember), rows
+    neighbours = nearest(space(rows), chosen.neighbours, mesh) if chosen.neighbours else None
+    remember = KINDS[chosen.kind].remember
+    return build_state(chosen, student, seed, CLASSES, rows, mesh, remember, neighbours=neighbours), rows
+
+
+def space(rows: Rows) -> Tensor:
+    """Where the rows' neighbours are looked for: their features, else what stands for embeddings (N, D) float16."""
+    return rows.pixels.flatten(1)[:, ::5].half() if rows.features is None else rows.features[:, 0]
 
 
 def history(data: Toy, mesh: Mesh, seed: int = 0, **settings: Any) -> list[dict[str, Any]]:

@@ -39,6 +39,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.methods import refuse_classes
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.records import Spent, SplitAnnotation
+from coreg_ray.training.embeddings import refuse_unasked
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def annotate_splits(
         announce(annotator)
     words, _ = open_pool(config, splits[0])
     refuse_classes(config.method.kind, len(words.names))
+    refuse_unasked(config.method.distil.prompt, words.prompts, "this run (source.prompts)")
     described = [describe(annotator, config, words, run) for annotator in annotators]
     pools = []
     for split in splits:

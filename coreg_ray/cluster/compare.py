@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from ray import tune
 
 from coreg_ray import metrics
@@ -23,6 +21,7 @@ from coreg_ray.cluster.metrics import show_epoch
 from coreg_ray.cluster.pipeline import take_rows
 from coreg_ray.cluster.resources import at_once_here, nodes_with, refuse_unreachable, scaling_config, teams_on_one_node
 from coreg_ray.cluster.train import fit as fit_in_workers
+from coreg_ray.cluster.train import most_memory
 from coreg_ray.cluster.tune import fit_into_cluster
 from coreg_ray.cluster.tune_trial import beside_others, in_this_process
 from coreg_ray.cluster.waiting import moved, waiting_for, watched
@@ -38,13 +37,13 @@ from coreg_ray.run.lock import locked
 from coreg_ray.run.storage import Folder
 from coreg_ray.run.uris import extended
 from coreg_ray.search.comparison import as_csv, as_table, conclusion, decided_by, summaries
+from coreg_ray.training.embeddings import refuse_lacking
 from coreg_ray.training.fit import NonFiniteLossError
 
 log = logging.getLogger(__name__)
 
 _SHARED = ("annotations", "rejects", "labels", "candidates", "rows", "features")
 _RECORD = "tune"  # no row's folder, which ends in its seed
-_MEBIBYTE = 2**20
 
 
 @dataclass(frozen=True)
@@ -75,13 +74,16 @@ def compare(entries: Sequence[Entry], config: Config, max_concurrent: int | None
         config: of the run. max_concurrent: most runs at once; None: as many as there is room for.
 
     Raises:
-        UserError: a folder of `methods/` holds a run with other settings, or the cluster has no room, before any work.
+        UserError: a folder of `methods/` holds a run with other settings, the cluster has no room, or
+            annotators have not stored what a method looks at, before any work.
     """
     run = RunFolder.at(config.output)
     annotator = _annotator(run)
     with locked(run, config.output), watched():
         if run.read_rows_manifest("pool") is None:
             _make_rows(config, run)
+        for entry in entries:
+            refuse_lacking(entry.config, run)
         for entry in entries:
             _claim(entry, run)
         outcomes = [read_outcome(entry.folder, entry.name, entry.seed, annotator) for entry in entries]
@@ -188,7 +190,9 @@ def _train_one(values: dict[str, Any], settings: dict[str, Any], cpus: float, at
             nodes = nodes_with(config.cluster.label_selector or {})
             each: dict[str, float] = dict(scaling_config(config.cluster).resources_per_worker or {})  # type: ignore[arg-type]
             teams = teams_on_one_node(config.cluster.num_workers, each, at_once, nodes)
-            fit_in_workers(beside_others(config, teams))
+            trained = fit_in_workers(beside_others(config, teams))
+            if trained.memory_mb is not None:
+                run.update_metrics({metrics.MEMORY: trained.memory_mb})
         else:
             for epoch in in_this_process(beside_others(config, at_once_here(at_once)), cpus):
                 show_epoch(run.name, epoch.metrics)
@@ -197,13 +201,6 @@ def _train_one(values: dict[str, Any], settings: dict[str, Any], cpus: float, at
     except (NonFiniteLossError, UserError) as error:
         run.write(FAILURE, str(error))
     tune.report({"epochs": len(run.read_history())})
-
-
-def most_memory() -> float:
-    """MiB that this process has held at most: of the GPU's memory where it has one, else of the machine's."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return round(torch.cuda.max_memory_allocated() / _MEBIBYTE, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 class _Lines(tune.Callback):

@@ -18,7 +18,6 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
-from coreg_ray.annotation import writer
 from coreg_ray.annotation.parts import parts
 from coreg_ray.cluster.tasks import ask, each, task, through, watch
 from coreg_ray.config import AnnotatorConfig, Config, StudentConfig
@@ -29,6 +28,7 @@ from coreg_ray.run.features import FeaturesManifest
 from coreg_ray.run.folder import MANIFEST, RunFolder, Split
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.backbone import annotator_backbone, given_by, read_backbone, timm_backbone, write_backbone
+from coreg_ray.training.embeddings import embedding_tables
 from coreg_ray.training.features import (
     PART_ROWS,
     Stretch,
@@ -161,14 +161,13 @@ def _compute(config: Config, run: RunFolder, split: Split) -> int:
 def _copy(config: Config, run: RunFolder, split: Split) -> int:
     """The annotator's stored embeddings as features; returns of how many images they were missing."""
     annotators = [config.annotator, *config.further_annotators]
-    tables = [(folder, writer.read_card(folder)) for folder in run.read_used(split)]
-    embedding = next(((folder, card) for folder, card in tables if card.dim), None)
-    if embedding is None:
+    tables = embedding_tables(run, split)
+    if not tables:
         raise UserError(
             f"student.name=annotator: {run.annotations(split).path} holds no embeddings; annotate with an annotator of "
             "kind clip, or name a timm model with student.frozen true"
         )
-    folder, card = embedding
+    folder, card = tables[0]
     if split == "pool":
         clip = next(annotator for annotator in annotators if annotator.kind == "clip")
         _describe_annotator(config, clip, card.encoder, run)

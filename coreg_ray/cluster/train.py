@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import threading
 import time
 from collections.abc import Sequence
@@ -24,11 +25,14 @@ from coreg_ray.errors import UserError
 from coreg_ray.methods import KINDS
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.records import TrainResult
+from coreg_ray.training.embeddings import refuse_lacking
 from coreg_ray.training.fit import NonFiniteLossError
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.worker import Task, checkpoint, refuse_other_run, train
 
 log = logging.getLogger(__name__)
+
+_MEBIBYTE = 2**20
 
 
 def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool = False) -> TrainResult:
@@ -42,13 +46,15 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool =
 
     Raises:
         UserError: the cluster cannot hold the workers within `cluster.wait_s`, a node cannot reach the run folder, or
-            the folder belongs to another run, or was trained on other candidate sets or images.
+            the folder belongs to another run, or was trained on other candidate sets or images, or the annotators have
+            not stored what the method looks at.
         NonFiniteLossError: a loss became infinite or NaN; the last good checkpoint stays.
         ray.train.TrainingFailedError: workers failed more often than `cluster.max_failures`.
     """
     run = RunFolder.at(config.output)
     if (done := _whole_run(config, run)) is not None:
         return done
+    refuse_lacking(config, run)
     scaling = scaling_config(config.cluster)
     wait_for_resources(scaling, config.cluster.wait_s)
     refuse_unreachable(run)  # again: nodes have come since the job began
@@ -79,7 +85,8 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool =
         raise UserError(outcome["refused"])
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
-    return TrainResult(checkpoint.describe(newest)["history"][-1], outcome["world_size"], outcome["start_epoch"])
+    last = checkpoint.describe(newest)["history"][-1]
+    return TrainResult(last, outcome["world_size"], outcome["start_epoch"], outcome["memory_mb"])
 
 
 class _Trainer(TorchTrainer):
@@ -121,17 +128,30 @@ def worker(given: dict[Any, Any]) -> dict[str, Any]:
     torch.set_num_threads(threads(config, context.get_world_size()))
     start = config.method.whole().epochs
     try:
-        method, compared = KINDS[config.method.kind], bool(given["compared"])
-        for epoch in train(config, Mesh(get_device()), method, compared=compared):
+        method, compared, mesh = KINDS[config.method.kind], bool(given["compared"]), Mesh(get_device())
+        for epoch in train(config, mesh, method, compared=compared):
             start = min(start, epoch.number)
             if context.get_world_rank() == 0:
                 show_epoch(RunFolder.at(config.output).name, epoch.metrics)
             ray.train.report(epoch.metrics | _place())
+        memory = most_of_all(mesh)
     except NonFiniteLossError as error:
         return {"non_finite": str(error)}
     except UserError as error:
         return {"refused": str(error)}
-    return {"world_size": context.get_world_size(), "start_epoch": start}
+    return {"world_size": context.get_world_size(), "start_epoch": start, "memory_mb": memory}
+
+
+def most_of_all(mesh: Mesh) -> float:
+    """MiB that one of all processes has held at most; every one calls this."""
+    return float(mesh.world_max(torch.tensor(most_memory(), dtype=torch.float64)))
+
+
+def most_memory() -> float:
+    """MiB that this process has held at most: of the GPU's memory where it has one, else of the machine's."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.max_memory_allocated() / _MEBIBYTE, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def _place() -> dict[str, str]:

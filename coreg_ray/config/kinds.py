@@ -51,6 +51,9 @@ class DistilConfig(KindSection):
         "cross_entropy", description="distil: to soft labels, or -log of the mass that they share, and entropy"
     )
     confidence: float = Field(0.0, ge=0, le=1, description="distil: what the student itself decides of the target")
+    prompt: str | None = Field(
+        None, min_length=1, description="distil: the prompt whose probabilities are learnt; empty: the mean of all"
+    )
 
 
 class PicoConfig(KindSection):

@@ -55,6 +55,9 @@ class MethodSettings(Section):
         description="coreg, dividemix: what finds sets sound: two components of their losses, or confident learning "
         "after a warm-up in which each network sees half of the rows",
     )
+    neighbours: int = Field(
+        0, ge=0, le=1000, description="coreg, dividemix: rows nearest to a doubtful one that have a say in its label"
+    )
     temperature: float = Field(0.5, gt=0, description="sharpening temperature of pseudo-labels")
     weak_views: int = Field(1, ge=1, le=2, description="weak views per network for pseudo-labels; the paper has 2")
     lambda_u: float = Field(1.0, ge=0, description="weight of the consistency term")
@@ -107,6 +110,16 @@ class MethodSettings(Section):
             raise ValueError(
                 f"clean=confident with method.kind={self.kind}: it does not hand rows that are found sound to another "
                 "network; use clean=mixture, or method.kind coreg or dividemix"
+            )
+        if self.neighbours and self.kind not in ("coreg", "dividemix"):
+            raise ValueError(
+                f"neighbours={self.neighbours} with method.kind={self.kind}: it makes no labels for doubtful rows; use "
+                "neighbours=0, or method.kind coreg or dividemix"
+            )
+        if self.distil.prompt is not None and self.labels == "single":
+            raise ValueError(
+                f"distil.prompt={self.distil.prompt!r} with labels=single: that learns one class of each set; leave "
+                "one of them out, or ask that prompt alone (source.prompts)"
             )
         if self.labels == "soft" and self.kind != "distil":
             raise ValueError(

@@ -25,6 +25,8 @@ ADDED: dict[str, Any] = {
     "method.kind": "coreg",
     "method.labels": "candidates",
     "method.clean": "mixture",
+    "method.neighbours": 0,  # nobody but the two networks made labels
+    "method.distil.prompt": None,  # it learned the mean of all prompts
 }
 
 

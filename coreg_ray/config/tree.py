@@ -73,6 +73,7 @@ class Config(Section):
                 f"student.name=annotator with annotator.kind={self.annotator.kind}: it stores no embeddings to learn "
                 "from; name a timm model with student.frozen true, or use an annotator of kind clip"
             )
+        self._needs_embeddings()
         if self.source.descriptions and not any(annotator.kind == "clip" for annotator in annotators):
             raise ValueError(
                 f"source.descriptions={self.source.descriptions} with annotator.kind={self.annotator.kind}: only "
@@ -86,6 +87,27 @@ class Config(Section):
                     f"{name}.kind=digits takes no {name}.path={section.path}; add {name}.kind, e.g. folder"
                 )
         return self
+
+    def _needs_embeddings(self) -> None:
+        """Raises ValueError where a method looks at an annotator's embeddings and there will be none."""
+        prompt, count, kind = self.method.distil.prompt, self.method.neighbours, self.annotator.kind
+        if prompt is not None and self.candidates.align != "none":
+            raise ValueError(
+                f"method.distil.prompt={prompt!r} with candidates.align={self.candidates.align}: one prompt's "
+                "probabilities are learnt as they are; use candidates.align none, or leave the prompt out"
+            )
+        if any(annotator.kind == "clip" for annotator in self.annotators):
+            return
+        if prompt is not None:
+            raise ValueError(
+                f"method.distil.prompt={prompt!r} with annotator.kind={kind}: nothing tells its prompts' probabilities "
+                "apart; leave it out, or use an annotator of kind clip"
+            )
+        if count and not self.student.on_features:
+            raise ValueError(
+                f"method.neighbours={count} with annotator.kind={kind}: it stores no embeddings to find neighbours in; "
+                "use method.neighbours 0, name a timm model with student.frozen true, or use an annotator of kind clip"
+            )
 
     @model_validator(mode="after")
     def _classes(self) -> Config:
@@ -142,7 +164,8 @@ def as_older_versions(decisive: dict[str, Any]) -> list[dict[str, Any]]:
         others = [one.pop(name) for one in [branch, *alike(tree, sections)] if name in one]
         if any(other != value for other in others):
             break
-        forms.append(tree)
+        if others:  # a setting of another kind of method is not there, and no version lacks it
+            forms.append(tree)
     return forms
 
 

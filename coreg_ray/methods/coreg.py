@@ -40,6 +40,7 @@ from coreg_ray.training.confident import by_confidence, unasked
 from coreg_ray.training.memory import kept
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Turn, Turns, warm_up, warmup_turn
+from coreg_ray.training.neighbours import voice
 from coreg_ray.training.networks import Queue, Student, follow, frozen_copy
 from coreg_ray.training.plan import split_plan
 from coreg_ray.training.rows import Rows
@@ -209,7 +210,8 @@ def pseudo_labels(
     """Targets (b + u, K) of a step, and the features (b, D) of the labelled rows' first weak views (section 3, step 3).
 
     One pass through each network: the own one sees a weak view of all rows, the peer another of the
-    unlabelled rows. With the paper's two weak views a network (`method.weak_views 2`) each sees both.
+    unlabelled rows. With the paper's two weak views a network (`method.weak_views 2`) each sees both. Where neighbours
+    have a say (`method.neighbours`) they are a third voice about the unlabelled rows, beside both networks.
     """
     b, device = len(batch.labelled), images.device
     if not len(images):
@@ -232,6 +234,10 @@ def pseudo_labels(
     clean = opinion.clean[batch.labelled].to(device, non_blocking=True)
     refined = purify.refine(soft_labels, purify.guess(*(view[:b] for view in own)), clean)
     guessed = purify.guess(*(view[b:] for view in own), *peer)
+    if opinion.predictions is not None and state.neighbours is not None:
+        near = state.neighbours[batch.unlabelled]
+        heard = voice(near, opinion.predictions, batch.rows.num_classes, device)
+        guessed = purify.guess(guessed, guessed, heard.to(guessed.dtype))  # a third of it
     return purify.sharpen(torch.cat([refined, guessed]), state.method.temperature), features[:b]
 
 

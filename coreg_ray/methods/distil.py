@@ -1,6 +1,6 @@
 """Distilling the annotator: a network learns its probabilities as they are. The floor of every table, and a control.
 
-KD is one prompt's probabilities (annotate with that prompt alone), KD* the mean of all prompts'. Where an annotator
+KD is one prompt's probabilities (`method.distil.prompt` names it), KD* the mean of all prompts'. Where an annotator
 gave none, soft labels are the label model's posterior (`candidates.mode label_model`), else shares of the votes. With
 `method.labels single` it is cross-entropy on the likeliest class.
 

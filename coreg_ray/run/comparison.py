@@ -19,8 +19,9 @@ class Outcome:
     Attributes:
         name: of the row. kind: `method.kind`. labels: what it learns from. status: finished, unfinished or failed.
         last: the figures of its last epoch. passes: forward passes a row and network, all epochs together. seconds: in
-            epochs. memory_mb: most that its process held. epochs_to_annotator: epochs until both networks together were
-            as right as the annotator, None where they never were or nothing is known of it. error: why it failed.
+            epochs. memory_mb: most that one of its processes held. epochs_to_annotator: epochs until both networks
+            together were as right as the annotator, None where they never were or nothing is known of it. error: why
+            it failed.
     """
 
     name: str

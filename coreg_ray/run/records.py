@@ -215,11 +215,13 @@ class TrainResult:
     Attributes:
         figures: of the last epoch, by name. world_size: processes of the last worker group.
         start_epoch: the first epoch that it trained; the number of epochs when none was left.
+        memory_mb: most that one of those processes held; None where none was left.
     """
 
     figures: dict[str, float | str]
     world_size: int
     start_epoch: int
+    memory_mb: float | None = None
 
     def metrics(self) -> dict[str, Any]:
         """The figures for `metrics.json`: what scores the last epoch, and how it was trained."""

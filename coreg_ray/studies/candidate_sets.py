@@ -1,6 +1,7 @@
 """What kinds of candidate sets, and weights of candidates, are worth in training: the embedded digits, seed by seed.
 
     python -m coreg_ray.studies.candidate_sets --output study.jsonl --seeds 0 1 2 --student network
+    python -m coreg_ray.studies.candidate_sets --output study.jsonl --seeds 0 1 2 --ways union --neighbours 0 10
 
 Networks see 8 px, the scans' own size, or are heads on the tiny CLIP's embeddings. Trainings are added to the file one
 by one, and the same command goes on where it was stopped; `--seeds` without a number only reads.
@@ -24,7 +25,7 @@ from coreg_ray.annotation.clip import ClipAnnotator, embed_text, load_model, pro
 from coreg_ray.annotation.vocabulary import vocabulary
 from coreg_ray.config import MethodConfig, StudentConfig
 from coreg_ray.embedded.digits import CLASS_NAMES, Split, digits
-from coreg_ray.methods import coreg
+from coreg_ray.methods import KINDS
 from coreg_ray.metrics import ACCURACY
 from coreg_ray.pure.candidates import combine_votes
 from coreg_ray.pure.cpl import cpl_bounds, cpl_sets
@@ -36,6 +37,7 @@ from coreg_ray.pure.weights import relative_weights
 from coreg_ray.training.evaluate import Scored
 from coreg_ray.training.fit import fit
 from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.neighbours import nearest
 from coreg_ray.training.rows import Images, Rows, make_rows
 from coreg_ray.training.state import build_state
 
@@ -86,23 +88,29 @@ def sets_and_values(pool: Answered) -> dict[str, tuple[Tensor, Tensor]]:
     }
 
 
-def train(way: str, seed: int, student: str, epochs: int, pool: Answered, test: Answered) -> dict[str, Any]:
-    """One training; the figures of its last epoch."""
+def train(
+    way: str, seed: int, student: str, epochs: int, kind: str, neighbours: int, pool: Answered, test: Answered
+) -> dict[str, Any]:
+    """One training; the figures of its last epoch. Neighbours are those in the annotator's space."""
     sets, values = sets_and_values(pool)[way.removesuffix("+weights")]
     weights = relative_weights(values, sets) if "+" in way else None
     numbers = torch.randint(0, 2**62, (len(sets),), generator=generator(seed))
     heads = student == "head"
     rows: Rows = make_rows(numbers, pool.pixels, sets, weights=weights, features=pool.embedding if heads else None)
-    method = MethodConfig(
-        epochs=epochs, warmup_epochs=min(epochs, max(4, epochs * 6 // 20)), contrast_delay=2, ramp_epochs=4,
-        batch_size=64, warmup_batch_size=64, learning_rate=0.04, key_momentum=0.99, queue_size=1024,
-    )  # fmt: skip
-    state = build_state(method, STUDENTS[student], seed, list(CLASS_NAMES), rows, Mesh(), coreg.remember)
+    method = MethodConfig.model_validate({
+        "kind": kind, "neighbours": neighbours, "epochs": epochs,
+        "warmup_epochs": min(epochs, max(4, epochs * 6 // 20)), "contrast_delay": 2, "ramp_epochs": 4,
+        "batch_size": 64, "warmup_batch_size": 64, "learning_rate": 0.04, "key_momentum": 0.99, "queue_size": 1024,
+    })  # fmt: skip
+    near = nearest(pool.embedding[torch.argsort(numbers), 0], neighbours, Mesh()) if neighbours else None
+    remember = KINDS[kind].remember
+    state = build_state(method, STUDENTS[student], seed, list(CLASS_NAMES), rows, Mesh(), remember, neighbours=near)
     places = torch.arange(len(test.labels))
     scored = Images(places, test.pixels, test.labels, features=test.embedding if heads else None)
-    *_, last = fit(state, rows, Scored(None, scored), Mesh(), coreg)
+    *_, last = fit(state, rows, Scored(None, scored), Mesh(), KINDS[kind])
     return {
-        "way": way, "seed": seed, "student": student, "epochs": epochs, "accuracy": last.metrics[ACCURACY],
+        "way": way, "seed": seed, "student": student, "epochs": epochs, "kind": kind, "neighbours": neighbours,
+        "accuracy": last.metrics[ACCURACY],
         "coverage": float(sets.gather(1, pool.labels[:, None]).float().mean()),
         "candidates": float(sets.sum(1).float().mean()),
     }  # fmt: skip
@@ -110,14 +118,21 @@ def train(way: str, seed: int, student: str, epochs: int, pool: Answered, test: 
 
 def summary(lines: list[dict[str, Any]]) -> Iterator[str]:
     """A line for each way: accuracies, their mean and spread over seeds, coverage and size of the sets."""
-    for key in dict.fromkeys((line["student"], line["epochs"], line["way"]) for line in lines):
-        some = [line for line in lines if (line["student"], line["epochs"], line["way"]) == key]
+    for key in dict.fromkeys(map(_setting, lines)):
+        some = [line for line in lines if _setting(line) == key]
         accuracies = [line["accuracy"] for line in some]
         spread = statistics.stdev(accuracies) if len(some) > 1 else 0.0
         yield (
-            f"{key[0]}, {key[1]} epochs, {key[2]:20} {statistics.mean(accuracies):.3f} +- {spread:.3f} "
+            f"{key[0]}, {key[1]} epochs, {key[2]:20} {key[3]}, {key[4]} neighbours: "
+            f"{statistics.mean(accuracies):.3f} +- {spread:.3f} "
             f"(truth in {some[0]['coverage']:.3f} at {some[0]['candidates']:.2f})"
         )
+
+
+def _setting(line: dict[str, Any]) -> tuple[Any, ...]:
+    """What was trained; lines of earlier versions are of Co-Reg without neighbours."""
+    whom = (line.get("kind", "coreg"), line.get("neighbours", 0))
+    return (line["student"], line["epochs"], line["way"], *whom)
 
 
 def main() -> None:
@@ -129,11 +144,18 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
     parser.add_argument("--student", choices=list(STUDENTS), default="network")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--kind", choices=("coreg", "dividemix"), default="coreg")
+    parser.add_argument("--neighbours", type=int, nargs="*", default=[0], help="method.neighbours, one or more")
     given = parser.parse_args()
     lines = [json.loads(line) for line in given.output.read_text().splitlines()] if given.output.exists() else []
-    done = {(line["way"], line["seed"], line["student"], line["epochs"]) for line in lines}
-    asked = [(way, seed, given.student, given.epochs) for seed in given.seeds for way in given.ways]
-    left = [one for one in asked if one not in done]
+    done = {(*_setting(line), line["seed"]) for line in lines}
+    asked = [
+        (way, seed, given.student, given.epochs, given.kind, near)
+        for seed in given.seeds
+        for way in given.ways
+        for near in given.neighbours
+    ]
+    left = [one for one in asked if (one[2], one[3], one[0], one[4], one[5], one[1]) not in done]
     if left:
         pool, test = Answered.of("train"), Answered.of("test")
         for one in left:

@@ -12,9 +12,11 @@ from coreg_ray import metrics
 from coreg_ray.metrics import NETWORKS
 from coreg_ray.pure import purify
 from coreg_ray.pure.rng import stream
+from coreg_ray.pure.soft_labels import largest_shares
 from coreg_ray.training.memory import kept
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.rows import Rows
+from coreg_ray.training.soft import Soft
 from coreg_ray.training.state import Learner, State
 from coreg_ray.training.views import weak_view
 
@@ -57,10 +59,13 @@ class Opinion:
     Attributes:
         clean: (N,) float32, probability that the candidate set is sound.
         soft_labels: (sum of |S|,) float16, its prediction restricted to S.
+        predictions: of all classes, its largest; None where neighbours have no say. Of this replica's rows, but of the
+            whole team's once it has been handed over: neighbours may be anywhere.
     """
 
     clean: Tensor
     soft_labels: Tensor
+    predictions: Soft | None = None
 
 
 @torch.no_grad()
@@ -94,9 +99,11 @@ def assess(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, *
         memory.mean = _mean(state, learner, rows, mesh, epoch)
     soft_labels = torch.empty(len(rows.indices), dtype=torch.float16)
     row_losses = torch.empty(len(rows))
-    total = _Total(rows, mesh)
+    total, shares = _Total(rows, mesh), []
     for index, probs in look(state, learner, rows, mesh, epoch):
         total.add(probs)
+        if state.neighbours is not None:
+            shares.append([part.cpu() for part in largest_shares(probs.float())])
         candidates = rows.candidates(index, mesh.device)
         judged = probs if memory.mean is None else purify.align(probs, memory.mean, state.prior)
         weights = rows.weights_of(index, mesh.device)
@@ -110,7 +117,8 @@ def assess(state: State, learner: Learner, rows: Rows, mesh: Mesh, epoch: int, *
     newest = purify.normalise_losses(row_losses, low, high).to(torch.float16)
     memory.losses = torch.cat([memory.losses[1:], newest[None]])
     averaged = memory.losses.float().nanmean(dim=0)
-    return Opinion(clean_of(averaged, state.seed, rows, mesh), soft_labels)
+    predictions = Soft(*map(torch.cat, zip(*shares, strict=True))) if shares else None
+    return Opinion(clean_of(averaged, state.seed, rows, mesh), soft_labels, predictions)
 
 
 def clean_of(row_losses: Tensor, seed: int, rows: Rows, mesh: Mesh) -> Tensor:
@@ -165,7 +173,21 @@ def swap_opinions(own: dict[int, Opinion], mesh: Mesh) -> dict[int, Opinion]:
     """Each network gets the other's opinion: O(sum of |S|) numbers, once an epoch (METHOD: section 3, step 2)."""
     clean = mesh.swap({network: opinion.clean for network, opinion in own.items()})
     soft_labels = mesh.swap({network: opinion.soft_labels for network, opinion in own.items()})
-    return {network: Opinion(clean[network], soft_labels[network]) for network in own}
+    predictions = _of_the_team(own, mesh)
+    return {network: Opinion(clean[network], soft_labels[network], predictions.get(network)) for network in own}
+
+
+def _of_the_team(own: dict[int, Opinion], mesh: Mesh) -> dict[int, Soft]:
+    """For each network what the other predicts of all rows of the team; empty where neighbours have no say."""
+    of_both = {network: one.predictions for network, one in own.items() if one.predictions is not None}
+    if not of_both:
+        return {}
+    classes = mesh.swap({network: one.classes for network, one in of_both.items()})
+    shares = mesh.swap({network: one.shares for network, one in of_both.items()})
+    return {
+        network: Soft(*(torch.cat(mesh.team_concat(part[network])) for part in (classes, shares)))
+        for network in of_both
+    }
 
 
 def opinion_metrics(

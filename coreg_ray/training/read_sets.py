@@ -101,7 +101,7 @@ def read_sets(batches: Iterator[pa.Table | pa.RecordBatch], which: Wanted, where
             whole("soft_shares", np.float16).reshape(shape),
         )
         of_trusted = np.flatnonzero(trusted)
-        classes, shares = _certain(classes, shares, of_trusted, indices[(sizes.cumsum() - sizes)[of_trusted]])
+        classes, shares = certain(classes, shares, of_trusted, indices[(sizes.cumsum() - sizes)[of_trusted]])
         soft = Soft(torch.from_numpy(classes), torch.from_numpy(shares))
     return Sets(whole("row", np.int64), sizes, indices, trusted, weights, soft, whole("excluded", np.int64))
 
@@ -113,7 +113,7 @@ def _likeliest(sizes: NDArray[np.int64], indices: NDArray[np.int32], scores: NDA
     return order[sizes.cumsum() - sizes]
 
 
-def _certain(
+def certain(
     classes: NDArray[np.int32], shares: NDArray[np.float16], rows: NDArray[np.int64], labels: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.float16]]:
     """Shares of which those of some rows lie on one class alone."""

@@ -55,6 +55,8 @@ class State:
         prior: (K,) class prior of distribution alignment.
         class_names: K. numbers: (N,) int64, the row numbers that the per-row state belongs to. sizes: (N,) int64, how
             many candidates each row has.
+        neighbours: (N, k) int32, which rows of the team are nearest to each (`training.neighbours`); None where they
+            have no say.
         epoch: the next epoch to train.
         history: one dictionary of metrics per finished epoch.
     """
@@ -67,6 +69,7 @@ class State:
     prior: Tensor
     numbers: Tensor
     sizes: Tensor
+    neighbours: Tensor | None = None
     epoch: int = 0
     history: list[dict] = field(default_factory=list)
 
@@ -117,11 +120,13 @@ def build_state(
     mesh: Mesh,
     remember: Remember,
     prior: Tensor | None = None,
+    neighbours: Tensor | None = None,
 ) -> State:
     """The state before the first epoch: two networks that differ by their random initialisation only.
 
     Args:
         class_names: K. rows: this replica's rows. remember: the method's. prior: (K,), None for uniform.
+        neighbours: as `State` has them.
 
     Statistics of pixels or features are those of the whole team's images.
     """
@@ -150,6 +155,7 @@ def build_state(
         prior=(prior / prior.sum()).float().to(mesh.device),
         numbers=rows.numbers,
         sizes=rows.sizes,
+        neighbours=neighbours,
     )
 
 

@@ -20,12 +20,14 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.records import CandidateManifest
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
+from coreg_ray.training.embeddings import labels_of_prompt
 from coreg_ray.training.evaluate import Scored
 from coreg_ray.training.features import kept_features
 from coreg_ray.training.fit import Epoch, fit
 from coreg_ray.training.history import History
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Method
+from coreg_ray.training.neighbours import nearest, space_of
 from coreg_ray.training.read_rows import Selection, load_images, load_rows
 from coreg_ray.training.read_sets import Wanted
 from coreg_ray.training.rows import Images, Rows
@@ -127,10 +129,12 @@ def train(
     with mesh.together():
         task = Task.read(config, run)
         rows, scored = load_data(config, run, task, mesh, compared)
+        space = space_of(config, run, rows)
+    neighbours = None if space is None else nearest(space, settings.neighbours, mesh)
     with mesh.together():  # the weights to start from may lie on some nodes only
         student = explicit_student(config)
         prior, remember = task.prior, method.remember
-        state = build_state(settings, student, config.seed, task.class_names, rows, mesh, remember, prior)
+        state = build_state(settings, student, config.seed, task.class_names, rows, mesh, remember, prior, neighbours)
     begin(state, config, run, task, mesh, clone_from)
     if settings.learns_from == "soft" and mesh.rank == 0:
         log.info("soft labels: %s", soft_labels_in_words(config))
@@ -149,6 +153,8 @@ def train(
 
 def soft_labels_in_words(config: Config) -> str:
     """What the shares of classes are that a method learns from: what made them is what the annotators gave."""
+    if config.method.distil.prompt is not None:
+        return f"the probabilities of the prompt {config.method.distil.prompt!r}"
     if config.candidates.mode == "label_model":
         return "the label model's posterior"
     if any(one.kind == "clip" or (one.kind == "votes" and one.scores != "votes") for one in config.annotators):
@@ -216,7 +222,10 @@ def load_data(config: Config, run: RunFolder, task: Task, mesh: Mesh, compared: 
         which = Wanted(config.candidates.weighted, labels)
         return load_rows(run, len(task.class_names), side, selection, limit, features, which)
 
-    rows = select(Selection(mesh.replica, mesh.replicas, start=holdout), config.method.learns_from)
+    own, prompt = Selection(mesh.replica, mesh.replicas, start=holdout), config.method.distil.prompt
+    rows = select(own, config.method.learns_from if prompt is None else "candidates")
+    if prompt is not None:
+        rows.soft = labels_of_prompt(run, prompt, rows)
     held_out = select(Selection(end=holdout)) if holdout else None
     shown = select(Selection(start=holdout, end=enough)) if 0 < holdout < enough else None
     test = load_images(run, "test", side, Selection(), limit, features) if config.test.kind else None

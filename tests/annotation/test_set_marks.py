@@ -66,6 +66,7 @@ TRAINING = {
     *("method.mixup_alpha", "method.loss_history", "method.prototype_weight", "method.prototype_momentum"),
     *("method.prototype_temperature", "method.contrast_weight", "method.contrast_temperature", "method.key_momentum"),
     *("method.queue_size", "method.prior", "method.order", "method.exchanges", "method.trusted_share"),
+    "method.neighbours",
     *("student.name", "student.pretrained", "student.resolution", "student.width", "student.projection"),
     *("student.views", "student.flip", "student.precision", "student.dropout", "student.backbone_learning_rate"),
     *("student.frozen", "student.frozen_views"),

@@ -74,6 +74,10 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(output: Path,
     with pytest.raises(UserError, match=r"holds no config.yaml, so it is no run"):
         compare.main([str(tmp_path / "nothing")])
     rows = tmp_path / "rows.yaml"
+    rows.write_text("near: {method.neighbours: 5}\n")
+    with pytest.raises(UserError, match=r"holds no embeddings, which method.neighbours"):
+        compared(output, "--variants", str(rows))
+    assert not (output / RUNS / "near-0").exists()
     rows.write_text("bad: {method.kind: coreg, method.elr.weight: 3, method.labels: soft}\n")
     with pytest.raises(UserError, match="row bad: "):
         compared(output, "--variants", str(rows))

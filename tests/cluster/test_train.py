@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 import toy
+from world import run_world
 
+from coreg_ray.cluster import train as training
 from coreg_ray.config import ClusterConfig, Config
 from coreg_ray.errors import UserError
 from coreg_ray.methods import coreg
@@ -95,11 +97,24 @@ def test_a_killed_worker_costs_no_more_than_an_epoch(tmp_path: Path, undisturbed
     assert len(killed) == 1
     assert trained.start_epoch >= 2
     assert trained.world_size == 2
+    assert trained.memory_mb is not None
+    assert trained.memory_mb > 100
     assert trained.figures["epoch"] == SETTINGS["epochs"] - 1
     toy.same(RunFolder.at(tmp_path / "run").read_history(), undisturbed, tolerance=1e-4)
     everybody = list_actors(ray.get_runtime_context().gcs_address, limit=10_000)
     assert [actor for actor in everybody if "SynchronizationActor" in actor.class_name]  # Ray Train's own, and dead
     assert not [actor for actor in everybody if "DatasetManager" in actor.class_name]  # a process for nothing
+
+
+def memory_of_two() -> float:
+    """What a process says that all have held, where the second has held more."""
+    mesh = Mesh()
+    training.most_memory = lambda: 100.0 + mesh.rank
+    return training.most_of_all(mesh)
+
+
+def test_memory_is_that_of_the_largest_of_all_workers() -> None:
+    assert run_world(2, "cluster.test_train.memory_of_two") == [101.0, 101.0]
 
 
 DRIVER = """

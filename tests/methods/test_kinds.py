@@ -24,6 +24,7 @@ from coreg_ray.training import checkpoint
 from coreg_ray.training.fit import fit
 from coreg_ray.training.memory import parts
 from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.neighbours import nearest
 from coreg_ray.training.networks import pack
 from coreg_ray.training.rows import make_rows
 from coreg_ray.training.state import build_state
@@ -34,6 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
     "coreg": {},
     "coreg-confident": {"clean": "confident"},
     "dividemix-confident": {"clean": "confident"},
+    "coreg-neighbours": {"neighbours": 3},
+    "dividemix-neighbours": {"neighbours": 3, "weak_views": 2},
     "dividemix": {"weak_views": 2, "loss_history": 1, "lambda_u": 25},
     "partial-cc": {"partial": {"loss": "cc"}},
     "partial-proden": {"partial": {"loss": "proden"}},
@@ -198,7 +201,8 @@ def test_no_tensor_has_the_size_of_rows_times_classes(case: str, monkeypatch: py
     for count in (100, 400):
         rows, mesh = many_classes(count, num_classes), Mesh()
         names = [str(number) for number in range(num_classes)]
-        state = build_state(chosen, student, 0, names, rows, mesh, method.remember)
+        near = nearest(toy.space(rows), chosen.neighbours, mesh) if chosen.neighbours else None
+        state = build_state(chosen, student, 0, names, rows, mesh, method.remember, neighbours=near)
         with Largest() as seen:
             turn = method.turns(state, rows, mesh, epoch=4).of[0]
             turn.step(state, state.learners[0], Batch(rows, turn.plan, 0, 4), mesh)
