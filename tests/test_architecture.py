@@ -202,7 +202,7 @@ def test_only_the_cluster_imports_ray(path: Path) -> None:
 @every_file
 def test_studies_and_commands_reach_the_cluster_late(path: Path) -> None:
     """So that `--help`, and what needs no Ray, start without it."""
-    measures_ray = {"annotation", "pool", "prediction"}  # studies of the cluster itself
+    measures_ray = {"annotation", "pool", "prediction", "purifying"}  # studies of the cluster itself
     if room_of(path) in ("commands", "cli") or (room_of(path) == "studies" and path.stem not in measures_ray):
         assert "cluster" not in rooms_in(imports_at_once(path))
 
@@ -282,7 +282,7 @@ def test_what_reads_decodes_and_writes_loads_no_torch() -> None:
 def test_all_but_the_cluster_runs_without_ray() -> None:
     paths = [path for path in LIBRARY if room_of(path) != "cluster" and path != PROGRAM]
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
-    measures_ray = {f"coreg_ray.studies.{name}" for name in ("annotation", "pool", "prediction")}
+    measures_ray = {f"coreg_ray.studies.{name}" for name in ("annotation", "pool", "prediction", "purifying")}
     loaded = loaded_by([name for name in names if name not in measures_ray])
     assert not loaded & {"ray", "open_clip", "sklearn"}
     assert "torch" in loaded

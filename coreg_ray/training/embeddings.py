@@ -64,6 +64,17 @@ def refuse_unasked(prompt: str | None, asked: Sequence[str], where: str) -> None
     )
 
 
+def space_of(config: Config, run: RunFolder, rows: Rows) -> Tensor | None:
+    """Where neighbours are looked for: (N, D) float16 of this replica's rows; None where nobody asks for any.
+
+    Raises:
+        UserError: no annotator has stored embeddings, and there are no features of a frozen student.
+    """
+    if not config.method.neighbours:
+        return None
+    return stored_embeddings(run, rows.numbers) if rows.features is None else rows.features[:, 0]
+
+
 def stored_embeddings(run: RunFolder, numbers: Tensor) -> Tensor:
     """Embeddings (N, D) float16 of the rows with these numbers (N,), ascending, by the first annotator that has some.
 

@@ -10,36 +10,17 @@ and alone make the label. What is predicted of them is a message of the other ne
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from coreg_ray.pure.soft_labels import mean_shares
-from coreg_ray.training.embeddings import stored_embeddings
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.rows import Rows
 from coreg_ray.training.soft import Soft
-
-if TYPE_CHECKING:
-    from coreg_ray.config import Config
-    from coreg_ray.run.folder import RunFolder
 
 KEYS = 4096  # rows of each replica that all others are compared with at once
 QUERIES = {"cpu": 512}  # rows that are compared with them at once: similarities of so many stay in a cache
 ACCELERATOR_QUERIES = 16384
-
-
-def space_of(config: Config, run: RunFolder, rows: Rows) -> Tensor | None:
-    """Where neighbours are looked for: (N, D) float16 of this replica's rows; None where nobody asks for any.
-
-    Raises:
-        UserError: no annotator has stored embeddings, and there are no features of a frozen student.
-    """
-    if not config.method.neighbours:
-        return None
-    return stored_embeddings(run, rows.numbers) if rows.features is None else rows.features[:, 0]
 
 
 @torch.no_grad()

@@ -20,14 +20,14 @@ from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.records import CandidateManifest
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
-from coreg_ray.training.embeddings import labels_of_prompt
+from coreg_ray.training.embeddings import labels_of_prompt, space_of
 from coreg_ray.training.evaluate import Scored
 from coreg_ray.training.features import kept_features
 from coreg_ray.training.fit import Epoch, fit
 from coreg_ray.training.history import History
 from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.method import Method
-from coreg_ray.training.neighbours import nearest, space_of
+from coreg_ray.training.neighbours import nearest
 from coreg_ray.training.read_rows import Selection, load_images, load_rows
 from coreg_ray.training.read_sets import Wanted
 from coreg_ray.training.rows import Images, Rows

@@ -26,9 +26,9 @@ from coreg_ray.pure.soft_labels import dense_shares, largest_shares, mean_shares
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.training import neighbours as module
 from coreg_ray.training.assess import Opinion, assess, swap_opinions
-from coreg_ray.training.embeddings import refuse_lacking, stored_embeddings
+from coreg_ray.training.embeddings import refuse_lacking, space_of, stored_embeddings
 from coreg_ray.training.mesh import Mesh
-from coreg_ray.training.neighbours import nearest, space_of
+from coreg_ray.training.neighbours import nearest
 from coreg_ray.training.plan import split_plan
 from coreg_ray.training.soft import Soft
 from coreg_ray.training.steps import Batch
