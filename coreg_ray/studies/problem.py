@@ -35,8 +35,8 @@ METHOD: dict[str, Any] = {
     "learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "clean_threshold": 0.5, "temperature": 0.5,
     "weak_views": 1, "lambda_u": 1.0, "ramp_epochs": 16, "mixup_alpha": 4.0, "loss_history": 5, "prototype_weight": 0.1,
     "prototype_momentum": 0.999, "prototype_temperature": 0.3, "contrast_weight": 0.1, "contrast_temperature": 0.07,
-    "key_momentum": 0.999, "queue_size": 8192, "prior": "uniform", "order": "concurrent", "exchanges": 4, "neighbours": 0,
-    "trusted_share": 0.25, "clean": "mixture",
+    "key_momentum": 0.999, "queue_size": 8192, "prior": "uniform", "order": "concurrent", "exchanges": 4,
+    "trusted_share": 0.25, "clean": "mixture", "neighbours": 0,
 }  # fmt: skip
 STUDENT: dict[str, Any] = {
     "name": "preact_resnet18", "pretrained": None, "resolution": 32, "width": 64, "projection": 128, "views": "auto",
