@@ -25,6 +25,8 @@ ADDED: dict[str, Any] = {
     "method.kind": "coreg",
     "method.labels": "candidates",
     "method.clean": "mixture",
+    "student.batch_norm": "trained",  # of a timm model that learned, nothing was held
+    "student.warm_start": 0,
 }
 
 
