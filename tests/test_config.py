@@ -74,6 +74,8 @@ def test_the_defaults_are_the_papers_constants() -> None:
         ("student.frozen_views", 5),
         ("student.dropout", 1),
         ("student.backbone_learning_rate", 0),
+        ("student.batch_norm", "held"),
+        ("student.warm_start", -1),
         ("student.precision", "float16"),
         ("student.views", "mild"),
         ("source.kind", "tar"),
@@ -139,6 +141,12 @@ def test_unknown_keys_are_refused(dotted: str) -> None:
         (
             {"student": {"name": "resnet18", "frozen": True, "backbone_learning_rate": 0.1}},
             "backbone_learning_rate=0.1 needs a timm model that learns; leave it out",
+        ),
+        ({"student": {"batch_norm": "frozen"}}, "batch_norm=frozen needs a timm model that learns; leave it out"),
+        ({"student": {"name": "annotator", "warm_start": 2}}, "warm_start=2 needs a timm model that learns; leave it"),
+        (
+            {"student": {"name": "resnet18", "warm_start": 3}, "method": {"epochs": 3}},
+            "student.warm_start=3 with method.epochs=3: the backbone would never learn; lower warm_start, raise epochs",
         ),
     ],
 )
@@ -376,12 +384,13 @@ def test_the_fingerprint_of_a_preset_is_the_one_that_it_always_was() -> None:
 def test_what_decides_is_what_always_did() -> None:
     config, usual = Config.model_validate(UNUSUAL), flattened(Config().settings())
     same = {name for name, value in flattened(config.settings()).items() if value == usual.get(name)}
-    # Several workers contradict the sequential order, a backbone that learns one that is frozen.
+    # Several workers contradict the sequential order, and what is for a backbone that learns one that is frozen.
     # Settings of kinds that the method is not are refused.
     others = {
         f"method.{name}" for name in flattened(MethodConfig().model_dump(include=set(MethodConfig().of_others())))
     }
-    assert same == {"cluster.num_workers", "student.backbone_learning_rate", "method.kind", *others}
+    tuned = {"student.backbone_learning_rate", "student.batch_norm", "student.warm_start"}
+    assert same == {"cluster.num_workers", "method.kind", *tuned, *others}
     assert config.fingerprint() == digest(config.decisive())
     assert digest(without(config.decisive(), *LATER)) == UNUSUAL_OF_THE_SECOND
     assert digest(without(config.decisive(start=False), *LATER)) == UNUSUAL_WITHOUT_ITS_START

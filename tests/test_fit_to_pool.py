@@ -94,3 +94,13 @@ def test_heads_and_networks_have_schedules_of_their_own() -> None:
     assert fitted_to_pool(heads, 5_000).method == MethodSettings(
         **resolved(MethodSettings(), 5_000, frozen=True).model_dump()
     )
+
+
+@pytest.mark.parametrize("warm_start", [0, 5, 40])
+def test_a_backbone_that_is_held_at_first_learns_for_as_long_after_that(warm_start: int) -> None:
+    student = {"name": "resnet18", "warm_start": warm_start}
+    config = Config.model_validate({"student": student, "method": {"learning_rate": 0.02}})
+    usual = resolved(config.method, 800, frozen=False)
+    method = fitted_to_pool(config, 800).method
+    assert method.epochs == max(usual.epochs, 2 * warm_start)
+    assert Config.model_validate({"student": student, "method": method.model_dump()}).student.warm_start == warm_start

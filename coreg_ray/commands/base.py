@@ -34,7 +34,7 @@ class Command(Config):
     config: str | None = Field(None, description="YAML file with any of these keys, nested or dotted")
     preset: str | None = Field(
         None,
-        description="settings under it: digits (the embedded default), paper, photos, photos-smoke, search, smoke; "
+        description="settings under it: digits (the embedded default), paper, photos, photos-finetune, search, smoke; "
         "method-KIND lies over any: digits,method-dividemix",
     )
 

@@ -12,15 +12,16 @@ from coreg_ray.config.method import MethodConfig, MethodSettings
 from coreg_ray.config.tree import Config
 
 
-def resolved(method: MethodSettings, images: int, frozen: bool) -> MethodConfig:
+def resolved(method: MethodSettings, images: int, frozen: bool, warm_start: int = 0) -> MethodConfig:
     """The method with all that is empty fitted to a pool.
 
     Args:
         images: of the pool. frozen: whether heads learn from features of a network that stays as it is.
+        warm_start: epochs in which one that does not is held; as many more follow at least.
     """
     given = {name: value for name, value in method.model_dump().items() if value is not None}
     batch = min(_power_of_two(images / 40, 64, 256), max(2, images // 4))
-    epochs = method.epochs or max(_epochs(images, frozen), 2 * (method.warmup_epochs or 0))
+    epochs = method.epochs or max(_epochs(images, frozen), 2 * (method.warmup_epochs or 0), 2 * warm_start)
     warmup = round(0.3 * epochs)
     fitted = {
         "epochs": epochs,
@@ -43,7 +44,7 @@ def fitted_to_pool(config: Config, images: int, begun: Config | None = None) -> 
         images: of the pool. begun: what the run was begun with, which may lack the same.
     """
     config = as_begun(config, begun)
-    method = resolved(config.method, images, config.student.on_features)
+    method = resolved(config.method, images, config.student.on_features, config.student.warm_start)
     return config.model_copy(update={"method": MethodSettings(**method.model_dump())})
 
 

@@ -28,6 +28,12 @@ class StudentConfig(Section):
     backbone_learning_rate: float | None = Field(
         None, gt=0, description="timm, not frozen: where its cosine starts; empty: as method.learning_rate"
     )
+    batch_norm: Literal["trained", "frozen"] = Field(
+        "trained", description="timm, not frozen; frozen: its batch-norm statistics stay those of its weights"
+    )
+    warm_start: int = Field(
+        0, ge=0, description="timm, not frozen: first epochs in which the backbone is held and only heads learn"
+    )
     resolution: int = Field(32, ge=8, le=512, description="side of the images it sees, in pixels")
     width: int = Field(
         64, ge=4, le=512, description="channels of preact_resnet18's first stage; heads have 8 times as many units"
@@ -56,10 +62,16 @@ class StudentConfig(Section):
             raise ValueError(
                 f"pretrained={self.pretrained} with name=annotator: the annotator brings its own weights; leave it out"
             )
-        own_rate = self.backbone_learning_rate is not None
-        if own_rate and (self.on_features or self.name == "preact_resnet18"):
-            raise ValueError(
-                f"backbone_learning_rate={self.backbone_learning_rate} needs a timm model that learns; leave it out, "
-                "or set student.name and student.frozen false"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _fine_tuned(self) -> StudentConfig:
+        """What is for backbones that learn is refused where there is none."""
+        if self.on_features or self.name == "preact_resnet18":
+            for name in ("backbone_learning_rate", "batch_norm", "warm_start"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} needs a timm model that learns; leave it out, or set "
+                        "student.name and student.frozen false"
+                    )
         return self

@@ -61,6 +61,12 @@ class Config(Section):
                 f"method.order=sequential with cluster.num_workers={self.cluster.num_workers}: the sequential order "
                 "needs both networks in one worker; use cluster.num_workers 1 or method.order concurrent"
             )
+        epochs, warm_start = self.method.epochs, self.student.warm_start
+        if epochs is not None and warm_start >= epochs:
+            raise ValueError(
+                f"student.warm_start={warm_start} with method.epochs={epochs}: the backbone would never learn; lower "
+                "warm_start, raise epochs, or set student.frozen true"
+            )
         if self.candidates.weighted and (self.method.kind == "ill" or self.method.elr.plus):
             kind = self.method.kind + (" with method.elr.plus" if self.method.elr.plus else "")
             raise ValueError(

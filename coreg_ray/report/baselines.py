@@ -41,7 +41,7 @@ from coreg_ray.run.storage import Folder
 from coreg_ray.training.networks import Student, build_student
 from coreg_ray.training.rows import feature_statistics, feature_sums, pixel_statistics, pixel_sums
 from coreg_ray.training.sample import Sample, Samples
-from coreg_ray.training.state import working_precision
+from coreg_ray.training.state import optimizer_of, working_precision
 
 log = logging.getLogger(__name__)
 
@@ -243,7 +243,8 @@ def distil_epochs(config: Config) -> int:
 def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tuple[Student, int] | None:
     """A student trained on targets (M, K) by SGD with a cosine schedule, and its epochs: fewer where it is slow here.
 
-    Batch size, learning rate and precision are those of the networks. None if not even LEAST_EPOCHS fit into `limit_s`.
+    Batch size, learning rates, precision and share of a warm start are those of the networks. None if not even
+    LEAST_EPOCHS fit into `limit_s`.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     features = None if pool.features is None else pool.inputs
@@ -256,18 +257,16 @@ def distil(pool: Sample, targets: Tensor, config: Config, limit_s: float) -> tup
     else:
         student.normalise_by(*feature_statistics(feature_sums(features)))
     method, precision = config.method.whole(), working_precision(config.student, device)
-    optimizer = torch.optim.SGD(
-        student.parameters(), method.learning_rate, momentum=method.momentum, weight_decay=method.weight_decay
-    )
+    optimizer = optimizer_of(student, method, config.student)
     size = min(method.batch_size, len(pool))
     steps, epochs = len(pool) // size, distil_epochs(config)
     order, flip = generator(stream(config.seed, "distil", "order")), explicit_student(config).flip is not False
     started, taken = 0.0, 0
     while taken < steps * epochs:
+        student.hold(taken < steps * epochs * config.student.warm_start / method.epochs)
         draws = uniform(stream(config.seed, "distil", taken), torch.from_numpy(pool.numbers), WEAK_DRAWS)
         for index in torch.randperm(len(pool), generator=order).split(size)[:steps]:
-            for group in optimizer.param_groups:
-                group["lr"] = method.learning_rate * (1 + math.cos(math.pi * taken / (steps * epochs))) / 2
+            optimizer.learning_rate = method.learning_rate * (1 + math.cos(math.pi * taken / (steps * epochs))) / 2
             if features is None:
                 views = weak(pool.pixels[index].to(device), draws[index], flip=flip)
             else:

@@ -41,7 +41,7 @@ METHOD: dict[str, Any] = {
 STUDENT: dict[str, Any] = {
     "name": "preact_resnet18", "pretrained": None, "resolution": 32, "width": 64, "projection": 128, "views": "auto",
     "flip": None, "precision": "auto", "compile": False, "frozen": False, "frozen_views": 8, "dropout": 0.2,
-    "backbone_learning_rate": None,
+    "backbone_learning_rate": None, "batch_norm": "trained", "warm_start": 0,
 }  # fmt: skip
 
 

@@ -54,6 +54,7 @@ def fit(state: State, rows: Rows, scored: Scored, mesh: Mesh, method: Method) ->
         passes = _passes(state)
         for learner in state.learners:
             _set_learning_rate(learner, state, epoch)
+            learner.student.hold(epoch < state.student.warm_start)
         turns = method.turns(state, rows, mesh, epoch)
         figures: dict[str, float | str] = {metrics.EPOCH: epoch, metrics.PHASE: turns.phase, **turns.figures}
         figures |= train_epoch(state, rows, mesh, epoch, turns, method)
@@ -122,9 +123,12 @@ def exchange(state: State, mesh: Mesh, trained: list[Learner], method: Method) -
 
 
 @torch.no_grad()
-def _average_buffers(network: torch.nn.Module, mesh: Mesh) -> None:
-    """Batch-norm statistics become the team's mean; each replica has seen other rows."""
-    if mesh.replicas == 1:
+def _average_buffers(network: Student, mesh: Mesh) -> None:
+    """Batch-norm statistics become the team's mean; each replica has seen other rows.
+
+    Those that nothing has moved are left alone: the mean of three equal numbers may be off by a bit.
+    """
+    if mesh.replicas == 1 or network.keeps_statistics or network.held:
         return
     buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     flat = mesh.team_sum(torch.cat([buffer.reshape(-1) for buffer in buffers])) / mesh.replicas

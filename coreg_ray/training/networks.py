@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from coreg_ray.errors import UserError
-from coreg_ray.training.timm_models import normalisation, timm_encoder
+from coreg_ray.training.timm_models import batch_norms, normalisation, timm_encoder
 
 if TYPE_CHECKING:
     from coreg_ray.config import StudentConfig
@@ -83,6 +83,8 @@ class Student(nn.Module):
             pretrained encoder was trained with.
         own_statistics: whether they are the encoder's own.
         projection: D, how many numbers z has.
+        keeps_statistics: whether the encoder's batch-norm statistics stay as they are, in training too.
+        held: whether the whole encoder stays as it is for now, so that only what is behind it learns.
         passes: of images so far, forward, one with gradient counting as three: about what its way back costs.
     """
 
@@ -96,6 +98,8 @@ class Student(nn.Module):
         self.projector = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, projection))
         self.own_statistics = False
         self.projection = projection
+        self.keeps_statistics = self.held = False
+        self._holds: list[nn.Parameter] = []
         self.passes = 0
         self._register_statistics()
 
@@ -108,6 +112,27 @@ class Student(nn.Module):
         logits = self.classifier(features).float()
         return logits[:rows], F.normalize(self.projector(features).float(), dim=1)[:rows]
 
+    def train(self, mode: bool = True) -> Student:
+        """As every module's, but what is held or keeps its statistics sees images as in evaluation mode."""
+        super().train(mode)
+        if self.held:
+            self.encoder.eval()
+        elif self.keeps_statistics:
+            for norm in batch_norms(self.encoder):
+                norm.eval()
+        return self
+
+    def hold(self, held: bool) -> None:
+        """Let the encoder stay as it is from now on, or let it learn."""
+        if held == self.held:
+            return
+        if held:  # some models have weights that never learn
+            self._holds = [weight for weight in self.encoder.parameters() if weight.requires_grad]
+        for weight in self._holds:
+            weight.requires_grad_(not held)
+        self.held = held
+        self.train(self.training)
+
     def classify(self, inputs: Tensor) -> Tensor:
         """Logits alone: (B, 3, S, S) in 0..255 -> (B, K), the deployed half of the network."""
         return self.classifier(self.encode(inputs)).float()
@@ -119,7 +144,7 @@ class Student(nn.Module):
 
     def _count(self, inputs: Tensor) -> None:
         if not (torch.compiler.is_compiling() or torch.jit.is_tracing()):  # an exported program counts nothing
-            self.passes += len(inputs) * (3 if torch.is_grad_enabled() else 1)
+            self.passes += len(inputs) * (3 if torch.is_grad_enabled() and not self.held else 1)
 
     def normalise_by(self, mean: Tensor, deviation: Tensor) -> None:
         """Take the statistics of the training images, unless the encoder has its own."""
@@ -187,10 +212,11 @@ def build_student(config: StudentConfig, num_classes: int, features: int | None 
     else:
         encoder, outputs = timm_encoder(config)
     student = Student(encoder, outputs, num_classes, config.projection)
+    student.keeps_statistics = config.batch_norm == "frozen"
     if config.pretrained:
         student.normalise_by(*normalisation(encoder))
         student.own_statistics = True
-    return student.to(memory_format=torch.channels_last)
+    return student.train().to(memory_format=torch.channels_last)
 
 
 class Queue:
@@ -240,7 +266,7 @@ def compiled(network: Student) -> Student:
 def frozen_copy(network: Student) -> Student:
     """A copy in evaluation mode whose weights take no gradient; compiled if the network is."""
     frozen = copy.deepcopy(network).eval().requires_grad_(False)
-    frozen.passes = 0
+    frozen.passes, frozen.held = 0, False
     is_compiled = network.encoder._compiled_call_impl is not None  # which a copy leaves behind
     return compiled(frozen) if is_compiled else frozen
 

@@ -159,6 +159,14 @@ def build_state(
     )
 
 
+def optimizer_of(network: Student, method: MethodConfig, student: StudentConfig) -> SGD:
+    """The optimiser of a network; its backbone may have a learning rate of its own."""
+    rate = method.learning_rate
+    ratio = (student.backbone_learning_rate or rate) / rate
+    encoder = list(network.encoder.parameters()) if ratio != 1 else []
+    return SGD(network.parameters(), rate, method.momentum, method.weight_decay, encoder, ratio)
+
+
 def _learner(
     network: int,
     networks: list[Student],
@@ -168,13 +176,11 @@ def _learner(
     mesh: Mesh,
     remember: Remember,
 ) -> Learner:
-    own, rate = networks[network], method.learning_rate
-    ratio = (student.backbone_learning_rate or rate) / rate
-    encoder = list(own.encoder.parameters()) if ratio != 1 else []
+    own = networks[network]
     return Learner(
         network=network,
         student=own,
         peer=frozen_copy(networks[1 - network]),
-        optimizer=SGD(own.parameters(), rate, method.momentum, method.weight_decay, encoder, ratio),
+        optimizer=optimizer_of(own, method, student),
         memory=remember(method, own, rows, mesh),
     )

@@ -48,6 +48,8 @@ def timm_encoder(config: StudentConfig) -> tuple[nn.Module, int]:
             f"student.pretrained=hub: the weights of {config.name} cannot be had ({error}); "
             "give a local .safetensors or .pt file, or leave it empty"
         ) from error
+    if config.batch_norm == "frozen" and not batch_norms(encoder):
+        raise UserError(f"student.batch_norm=frozen: {config.name} has no batch norm; leave it out")
     channels = _trained_on(encoder).get("input_size", (3,))[0]
     if channels != 3:
         raise UserError(f"student.name={config.name} is for images of {channels} channels; name a model for RGB images")
@@ -61,6 +63,11 @@ def normalisation(encoder: nn.Module) -> tuple[Tensor, Tensor]:
     known = _trained_on(encoder)
     mean, deviation = known.get("mean", (0.5,) * 3), known.get("std", (0.5,) * 3)
     return 255 * torch.tensor(mean, dtype=torch.float32), 255 * torch.tensor(deviation, dtype=torch.float32)
+
+
+def batch_norms(encoder: nn.Module) -> list[nn.Module]:
+    """Its batch norms, timm's own kinds included."""
+    return [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def load_weights(encoder: nn.Module, path: Path) -> None:

@@ -69,7 +69,7 @@ TRAINING = {
     "method.neighbours",
     *("student.name", "student.pretrained", "student.resolution", "student.width", "student.projection"),
     *("student.views", "student.flip", "student.precision", "student.dropout", "student.backbone_learning_rate"),
-    *("student.frozen", "student.frozen_views"),
+    *("student.frozen", "student.frozen_views", "student.batch_norm", "student.warm_start"),
 }
 # Settings of one kind of method; no other's result depends on them, and the fingerprint has the kind's own alone.
 OF_A_KIND = {name for name, _ in fields_of(Config) if name.startswith(tuple(f"method.{kind}." for kind in KINDS))}

@@ -162,6 +162,7 @@ def test_a_network_that_is_trained_is_looked_at_too(tmp_path: Path) -> None:
     for settings, message in (
         ({"name": "levit_128s", "resolution": 40}, "cannot take images of student.resolution=40"),
         ({"name": "resnt18"}, "is neither preact_resnet18 nor a timm model"),
+        ({"name": "vit_tiny_patch16_224", "batch_norm": "frozen"}, "batch_norm=frozen: vit_tiny.* has no batch norm"),
     ):
         with pytest.raises(UserError, match=message):
             features.open_features(frozen(tmp_path, frozen=False, **settings), run)

@@ -215,7 +215,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     assert "preset=nope is unknown; the presets are cifar10, cifar100, " in refusal("--preset", "nope")
 
 
-@pytest.mark.parametrize("name", ["digits", "photos-smoke", "smoke"])
+@pytest.mark.parametrize("name", ["digits", "photos-smoke", "photos-finetune-smoke", "smoke"])
 def test_presets_are_whole(name: str) -> None:
     text = resources.files("coreg_ray").joinpath(f"presets/{name}.yaml").read_text(encoding="utf-8")
     assert Config.model_validate(yaml.safe_load(text)).output == f"runs/{name}"
