@@ -25,10 +25,10 @@ ADDED: dict[str, Any] = {
     "method.kind": "coreg",
     "method.labels": "candidates",
     "method.clean": "mixture",
-    "method.neighbours": 0,  # nobody but the two networks made labels
-    "method.distil.prompt": None,  # it learned the mean of all prompts
     "student.batch_norm": "trained",  # of a timm model that learned, nothing was held
     "student.warm_start": 0,
+    "method.neighbours": 0,  # nobody but the two networks made labels
+    "method.distil.prompt": None,  # it learned the mean of all prompts
 }
 
 
