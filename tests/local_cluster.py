@@ -106,6 +106,10 @@ class LocalCluster:
         """What `ray job logs NAME` shows."""
         return str(JobSubmissionClient(self.dashboard).get_job_logs(name))
 
+    def over(self, name: str) -> bool:
+        """Whether a submitted job has ended, however."""
+        return bool(JobSubmissionClient(self.dashboard).get_job_status(name).is_terminal())
+
     def stop(self, name: str) -> str:
         """`ray job stop NAME`; how the job has ended."""
         client = JobSubmissionClient(self.dashboard)

@@ -7,6 +7,7 @@ never show a half-written object.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from coreg_ray.run.whole import is_unfinished, write_whole
 
 LOCK = ".lock"  # who works in a folder (lock.py)
 LOCK_CLAIM = f"{LOCK}-"  # how the names of those begin who are about to
+_LISTINGS = 5  # of a folder that others change meanwhile
 F = TypeVar("F", bound="Folder")
 
 
@@ -87,8 +89,15 @@ class Folder:
         return [name for name in self._names() if name.startswith(LOCK_CLAIM)]
 
     def _names(self) -> list[str]:
-        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(info.base_name for info in infos)
+        return sorted(info.base_name for info in self._listed(recursive=False))
+
+    def _listed(self, recursive: bool) -> list[fs.FileInfo]:
+        """What lies in this folder; listed anew where a folder went while it was read."""
+        selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+        for _ in range(_LISTINGS - 1):
+            with suppress(FileNotFoundError):
+                return self.filesystem.get_file_info(selector)
+        return self.filesystem.get_file_info(selector)
 
     def files(self, suffix: str = "") -> list[str]:
         """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted, as in `entries`.
@@ -96,7 +105,7 @@ class Folder:
         Raises:
             UserError: the name of one is not UTF-8.
         """
-        infos = self.filesystem.get_file_info(fs.FileSelector(self.path, recursive=True, allow_not_found=True))
+        infos = self._listed(recursive=True)
         try:
             return sorted(
                 info.path

@@ -168,6 +168,24 @@ def test_what_is_not_there(folder: Folder) -> None:
     assert folder.size("a") == -1
 
 
+def test_a_folder_that_goes_while_it_is_read_is_listed_anew(tmp_path: Path) -> None:
+    class Changing:
+        def __init__(self, failures: int) -> None:
+            self.failures = failures
+
+        def get_file_info(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+            if self.failures:
+                self.failures -= 1
+                raise FileNotFoundError(2, "Cannot list directory")
+            return fs.LocalFileSystem().get_file_info(selector)
+
+    (tmp_path / "a").write_text("")
+    assert Folder(Changing(2), str(tmp_path)).entries() == ["a"]  # type: ignore[arg-type]
+    assert Folder(Changing(2), str(tmp_path)).files() == [f"{tmp_path}/a"]  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        Folder(Changing(99), str(tmp_path)).entries()  # type: ignore[arg-type]
+
+
 def test_deleting_a_file_a_folder_and_nothing(folder: Folder) -> None:
     for name in ("a/1", "a/2", "b"):
         folder.write(name, "x")
