@@ -1,7 +1,7 @@
 """How a pretrained network is best trained whole: its learning rate, its batch norm, a warm start of the heads.
 
 Photos of waste (the data folder of `studies.real_noise`), small, with candidate sets drawn at random; each variant
-warms up for a few epochs, takes one of Co-Reg and is scored on test images. `held` never lets the backbone learn.
+trains Co-Reg, its warm-up first, and is scored on test images. `held` never lets the backbone learn.
 
     python -m coreg_ray.studies.finetuning --data DIR --output FILE --seeds 0 1 2
 """
@@ -37,23 +37,26 @@ from coreg_ray.training.state import build_state
 
 log = logging.getLogger(__name__)
 
-NAME, SIDE, ROWS, TESTED = "tf_efficientnet_lite0", 64, 200, 200
+NAME, SIDE = "tf_efficientnet_lite0", 64
 PARTIAL_RATE, NOISE_RATE = 0.3, 0.2  # as of the frozen backbone's measurements (docs/frozen.md)
-EPOCHS, RATE = 5, 0.02
-SCHEDULE: dict[str, Any] = {
-    "epochs": EPOCHS, "warmup_epochs": 4, "contrast_delay": 0, "ramp_epochs": 1, "batch_size": 16,
-    "warmup_batch_size": 16, "learning_rate": RATE, "key_momentum": 0.99, "queue_size": 256,
+RATE = 0.02
+SETTINGS: dict[str, Any] = {
+    "contrast_delay": 0, "ramp_epochs": 1, "batch_size": 16, "warmup_batch_size": 16, "learning_rate": RATE,
+    "key_momentum": 0.99, "queue_size": 256,
 }  # fmt: skip
 
-LOWER: dict[str, Any] = {"backbone_learning_rate": RATE / 5}
+FIFTH: dict[str, Any] = {"backbone_learning_rate": RATE / 5}
+FORTIETH: dict[str, Any] = {"backbone_learning_rate": RATE / 40}
 VARIANTS: dict[str, dict[str, Any]] = {
+    "held": {"warm_start": 1_000_000},
     "equal": {},
-    "lower": LOWER,
     "equal, frozen norm": {"batch_norm": "frozen"},
-    "lower, frozen norm": {**LOWER, "batch_norm": "frozen"},
-    "lower, warm start": {**LOWER, "warm_start": 1},
-    "equal, frozen norm, warm start": {"batch_norm": "frozen", "warm_start": 1},
-    "held": {"warm_start": EPOCHS},
+    "fifth": FIFTH,
+    "fifth, frozen norm": {**FIFTH, "batch_norm": "frozen"},
+    "fortieth": FORTIETH,
+    "fortieth, frozen norm": {**FORTIETH, "batch_norm": "frozen"},
+    "fortieth, warm start": {**FORTIETH, "warm_start": 1},
+    "fortieth, frozen norm, warm start": {**FORTIETH, "batch_norm": "frozen", "warm_start": 1},
 }
 
 
@@ -92,17 +95,19 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     lines = (
         [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
     )
-    done = {(line["variant"], line["seed"]) for line in lines}
+    size = {"rows": arguments.rows, "epochs": arguments.epochs, "warmup_epochs": arguments.warmup}
     side = which.side if arguments.smoke else SIDE
     weights = None if arguments.smoke else str(folder / data.WEIGHTS)
     base = StudentConfig(name=name, pretrained=weights, resolution=side, precision="float32")
-    photos = read_photos(which, folder, side)
+    photos = read_photos(which, folder, side, arguments.rows)
     for seed in arguments.seeds:
         for variant in arguments.variant or VARIANTS:
-            if (variant, seed) in done:
+            key = {"variant": variant, "seed": seed, **size}
+            if any(key.items() <= line.items() for line in lines):
                 continue
             student = StudentConfig.model_validate(base.model_dump() | VARIANTS[variant])
-            lines.append({"variant": variant, "seed": seed, **trained(photos, student, which.classes, seed)})
+            method = MethodConfig(**SETTINGS, epochs=arguments.epochs, warmup_epochs=arguments.warmup)
+            lines.append({**key, **trained(photos, student, method, which.classes, seed)})
             arguments.output.parent.mkdir(parents=True, exist_ok=True)
             with arguments.output.open("a") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
@@ -112,18 +117,18 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return lines
 
 
-def read_photos(which: data.Study, folder: Path, side: int) -> Photos:
-    """Some of a study's images, drawn by their ids."""
-    pool = data.read_pictures(folder / which.pool, min(ROWS, which.rows))
-    test = data.read_pictures(folder / which.test, min(TESTED, which.tested))
+def read_photos(which: data.Study, folder: Path, side: int, most: int) -> Photos:
+    """Some of a study's images, drawn by their ids: at most so many of the pool, and to test."""
+    pool = data.read_pictures(folder / which.pool, min(most, which.rows))
+    test = data.read_pictures(folder / which.test, min(most, which.tested))
     shown = Images(test.numbers, test.pixels(0, len(test.files), side), test.labels)
     return Photos(pool, pool.pixels(0, len(pool.files), side), shown)
 
 
-def trained(photos: Photos, student: StudentConfig, classes: int, seed: int) -> dict[str, Any]:
+def trained(photos: Photos, student: StudentConfig, method: MethodConfig, classes: int, seed: int) -> dict[str, Any]:
     """Test accuracy of both networks together after each epoch, and the processor's seconds."""
     started = time.process_time()
-    rows, mesh, method = photos.rows(classes, seed), Mesh(), MethodConfig(**SCHEDULE)
+    rows, mesh = photos.rows(classes, seed), Mesh()
     names = [str(number) for number in range(classes)]
     state = build_state(method, student, seed, names, rows, mesh, coreg.remember)
     scored = Scored(test=photos.test, compared=False)
@@ -132,15 +137,14 @@ def trained(photos: Photos, student: StudentConfig, classes: int, seed: int) -> 
 
 
 def table(lines: list[dict[str, Any]]) -> list[str]:
-    """A line of Markdown for each variant: mean and values over seeds, after the warm-up and at the end."""
-    curves: dict[str, list[list[float]]] = defaultdict(list)
+    """A line of Markdown for each variant and size: test accuracy at the end, its mean and that of each seed."""
+    curves: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for line in lines:
-        curves[line["variant"]].append(line["curve"])
-    shown = ["| variant | after the warm-up | at the end | each seed |", "|---|---|---|---|"]
-    for variant, some in curves.items():
-        early, late = ([curve[epoch] for curve in some] for epoch in (SCHEDULE["warmup_epochs"] - 1, -1))
-        each = " ".join(f"{value:.3f}" for value in late)
-        shown.append(f"| {variant} | {mean(early):.3f} | {mean(late):.3f} | {each} |")
+        curves[tuple(line[name] for name in ("variant", "rows", "epochs", "warmup_epochs"))].append(line["curve"][-1])
+    shown = ["| variant | rows | epochs | of them warm-up | test accuracy | each seed |", "|---|---|---|---|---|---|"]
+    for key, values in curves.items():
+        each = " ".join(f"{value:.3f}" for value in values)
+        shown.append(f"| {' | '.join(map(str, key))} | {mean(values):.3f} | {each} |")
     return shown
 
 
@@ -151,6 +155,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="file of JSON lines, one a run")
     parser.add_argument("--variant", action="append", default=[], help="may be repeated; all without it")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", type=int, default=200, help="most images of the pool, and most to test")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=4, help="epochs of warm-up among them")
     parser.add_argument("--smoke", action="store_true", help="tiny images that the study makes itself")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)  # each network trains in a thread of its own

@@ -14,7 +14,8 @@ from coreg_ray.studies import finetuning
 
 
 def asked(output: Path, *variants: str, smoke: bool = True) -> argparse.Namespace:
-    return argparse.Namespace(data=None, output=output, variant=list(variants), seeds=[0], smoke=smoke)
+    size = {"rows": 60, "epochs": 2, "warmup": 1}
+    return argparse.Namespace(data=None, output=output, variant=list(variants), seeds=[0], smoke=smoke, **size)
 
 
 def test_every_variant_is_a_network_that_learns() -> None:
@@ -22,23 +23,21 @@ def test_every_variant_is_a_network_that_learns() -> None:
         assert not StudentConfig.model_validate({"name": finetuning.NAME, **changes}).on_features
 
 
-def test_what_is_missing_is_run_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetuning, "SCHEDULE", {**finetuning.SCHEDULE, "epochs": 2, "warmup_epochs": 1})
+def test_what_is_missing_is_run_and_told(tmp_path: Path) -> None:
     output = tmp_path / "lines.jsonl"
-    (first,) = finetuning.study(asked(output, "lower"))
+    (first,) = finetuning.study(asked(output, "fifth"))
     assert [json.loads(line) for line in output.read_text().splitlines()] == [first]
-    assert set(first) == {"variant", "seed", "curve", "seconds"}
+    assert set(first) == {"variant", "seed", "rows", "epochs", "warmup_epochs", "curve", "seconds"}
     assert len(first["curve"]) == 2
-    kept, _ = finetuning.study(asked(output, "lower", "equal, frozen norm"))
+    kept, _ = finetuning.study(asked(output, "fifth", "equal, frozen norm"))
     assert kept == first
-    assert finetuning.table([first, {**first, "seed": 1, "curve": [0.5, 0.25]}])[2] == (
-        f"| lower | {(first['curve'][0] + 0.5) / 2:.3f} | {(first['curve'][1] + 0.25) / 2:.3f} | "
-        f"{first['curve'][1]:.3f} 0.250 |"
-    )
+    other = {**first, "seed": 1, "curve": [0.5, 0.25]}
+    end = first["curve"][1]
+    assert finetuning.table([first, other])[2] == f"| fifth | 60 | 2 | 1 | {(end + 0.25) / 2:.3f} | {end:.3f} 0.250 |"
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--variant slow is unknown; the variants are equal, lower"):
+    with pytest.raises(UserError, match="--variant slow is unknown; the variants are held, equal"):
         finetuning.study(asked(tmp_path / "x", "slow"))
     with pytest.raises(UserError, match="--data is missing"):
         finetuning.study(asked(tmp_path / "x", smoke=False))
