@@ -64,7 +64,7 @@ SHOWN = {ray_metrics.ANNOTATED, ray_metrics.SECONDS, *ray_metrics.GAUGES} - {
 }
 EPOCHS = 24  # some are left when the first of them has been seen
 # With this CLIP enough for one annotator to be busy until another has started, in blocks small enough to be shared.
-BLOCKS, IMAGES = 8, 1_280
+BLOCKS, IMAGES = 12, 1_920
 
 
 def epochs(output: Path) -> list[str]:
