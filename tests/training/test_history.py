@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def test_epochs_that_are_trained_again_are_purged_from_the_events(tmp_path: Path
         for last in range(4):
             history.write([epoch(number, agreement=0.1) for number in range(last + 1)])
     kept = [epoch(number, agreement=0.1) for number in range(2)]
+    time.sleep(1.1)  # files of events are read in the order of the seconds in which they were begun
     with History(RunFolder.at(tmp_path)) as history:
         history.write([*kept, epoch(2, agreement=0.9)])
     assert scalars(tmp_path / "tensorboard", "agreement") == pytest.approx({0: 0.1, 1: 0.1, 2: 0.9})
