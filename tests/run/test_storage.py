@@ -180,10 +180,10 @@ def test_a_folder_that_goes_while_it_is_read_is_listed_anew(tmp_path: Path) -> N
             return fs.LocalFileSystem().get_file_info(selector)
 
     (tmp_path / "a").write_text("")
-    assert Folder(Changing(2), str(tmp_path)).entries() == ["a"]  # type: ignore[arg-type]
-    assert Folder(Changing(2), str(tmp_path)).files() == [f"{tmp_path}/a"]  # type: ignore[arg-type]
+    assert Folder(Changing(2), str(tmp_path)).entries() == ["a"]
+    assert Folder(Changing(2), str(tmp_path)).files() == [f"{tmp_path}/a"]
     with pytest.raises(FileNotFoundError):
-        Folder(Changing(99), str(tmp_path)).entries()  # type: ignore[arg-type]
+        Folder(Changing(99), str(tmp_path)).entries()
 
 
 def test_deleting_a_file_a_folder_and_nothing(folder: Folder) -> None:
