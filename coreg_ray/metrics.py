@@ -26,7 +26,8 @@ TEST_IN_POOL = "test/images_in_pool"  # of those, byte for byte
 # Of the purified labels, against true ones where these are known.
 PURIFIED_IMAGES, PURIFIED_CHANGED, PURIFIED_ACCURACY = "purified/images", "purified/changed", "purified/accuracy"
 
-# Whether purified labels are to be trusted above the votes' own, told without labels, and why (pure/trust.py).
+# Whether purified labels are to be trusted above the votes' own, and why (pure/trust.py).
+TRUST = "trust/"  # before all of them
 VOTES_IMPROVED, TRUST_BELIEVED = "trust/votes_improved", "trust/label_model_believed"
 TRUST_REVIEWED = "trust/reviewed_images"  # where there are enough of them, with what they say was gained
 TRUST_GAIN_LOW, TRUST_GAIN_HIGH = "trust/reviewed_gain_low", "trust/reviewed_gain_high"  # 95 %

@@ -112,7 +112,8 @@ def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
     started = time.monotonic()
     with watched():
         purified = purify(config, run, samples)
-    run.update_metrics({**purified.figures, **verdict(run), metrics.PURIFY_S: time.monotonic() - started})
+    figures = {**purified.figures, **verdict(run), metrics.PURIFY_S: time.monotonic() - started}
+    run.update_metrics(figures, stale=(metrics.TRUST,))
     started = time.monotonic()
     export(run, samples, KINDS[config.method.kind].DEPLOYED)  # after the labels: its card says how far to trust them
     run.update_metrics({metrics.EXPORT_S: time.monotonic() - started})

@@ -139,8 +139,9 @@ def _keep_verdict(run: RunFolder) -> None:
     from coreg_ray.deploy.reviewed import verdict
 
     told = verdict(run)
-    if told and not told.items() <= run.read_metrics().items():
-        run.update_metrics(told)
+    there = {name: value for name, value in run.read_metrics().items() if name.startswith(metrics.TRUST)}
+    if told != there:
+        run.update_metrics(told, stale=(metrics.TRUST,))
 
 
 def make_purified(run: RunFolder, place: str, config: Config) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from coreg_ray import metrics
 from coreg_ray.annotation.arrow import read_table
 from coreg_ray.deploy.purified import part_names
 from coreg_ray.pure.trust import Reviewed
@@ -26,7 +27,7 @@ def verdict(run: RunFolder) -> dict[str, Any]:
     manifest = run.read_purified_manifest()
     if manifest is None:
         return {}
-    figures = {name: value for name, value in manifest.figures.items() if name.startswith("trust/")}
+    figures = {name: value for name, value in manifest.figures.items() if name.startswith(metrics.TRUST)}
     return {**figures, **review_figures(reviewed(run))}
 
 
@@ -36,9 +37,8 @@ def reviewed(run: RunFolder) -> Reviewed:
     Labels that are no class ("not sure", "none of these") say nothing, and labels that the run was trained with are
     its own.
     """
-    labels, manifest = _labels(run), run.read_candidate_manifest()
-    class_names = manifest.class_names if manifest else []
-    labels = {image_id: label for image_id, label in labels.items() if label in class_names}
+    known_as = _known_as(run)
+    labels = {image_id: known_as[label] for image_id, label in _labels(run).items() if label in known_as}
     images = mended = spoilt = 0
     for name in part_names(run.purified) if labels else []:
         table = read_table(run.purified, name, _COLUMNS)
@@ -49,6 +49,15 @@ def reviewed(run: RunFolder) -> Reviewed:
             mended += row["annotator_label"] != right == row["label"]
             spoilt += row["label"] != right == row["annotator_label"]
     return Reviewed(images, mended, spoilt)
+
+
+def _known_as(run: RunFolder) -> dict[str, str]:
+    """The class that each name stands for."""
+    manifest = run.read_candidate_manifest()
+    if manifest is None:
+        return {}
+    every = manifest.names or [[name] for name in manifest.class_names]
+    return {name: own for own, names in zip(manifest.class_names, every, strict=True) for name in (own, *names)}
 
 
 def _labels(run: RunFolder) -> dict[str, str]:

@@ -5,8 +5,8 @@ goes by, and where the limits come from: docs/results.md.
 
 1. A label model that is believed has found voters who err independently, so its posterior says how sure to be of every
    vote, and networks can only move labels that are in doubt. They must have learned something: on images that they
-   were not trained on they name the votes' class for a fair share of the surest half, as many as the votes themselves
-   are sure of.
+   were not trained on they name the votes' class for a fair share of the surest half, held against how sure the votes
+   are of these.
 2. Where many images have no class with the most votes, votes alone take whichever comes first. Networks that have
    learned something know better.
 3. Otherwise only the networks can tell that votes are wrong, and they learn what votes have in common. Then they must
@@ -22,18 +22,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coreg_ray.pure.interval import wilson
+from coreg_ray.pure import interval
 
 if TYPE_CHECKING:  # commands that only speak of it need no torch
     from torch import Tensor
 
-ENOUGH = 100  # reviewed images that decide
+ENOUGH = interval.FEWEST  # reviewed images that decide
 FEWEST = 10  # images that agreement is told from
 LEARNED = 0.45  # least agreement, as a share of what the votes are sure of, where networks only have to have learned
 LOST = 0.4  # doubt from which on they contradict the votes more than they can know
 TIED = 0.2  # share of images without a class with the most votes from which on networks are better at choosing
 EQUAL = 1e-3  # probabilities that differ by less
-ALIKE = ((0.8, 0.2), (0.9, 0.3))  # where none is: least agreement, and the largest doubt that it makes up for
+ALIKE = ((0.8, 0.2), (0.9, 0.3))  # of other pools: least agreement, and the largest doubt that it makes up for
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Reviewed:
         differ = self.mended + self.spoilt
         if not differ:
             return 0.0, 0.0
-        low, high = ((2 * share - 1) * differ / self.images for share in wilson(self.mended, differ))
+        low, high = ((2 * share - 1) * differ / self.images for share in interval.wilson(self.mended, differ))
         return low, high
 
     @property

@@ -14,10 +14,10 @@ from labelled_run import NAMES, labelled_run, purify_by_hand
 from coreg_ray import metrics
 from coreg_ray.annotation.arrow import write_table
 from coreg_ray.commands import labels as command
-from coreg_ray.deploy.purified import SCHEMA, part_names
+from coreg_ray.deploy.purified import SCHEMA
 from coreg_ray.deploy.reviewed import reviewed, verdict
 from coreg_ray.pure.trust import ENOUGH, Evidence, Reviewed
-from coreg_ray.run.folder import REVIEW, RunFolder
+from coreg_ray.run.folder import MANIFEST, REVIEW, RunFolder
 from coreg_ray.run.trust import review_figures, trust_figures, trust_in_words
 
 
@@ -49,6 +49,12 @@ def test_who_is_right_is_counted_over_labels_that_say_something(run: RunFolder) 
     labels = {f"{number}.png": label for number, label in enumerate(of)}
     review(run, labels | {"299.png": "cat", "gone.png": "cat"})  # trained with; no image of the pool
     assert reviewed(run) == Reviewed(110, 60, 30)
+    manifest = run.read_candidate_manifest()
+    assert manifest is not None
+    other = replace(manifest, names=[[name, f"{name} by another name"] for name in manifest.class_names])
+    run.candidates.write_json(MANIFEST, other.as_json())
+    review(run, {"1.png": "cat by another name", "2.png": "nobody's name"})
+    assert reviewed(run) == Reviewed(1, 1, 0)
     run.write(REVIEW, b"\xff\xfe no table")
     assert reviewed(run) == Reviewed(0, 0, 0)
 
@@ -93,4 +99,7 @@ def test_a_hundred_images_decide_which_labels_are_written(
     undecided = trust_in_words(verdict(run))
     assert "less and" in undecided
     assert "not to be trusted above the votes alone: on held-out images" in undecided
-    assert "more.parquet" in part_names(run.purified)
+    review(run, {"1.png": "cat"})  # a review that somebody took back
+    written("again.csv")
+    assert metrics.TRUST_REVIEWED not in run.read_metrics()
+    assert "reviewed" not in trust_in_words(run.read_metrics())

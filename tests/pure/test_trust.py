@@ -72,6 +72,9 @@ def test_networks_need_to_know_less_where_a_label_model_is_believed() -> None:
         (Evidence(False, 0.3, 0.5, 50, tied=0.31), "are probably more right than the votes alone: on held-out images "
          "the networks agree with the votes for 50% of the surest, and for 31% of all images no class has the most "
          "votes."),
+        (Evidence(True, 0.45, 0.91, 50), "the networks agree with the label model, which is believed, for 91% of the "
+         "surest and find 45% of the candidate sets unsound."),
+        (Evidence(False, 0.45, 0.5, 50, tied=0.31), "of the surest and find 45% of the candidate sets unsound."),
         (Evidence(False, None, 0.9, 50), "and were never asked which candidate sets are unsound."),
         (Evidence(True, None, None, 3), "cannot be told, since too few images were held out"),
     ],
