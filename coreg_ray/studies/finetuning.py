@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -84,14 +83,8 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     unknown = [name for name in arguments.variant if name not in VARIANTS]
     if unknown:
         raise UserError(f"--variant {unknown[0]} is unknown; the variants are {', '.join(VARIANTS)}")
-    which, folder, name = data.STUDIES["waste"], arguments.data, NAME
-    if arguments.smoke:
-        which, name = tiny.study(which), tiny.STUDENT.name
-        folder = Path(tempfile.mkdtemp(prefix="coreg-ray-")) if folder is None else folder
-        tiny.make(which, folder)
-    if folder is None:
-        raise UserError("--data is missing: the folder of the studies' images and votes (--smoke makes its own)")
-    data.check(which, folder, weights=not arguments.smoke)
+    which, folder = tiny.prepared(data.STUDIES["waste"], arguments.data, arguments.smoke, weights=True)
+    name = tiny.STUDENT.name if arguments.smoke else NAME
     lines = (
         [json.loads(line) for line in arguments.output.read_text().splitlines()] if arguments.output.exists() else []
     )

@@ -46,16 +46,10 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     unknown = [name for name in arguments.variant if name not in VARIANTS]
     if unknown:
         raise UserError(f"--variant {unknown[0]} is unknown; the variants are {', '.join(VARIANTS)}")
-    which, folder = data.STUDIES[arguments.study], arguments.data
-    kind = arguments.student
-    student, epochs = student_of(arguments.study, folder, kind), arguments.epochs
-    if arguments.smoke:
-        which, student, epochs = tiny.study(which), tiny.STUDENTS[kind], tiny.EPOCHS
-        folder = Path(tempfile.mkdtemp(prefix="coreg-ray-")) if folder is None else folder
-        tiny.make(which, folder)
-    if folder is None:
-        raise UserError("--data is missing: the folder of the studies' images and votes (--smoke makes its own)")
-    data.check(which, folder, weights=student.frozen and not arguments.smoke)
+    kind, smoke = arguments.student, arguments.smoke
+    which, folder = tiny.prepared(data.STUDIES[arguments.study], arguments.data, smoke, weights=kind == "frozen")
+    student = tiny.STUDENTS[kind] if smoke else student_of(arguments.study, folder, kind)
+    epochs = tiny.EPOCHS if smoke else arguments.epochs
     rows = min(arguments.rows or which.rows, which.rows)
     records = _read(arguments.output)
     done = {(line["votes"], line["variant"], line["seed"], line["rows"], line["student"]) for line in records}

@@ -1,7 +1,11 @@
-"""The studies' small twin: plain colours in the place of photos, made here, and voters who mistake some of them."""
+"""The studies' small twin: plain colours in the place of photos, made here, and voters who mistake some of them.
+
+`prepared` chooses between it and a folder of the real images.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from coreg_ray.config import StudentConfig
-from coreg_ray.studies.real_noise.data import Study
+from coreg_ray.errors import UserError
+from coreg_ray.studies.real_noise.data import Study, check
 
 ROWS, TESTED, SIDE, EPOCHS = 120, 60, 32, 4
 MISTAKEN = 0.3  # of a voter's votes
@@ -25,6 +30,24 @@ STUDENTS = {
     "frozen": STUDENT,
     "scratch": StudentConfig(resolution=8, width=4, projection=8, precision="float32"),
 }
+
+
+def prepared(of: Study, folder: Path | None, smoke: bool, weights: bool) -> tuple[Study, Path]:
+    """A study and the folder that has all its files; for `smoke` its small twin, made here, with no weights.
+
+    Args:
+        folder: as a person gave it. weights: whether the backbone's are needed.
+
+    Raises:
+        UserError: no folder was given, or it lacks a file.
+    """
+    if smoke:
+        of, folder = study(of), Path(tempfile.mkdtemp(prefix="coreg-ray-")) if folder is None else folder
+        make(of, folder)
+    if folder is None:
+        raise UserError("--data is missing: the folder of the studies' images and votes (--smoke makes its own)")
+    check(of, folder, weights=weights and not smoke)
+    return of, folder
 
 
 def study(of: Study) -> Study:
