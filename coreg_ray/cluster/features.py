@@ -22,7 +22,7 @@ from coreg_ray.annotation.parts import parts
 from coreg_ray.cluster.tasks import ask, each, task, through, watch
 from coreg_ray.config import AnnotatorConfig, Config, StudentConfig
 from coreg_ray.config.fit_to_pool import resolved
-from coreg_ray.config.student import ANNOTATOR
+from coreg_ray.config.student import ANNOTATOR, PREACT_RESNETS
 from coreg_ray.errors import UserError
 from coreg_ray.run.features import FeaturesManifest
 from coreg_ray.run.folder import MANIFEST, RunFolder, Split
@@ -55,7 +55,7 @@ def open_features(config: Config, run: RunFolder) -> None:
             features of another backbone or of other views lie in the run folder.
     """
     student = config.student
-    if student.name in (ANNOTATOR, "preact_resnet18"):
+    if student.name in (ANNOTATOR, *PREACT_RESNETS):
         return
     if not student.frozen:
         _try(student)

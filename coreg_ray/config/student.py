@@ -9,12 +9,13 @@ from pydantic import Field, model_validator
 from coreg_ray.config.sections import Section, running, starting
 
 ANNOTATOR = "annotator"  # the student's name that stands for the annotator's own image encoder
+PREACT_RESNETS = {"preact_resnet10": 1, "preact_resnet18": 2}  # blocks in each of their four stages
 
 
 class StudentConfig(Section):
     """The small classifier that is trained, twice."""
 
-    name: str = Field("preact_resnet18", description="preact_resnet18, any timm model by name, or `annotator`")
+    name: str = Field("preact_resnet18", description="preact_resnet18 or preact_resnet10, any timm model by name, or `annotator`")
     pretrained: str | None = starting(
         None, words=("hub",), description="timm only: `hub` for the model's hub weights, or a local file"
     )
@@ -36,7 +37,7 @@ class StudentConfig(Section):
     )
     resolution: int = Field(32, ge=8, le=512, description="side of the images it sees, in pixels")
     width: int = Field(
-        64, ge=4, le=512, description="channels of preact_resnet18's first stage; heads have 8 times as many units"
+        64, ge=4, le=512, description="channels of a preact_resnet's first stage; heads have 8 times as many units"
     )
     projection: int = Field(128, ge=2, description="size of the projected features")
     views: Literal["auto", "randaugment", "hole", "weak"] = Field(
@@ -53,9 +54,9 @@ class StudentConfig(Section):
 
     @model_validator(mode="after")
     def _backbone(self) -> StudentConfig:
-        if self.frozen and self.name == "preact_resnet18":
+        if self.frozen and self.name in PREACT_RESNETS:
             raise ValueError(
-                "frozen=true with name=preact_resnet18: it has no published weights; name a timm model with its "
+                f"frozen=true with name={self.name}: it has no published weights; name a timm model with its "
                 "weights (student.name, student.pretrained), or `annotator`"
             )
         if self.name == ANNOTATOR and self.pretrained:
@@ -67,7 +68,7 @@ class StudentConfig(Section):
     @model_validator(mode="after")
     def _fine_tuned(self) -> StudentConfig:
         """What is for backbones that learn is refused where there is none."""
-        if self.on_features or self.name == "preact_resnet18":
+        if self.on_features or self.name in PREACT_RESNETS:
             for name in ("backbone_learning_rate", "batch_norm", "warm_start"):
                 if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from coreg_ray.config.kinds import TITLES
-from coreg_ray.config.student import ANNOTATOR
+from coreg_ray.config.student import ANNOTATOR, PREACT_RESNETS
 from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, LABEL_FREE, ZERO_SHOT
 from coreg_ray.run.trust import trust_in_words
 
@@ -29,7 +29,7 @@ def model_card(model: Model, extra_files: list[str], remarks: Sequence[str] = ()
     source, annotator = settings.get("source", {}), settings.get("annotator", {})
     shown = [f"`{_plain(name)}`" for name in model.classes[:_MOST_CLASSES]]
     more = f" and {len(model.classes) - len(shown)} more" if len(model.classes) > len(shown) else ""
-    width = f", width {model.student.width}" if model.student.name == "preact_resnet18" else ""
+    width = f", width {model.student.width}" if model.student.name in PREACT_RESNETS else ""
     networks = f"network {next(iter(model.networks))}" if len(model.networks) == 1 else "both networks, averaged"
     backbone = " The keys `backbone.*` are those of the frozen network that comes first." if model.backbone else ""
     lines = [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from coreg_ray.config.student import PREACT_RESNETS
 from coreg_ray.errors import UserError
 from coreg_ray.training.timm_models import batch_norms, normalisation, timm_encoder
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HeadStudent",
-    "PreActResNet18",
+    "PreActResNet",
     "Queue",
     "Student",
     "build_student",
@@ -54,10 +55,14 @@ class PreActBlock(nn.Module):
         return self.conv2(F.relu(self.norm2(self.conv1(activated)), inplace=True)).add_(shortcut)
 
 
-class PreActResNet18(nn.Module):
-    """(B, 3, S, S) -> (B, 8 * width) features; the first stage halves the resolution from 64 px on."""
+class PreActResNet(nn.Module):
+    """(B, 3, S, S) -> (B, 8 * width) features; the first stage halves the resolution from 64 px on.
 
-    def __init__(self, width: int = 64, resolution: int = 32) -> None:
+    Args:
+        depth: blocks in each of the four stages: 2 in the ResNet-18, 1 in the ResNet-10.
+    """
+
+    def __init__(self, width: int = 64, resolution: int = 32, depth: int = 2) -> None:
         super().__init__()
         self.num_features = 8 * width
         self.stem = nn.Sequential(
@@ -67,8 +72,9 @@ class PreActResNet18(nn.Module):
         inputs = width
         for stage, stride in enumerate((2 if resolution >= 64 else 1, 2, 2, 2)):
             outputs = width * 2**stage
-            blocks += [PreActBlock(inputs, outputs, stride), PreActBlock(outputs, outputs, 1)]
-            inputs = outputs
+            for block in range(depth):
+                blocks.append(PreActBlock(inputs, outputs, 1 if block else stride))
+                inputs = outputs
         self.blocks = nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,12 +208,12 @@ def build_student(config: StudentConfig, num_classes: int, features: int | None 
     if config.on_features:
         assert features is not None
         return HeadStudent(features, 8 * config.width, num_classes, config.projection)
-    if config.name == "preact_resnet18":
+    if config.name in PREACT_RESNETS:
         if config.pretrained:
             raise UserError(
-                f"student.pretrained={config.pretrained} needs a timm model; preact_resnet18 has no published weights"
+                f"student.pretrained={config.pretrained} needs a timm model; {config.name} has no published weights"
             )
-        encoder: nn.Module = PreActResNet18(config.width, config.resolution)
+        encoder: nn.Module = PreActResNet(config.width, config.resolution, PREACT_RESNETS[config.name])
         outputs = 8 * config.width
     else:
         encoder, outputs = timm_encoder(config)

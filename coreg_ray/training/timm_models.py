@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from coreg_ray.config.student import ANNOTATOR, PREACT_RESNETS
 from coreg_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ def timm_encoder(config: StudentConfig) -> tuple[nn.Module, int]:
     import timm
 
     if not timm.is_model(config.name):
-        close = get_close_matches(config.name, ["preact_resnet18", "annotator", *timm.list_models()], n=5)
+        close = get_close_matches(config.name, [*PREACT_RESNETS, ANNOTATOR, *timm.list_models()], n=5)
         raise UserError(
-            f"student.name={config.name} is neither preact_resnet18 nor a timm model; "
+            f"student.name={config.name} is neither {' nor '.join(PREACT_RESNETS)} nor a timm model; "
             + (f"close names: {', '.join(close)}" if close else "see timm.list_models()")
         )
     settings: dict[str, Any] = {"num_classes": 0, "pretrained": config.pretrained == "hub"}

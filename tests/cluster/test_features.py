@@ -161,7 +161,7 @@ def test_a_network_that_is_trained_is_looked_at_too(tmp_path: Path) -> None:
     run = RunFolder.at(tmp_path)
     for settings, message in (
         ({"name": "levit_128s", "resolution": 40}, "cannot take images of student.resolution=40"),
-        ({"name": "resnt18"}, "is neither preact_resnet18 nor a timm model"),
+        ({"name": "resnt18"}, "is neither preact_resnet10 nor preact_resnet18 nor a timm model"),
         ({"name": "vit_tiny_patch16_224", "batch_norm": "frozen"}, "batch_norm=frozen: vit_tiny.* has no batch norm"),
     ):
         with pytest.raises(UserError, match=message):

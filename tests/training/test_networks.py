@@ -16,7 +16,7 @@ from coreg_ray.config import StudentConfig
 from coreg_ray.errors import UserError
 from coreg_ray.training.networks import (
     PreActBlock,
-    PreActResNet18,
+    PreActResNet,
     Queue,
     Student,
     build_student,
@@ -40,7 +40,7 @@ def small(**settings: object) -> Student:
 
 @pytest.mark.parametrize(("resolution", "last"), [(16, 2), (32, 4), (64, 4)])
 def test_stages_halve_the_image_and_double_the_channels(resolution: int, last: int) -> None:
-    network = PreActResNet18(4, resolution)
+    network = PreActResNet(4, resolution)
     x = network.stem(torch.randn(2, 3, resolution, resolution))
     assert x.shape == (2, 4, resolution, resolution)
     assert (x >= 0).all()  # the stem ends in ReLU
@@ -49,16 +49,25 @@ def test_stages_halve_the_image_and_double_the_channels(resolution: int, last: i
 
 
 def test_the_papers_size() -> None:
-    network = PreActResNet18(64, 32)
+    network = PreActResNet(64, 32)
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(11.17e6, rel=0.002)
     assert network.num_features == 512
     assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 1 + 16 + 3
     assert not isinstance(list(network.blocks.modules())[-1], nn.BatchNorm2d)
 
 
+def test_the_shallow_one_has_a_block_a_stage() -> None:
+    network = PreActResNet(64, 32, depth=1)
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 1 + 8 + 3
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 512)
+    named = small(name="preact_resnet10")
+    assert len(named.encoder.blocks) == 4
+    assert len(small().encoder.blocks) == 8
+
+
 def test_a_block_is_two_convolutions_behind_norm_and_relu() -> None:
     """Written out with torch's plain operations, the strided shortcut as one convolution."""
-    block = PreActResNet18(4).blocks[2].eval()
+    block = PreActResNet(4).blocks[2].eval()
     assert isinstance(block, PreActBlock)
     assert block.shortcut is not None
     x = torch.randn(2, 4, 9, 9)
