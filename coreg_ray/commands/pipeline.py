@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> None:
     """Run the command."""
     config = load(arguments, PipelineCommand, __doc__, continues=True)
     if not config.estimate:
-        show(summary(trained(config), config.output))
+        show(summary(trained(config), config.output, config.source.manual_labels))
         return
     from coreg_ray.cluster.address import refuse_silent  # late: Ray takes seconds, --help and errors need none
 
@@ -69,10 +69,11 @@ def _annotator_alone(figures: dict[str, Any]) -> str:
     return f"the annotator alone {zero_shot:.3f}: {left:.2f} of its errors are left."
 
 
-def summary(figures: dict[str, Any], output: str) -> str:
+def summary(figures: dict[str, Any], output: str, manual_labels: str | None = None) -> str:
     """A few lines: what was made, how good it is against zero-shot, where it lies, what to do next."""
     minutes = (figures[metrics.ANNOTATE_S] + figures[metrics.TRAIN_S]) / 60
-    lines = [f"Trained two networks without a manual label in {minutes:.1f} minutes."]
+    by_hand = f"with the manual labels of {manual_labels}" if manual_labels else "without a manual label"
+    lines = [f"Trained two networks {by_hand} in {minutes:.1f} minutes."]
     if metrics.ACCURACY in figures:
         lines.append(f"Test accuracy {figures[metrics.ACCURACY]:.3f}; {_annotator_alone(figures)}")
         if overlap := Overlap.of(figures).words():

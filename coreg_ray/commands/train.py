@@ -9,12 +9,10 @@ from argparse import ArgumentParser
 
 from pydantic import Field
 
-from coreg_ray import metrics
 from coreg_ray.commands.base import Command, load, show
-from coreg_ray.commands.pipeline import trained
+from coreg_ray.commands.pipeline import summary, trained
 from coreg_ray.errors import UserError
-from coreg_ray.run.records import Overlap
-from coreg_ray.run.uris import extended, shortened, without_credentials
+from coreg_ray.run.uris import extended, shortened
 
 
 class TrainCommand(Command):
@@ -27,15 +25,7 @@ def main(arguments: list[str]) -> None:
     """Run the command."""
     given = [*settings_of_the_annotated_run(arguments), *arguments]
     config = load(given, TrainCommand, __doc__, continues=True)
-    figures = trained(config, config.annotations)
-    where = without_credentials(config.output)
-    purified = figures.get(metrics.PURIFIED_IMAGES, 0)
-    show(
-        f"{metrics.ACCURACY} {figures.get(metrics.ACCURACY, 'unknown')}; model, labels of {purified:,} images, report "
-        f"and history in {where}"
-    )
-    if overlap := Overlap.of(figures).words():
-        show(overlap)
+    show(summary(trained(config, config.annotations), config.output, config.source.manual_labels))
 
 
 def settings_of_the_annotated_run(arguments: list[str]) -> list[str]:

@@ -15,7 +15,10 @@ PREACT_RESNETS = {"preact_resnet10": 1, "preact_resnet18": 2}  # blocks in each 
 class StudentConfig(Section):
     """The small classifier that is trained, twice."""
 
-    name: str = Field("preact_resnet18", description="preact_resnet18 or preact_resnet10, any timm model by name, or `annotator`")
+    name: str = Field(
+        "preact_resnet18",
+        description="preact_resnet18 or preact_resnet10, any timm model by name, or `annotator`",
+    )
     pretrained: str | None = starting(
         None, words=("hub",), description="timm only: `hub` for the model's hub weights, or a local file"
     )

@@ -56,6 +56,13 @@ def test_a_run_over_votes_knows_no_zero_shot_accuracy() -> None:
     assert "the annotator alone 0.500: 0.20 of its errors are left" in compared
 
 
+def test_manual_labels_are_not_denied() -> None:
+    times = {"time/annotate_s": 60.0, "time/train_s": 120.0}
+    assert pipeline.summary(times, "x").startswith("Trained two networks without a manual label in 3.0 minutes.\n")
+    reviewed = pipeline.summary(times, "x", "s3://KEY:SECRET@bucket/review.csv")
+    assert reviewed.startswith("Trained two networks with the manual labels of s3://bucket/review.csv in 3.0 minutes.")
+
+
 def test_test_images_that_lie_in_the_pool_are_said_and_none_is_no_line() -> None:
     shared = {"test/images": 40, "test/images_in_pool": 2}
     trained = {"time/annotate_s": 60.0, "time/train_s": 120.0, "test/accuracy": 0.9, "test/zero_shot_accuracy": 0.5}
