@@ -15,10 +15,18 @@ REQUESTS = (b"GET ", b"HEAD ", b"PUT ", b"POST ")
 
 
 class FaultyStore:
-    """Attributes: to_fail: requests still to fail, every other one. failed: how many have. port: of the door."""
+    """A door that fails at times.
+
+    Attributes:
+        to_fail: requests still to fail. failed: how many have. port: of the door.
+        first: requests that come through before.
+        cut_at: bytes of an answer that come through where one fails; 0: it is too busy; None: every other one
+            fails, and how is drawn each time.
+    """
 
     def __init__(self, host: str, port: int, seed: int) -> None:
-        self.to_fail, self.failed = 0, 0
+        self.to_fail, self.failed, self.first = 0, 0, 0
+        self.cut_at: int | None = None
         self._target = (host, port)
         self._random, self._lock = random.Random(seed), threading.Lock()
         store = self
@@ -57,9 +65,14 @@ class FaultyStore:
     def _draw(self) -> int | None:
         """None: no fault. 0: it is too busy. Else after how many bytes the answer is cut."""
         with self._lock:
-            if not self.to_fail or self._random.random() < 0.5:
+            if self.to_fail and self.first:
+                self.first -= 1
+                return None
+            if not self.to_fail or (self.cut_at is None and self._random.random() < 0.5):
                 return None
             self.to_fail, self.failed = self.to_fail - 1, self.failed + 1
+            if self.cut_at is not None:
+                return self.cut_at
             return self._random.choice((0, self._random.randrange(1, 400)))
 
 

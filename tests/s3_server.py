@@ -11,6 +11,15 @@ import pytest
 from pyarrow import fs
 
 
+def put(path: str, content: bytes) -> None:
+    """Make an object of one of the servers of this process, `bucket/key`, without a request: a hundred times faster."""
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+
+    bucket, _, key = path.partition("/")
+    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(bucket, key, content)
+
+
 @contextmanager
 def s3_server(bucket: str) -> Iterator[Callable[[str], str]]:
     """Serve one bucket until the block ends; gives the way from a path in it to the URI that a user would write.

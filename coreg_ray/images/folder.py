@@ -151,7 +151,7 @@ def split_glob(path: str) -> tuple[str, str | None]:
 
 def _type_of(folder: Folder) -> fs.FileType:
     """What lies at a path. Raises UserError: nobody can say, not after several attempts either."""
-    return Attempts().one(lambda: folder.filesystem.get_file_info(folder.path).type, folder.path, raw=True)
+    return Attempts().one(folder.kind, folder.path, raw=True)
 
 
 def _holds_something(folder: Path) -> bool:

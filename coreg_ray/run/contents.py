@@ -32,7 +32,7 @@ def places(run: RunFolder) -> list[Place]:
     sizes: dict[str, int] = {}
     folders: set[str] = set()
     start = len(run.path.rstrip("/")) + 1
-    for info in run.filesystem.get_file_info(fs.FileSelector(run.path, recursive=True, allow_not_found=True)):
+    for info in run.listed():
         top, below, _ = info.path[start:].partition("/")
         if below or info.type == fs.FileType.Directory:
             folders.add(top)

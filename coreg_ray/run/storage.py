@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pyarrow import fs
 
 from coreg_ray.errors import UserError
+from coreg_ray.run.cut_answers import ends_with_a_page, is_nothing, sure
 from coreg_ray.run.uris import split_options
 from coreg_ray.run.whole import is_unfinished, write_whole
 
@@ -69,8 +70,12 @@ class Folder:
     def name(self) -> str:
         return self.path.rsplit("/", 1)[-1]
 
+    def kind(self, name: str = "") -> fs.FileType:
+        """What lies there: a file, a folder or nothing."""
+        return self._info(name).type
+
     def exists(self, name: str = "") -> bool:
-        return self._info(name).type != fs.FileType.NotFound
+        return self.kind(name) != fs.FileType.NotFound
 
     def size(self, name: str) -> int:
         """Bytes of a file, -1 where there is none."""
@@ -89,15 +94,19 @@ class Folder:
         return [name for name in self._names() if name.startswith(LOCK_CLAIM)]
 
     def _names(self) -> list[str]:
-        return sorted(info.base_name for info in self._listed(recursive=False))
+        return sorted(info.base_name for info in self.listed(recursive=False))
 
-    def _listed(self, recursive: bool) -> list[fs.FileInfo]:
-        """What lies in this folder; listed anew where a folder went while it was read."""
+    def listed(self, recursive: bool = True) -> list[fs.FileInfo]:
+        """All that lies in this folder, in no order; listed anew where a folder went while it was read."""
         selector = fs.FileSelector(self.path, recursive=recursive, allow_not_found=True)
+
+        def once() -> list[fs.FileInfo]:
+            return sure(self.filesystem, lambda: self.filesystem.get_file_info(selector), ends_with_a_page)
+
         for _ in range(_LISTINGS - 1):
             with suppress(FileNotFoundError):
-                return self.filesystem.get_file_info(selector)
-        return self.filesystem.get_file_info(selector)
+                return once()
+        return once()
 
     def files(self, suffix: str = "") -> list[str]:
         """Paths (inside the file system) of all files at any depth that end in `suffix`, sorted, as in `entries`.
@@ -105,7 +114,7 @@ class Folder:
         Raises:
             UserError: the name of one is not UTF-8.
         """
-        infos = self._listed(recursive=True)
+        infos = self.listed()
         try:
             return sorted(
                 info.path
@@ -117,8 +126,12 @@ class Folder:
 
     def read(self, name: str = "") -> bytes:
         """A file's content; without a name, of the file that this path itself is. Raises FileNotFoundError."""
-        with self.filesystem.open_input_stream(f"{self.path}/{name}".rstrip("/")) as stream:
-            return stream.read()
+
+        def once() -> bytes:
+            with self.filesystem.open_input_stream(f"{self.path}/{name}".rstrip("/")) as stream:
+                return stream.read()
+
+        return sure(self.filesystem, once, lambda content: not content)
 
     def read_json(self, name: str) -> Any:
         return json.loads(self.read(name))
@@ -143,7 +156,7 @@ class Folder:
 
     def delete(self, name: str = "") -> None:
         """Remove a file or a folder with all that it holds; nothing happens where there is none."""
-        kind = self._info(name).type
+        kind = self.kind(name)
         path = f"{self.path}/{name}".rstrip("/")
         if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(path)
@@ -151,7 +164,8 @@ class Folder:
             self.filesystem.delete_file(path)
 
     def _info(self, name: str) -> fs.FileInfo:
-        return self.filesystem.get_file_info(f"{self.path}/{name}".rstrip("/"))
+        path = f"{self.path}/{name}".rstrip("/")
+        return sure(self.filesystem, lambda: self.filesystem.get_file_info(path), is_nothing)
 
 
 def _is_passing(name: str) -> bool:

@@ -32,7 +32,7 @@ import yaml
 from faulty_store import FaultyStore, faulty_store
 from local_cluster import ROOT, LocalCluster, local_cluster
 from PIL import Image
-from s3_server import s3_server
+from s3_server import put, s3_server
 
 from coreg_ray.embedded.digits import CLASS_NAMES, PROMPTS, digits
 from coreg_ray.run.folder import RunFolder
@@ -67,9 +67,7 @@ def fill_store(pool: Folder, images: int) -> None:
         noise = np.random.default_rng(number).integers(0, 40, scans[0].shape, dtype=np.uint8)
         content = io.BytesIO()
         Image.fromarray(scans[number % len(scans)] // 2 + noise).save(content, "PNG")
-        # A stream alone: Folder.write would ask the store for every folder on the way.
-        with pool.filesystem.open_output_stream(f"{pool.path}/{number // 1000:03d}/{number:05d}.png") as stream:
-            stream.write(content.getvalue())
+        put(f"{pool.path}/{number // 1000:03d}/{number:05d}.png", content.getvalue())
     for number in range(BROKEN):
         pool.write(f"broken/{number}.png", b"no image")
 
