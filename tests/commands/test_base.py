@@ -64,7 +64,8 @@ def test_overrides_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path
     config, smoke = parsed("--config", file, "--method.epochs", "110"), parsed("--preset", "smoke")
     assert (config.method.epochs, config.method.ramp_epochs, config.seed) == (110, 1, 3)
     assert (config.method.queue_size, config.student.width) == (smoke.method.queue_size, smoke.student.width)
-    assert parsed("--config", file, "--preset", "digits").student.width == parsed().student.width != smoke.student.width
+    digits = parsed("--config", file, "--preset", "digits")
+    assert digits.method.queue_size == parsed().method.queue_size != smoke.method.queue_size
 
 
 def test_dotted_and_nested_keys_mean_the_same(tmp_path: Path) -> None:
