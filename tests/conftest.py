@@ -28,7 +28,7 @@ os.environ.update(
     RAY_DATA_DISABLE_PROGRESS_BARS="1",
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     RAY_prestart_worker_first_driver="0",  # most workers are started with an environment of their own
-    RAY_num_workers_soft_limit="12",  # idle ones stay for the next test: each has imported torch for some seconds
+    RAY_num_workers_soft_limit="6",  # idle ones stay for the next test: each has imported torch for some seconds
     RAY_idle_worker_killing_time_threshold_ms="60000",
     REPORTER_UPDATE_INTERVAL_MS="60000",  # each node's agent would look at every process much oftener
     LOG_NAME_UPDATE_INTERVAL_S="60",  # and its log monitor at every log file, ten times a second
