@@ -8,7 +8,7 @@ happen, and what is cut behind the head is an error, which pyarrow asks again fo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyarrow import fs
 
@@ -49,5 +49,6 @@ def ends_with_a_page(infos: Sequence[fs.FileInfo]) -> bool:
 def _may_be_cut(filesystem: fs.FileSystem) -> bool:
     if not isinstance(filesystem, getattr(fs, "S3FileSystem", ())):  # which not every build of pyarrow has
         return False
-    options = filesystem.__reduce__()[1][0]  # as it is sent to other processes; nothing else tells
-    return bool(options.get("scheme") == "http")
+    sent: Any = filesystem.__reduce__()  # to other processes; nothing else tells how the store is spoken to
+    _, (options, *_) = sent
+    return bool(options["scheme"] == "http")

@@ -60,9 +60,9 @@ def test_the_shallow_one_has_a_block_a_stage() -> None:
     network = PreActResNet(64, 32, depth=1)
     assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 1 + 8 + 3
     assert network(torch.randn(2, 3, 32, 32)).shape == (2, 512)
-    named = small(name="preact_resnet10")
-    assert len(named.encoder.blocks) == 4
-    assert len(small().encoder.blocks) == 8
+    for name, blocks in (("preact_resnet10", 4), ("preact_resnet18", 8)):
+        modules = small(name=name).encoder.modules()
+        assert sum(isinstance(module, PreActBlock) for module in modules) == blocks
 
 
 def test_a_block_is_two_convolutions_behind_norm_and_relu() -> None:
