@@ -102,9 +102,16 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(
     job = smoke_job(tmp_path, output)
     cluster.start(*job, name="first")
 
+    shown: set[str] = set()
+
+    def all_shown() -> bool:
+        shown.update(re.findall(r"^ray_(coreg_\w+?)(?:_total)?{", cluster.metrics(), re.MULTILINE))
+        return shown >= SHOWN
+
     def until(happened: Callable[[], object]) -> None:
         deadline = time.monotonic() + 600
         while not happened():
+            all_shown()  # figures of annotators go with them
             assert time.monotonic() < deadline, cluster.printed("first")
             assert not cluster.over("first"), cluster.printed("first")
             time.sleep(1)  # each look is work for the cluster, too
@@ -124,12 +131,6 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(
     assert not epochs(output)
     cluster.nodes.remove_node(joined)  # idle by now
     cluster.add_node(cpus=2, trainer=2)
-    shown: set[str] = set()
-
-    def all_shown() -> bool:
-        shown.update(re.findall(r"^ray_(coreg_\w+?)(?:_total)?{", cluster.metrics(), re.MULTILINE))
-        return shown >= SHOWN
-
     # A new node shows its figures once its agent has started, which may take longer than some epochs.
     until(lambda: len(epochs(output)) >= (1 if all_shown() else EPOCHS // 2))
     assert cluster.stop("first") == "STOPPED"
