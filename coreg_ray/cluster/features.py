@@ -22,7 +22,7 @@ from coreg_ray.annotation.parts import parts
 from coreg_ray.cluster.tasks import ask, each, task, through, watch
 from coreg_ray.config import AnnotatorConfig, Config, StudentConfig
 from coreg_ray.config.fit_to_pool import resolved
-from coreg_ray.config.student import ANNOTATOR, PREACT_RESNETS
+from coreg_ray.config.student import ANNOTATOR
 from coreg_ray.errors import UserError
 from coreg_ray.run.features import FeaturesManifest
 from coreg_ray.run.folder import MANIFEST, RunFolder, Split
@@ -40,6 +40,7 @@ from coreg_ray.training.features import (
     other_features,
     stretches,
 )
+from coreg_ray.training.preact_resnets import PREACT_RESNETS
 from coreg_ray.training.timm_models import timm_encoder
 
 log = logging.getLogger(__name__)

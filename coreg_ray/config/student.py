@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from coreg_ray.config.sections import Section, running, starting
 
+PREACT_RESNETS = ("preact_resnet10", "preact_resnet18")  # which this project builds itself
 ANNOTATOR = "annotator"  # the student's name that stands for the annotator's own image encoder
-PREACT_RESNETS = {"preact_resnet10": 1, "preact_resnet18": 2}  # blocks in each of their four stages
 
 
 class StudentConfig(Section):

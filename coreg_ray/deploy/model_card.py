@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from coreg_ray.config.kinds import TITLES
-from coreg_ray.config.student import ANNOTATOR, PREACT_RESNETS
+from coreg_ray.config.student import ANNOTATOR
 from coreg_ray.metrics import ACCURACY, ACCURACY_A, ACCURACY_B, LABEL_FREE, ZERO_SHOT
 from coreg_ray.run.trust import trust_in_words
+from coreg_ray.training.preact_resnets import PREACT_RESNETS
 
 if TYPE_CHECKING:
     from coreg_ray.deploy.model import Model

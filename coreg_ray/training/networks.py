@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from coreg_ray.config.student import PREACT_RESNETS
 from coreg_ray.errors import UserError
+from coreg_ray.training.preact_resnets import PREACT_RESNETS
 from coreg_ray.training.timm_models import batch_norms, normalisation, timm_encoder
 
 if TYPE_CHECKING:

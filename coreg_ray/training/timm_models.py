@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from coreg_ray.config.student import ANNOTATOR, PREACT_RESNETS
 from coreg_ray.errors import UserError
+from coreg_ray.training.preact_resnets import PREACT_RESNETS
 
 if TYPE_CHECKING:
     from coreg_ray.config import StudentConfig
@@ -31,7 +31,7 @@ def timm_encoder(config: StudentConfig) -> tuple[nn.Module, int]:
     import timm
 
     if not timm.is_model(config.name):
-        close = get_close_matches(config.name, [*PREACT_RESNETS, ANNOTATOR, *timm.list_models()], n=5)
+        close = get_close_matches(config.name, [*PREACT_RESNETS, "annotator", *timm.list_models()], n=5)
         raise UserError(
             f"student.name={config.name} is neither {' nor '.join(PREACT_RESNETS)} nor a timm model; "
             + (f"close names: {', '.join(close)}" if close else "see timm.list_models()")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from coreg_ray.config import StudentConfig
+from coreg_ray.config import StudentConfig, student
 from coreg_ray.errors import UserError
 from coreg_ray.training.networks import (
     PreActBlock,
@@ -26,6 +26,7 @@ from coreg_ray.training.networks import (
     pack,
     unpack,
 )
+from coreg_ray.training.preact_resnets import PREACT_RESNETS
 
 PIXELS = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
@@ -63,6 +64,10 @@ def test_the_shallow_one_has_a_block_a_stage() -> None:
     for name, blocks in (("preact_resnet10", 4), ("preact_resnet18", 8)):
         modules = small(name=name).encoder.modules()
         assert sum(isinstance(module, PreActBlock) for module in modules) == blocks
+
+
+def test_the_configuration_knows_the_same_networks() -> None:
+    assert tuple(PREACT_RESNETS) == student.PREACT_RESNETS
 
 
 def test_a_block_is_two_convolutions_behind_norm_and_relu() -> None:
