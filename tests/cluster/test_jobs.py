@@ -101,7 +101,6 @@ def test_a_job_grows_with_its_cluster_is_stopped_and_goes_on(
     output = tmp_path / "run"
     job = smoke_job(tmp_path, output)
     cluster.start(*job, name="first")
-
     shown: set[str] = set()
 
     def all_shown() -> bool:
