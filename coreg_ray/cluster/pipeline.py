@@ -12,6 +12,7 @@ from coreg_ray.annotation.answered import unanswered
 from coreg_ray.annotation.writer import images_in
 from coreg_ray.cluster import train
 from coreg_ray.cluster.annotate import annotate_splits
+from coreg_ray.cluster.baselines import begin_comparison, end_comparison
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.connect import connect
 from coreg_ray.cluster.features import fitting_features, open_features, refuse_small_pool, write_features
@@ -28,7 +29,6 @@ from coreg_ray.deploy.reviewed import verdict
 from coreg_ray.errors import UserError
 from coreg_ray.images.pool_and_test import refuse_pool_as_test
 from coreg_ray.methods import KINDS
-from coreg_ray.report.baselines import compare, most_images
 from coreg_ray.report.page import write_report
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.lock import locked
@@ -106,21 +106,18 @@ def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
     """From the last checkpoint to what a user takes home: model, labels, comparison, report; returns all figures."""
     manifest = run.read_candidate_manifest()
     class_names = manifest.class_names if manifest else []
-    compares = bool(config.report.baselines and config.test.kind and class_names)
-    most = max(ASKED_IMAGES, config.report.images, most_images(config, len(class_names)) if compares else 0)
-    samples = Samples(run, config.student.resolution, len(class_names), most)
+    samples = Samples(run, config.student.resolution, len(class_names), max(ASKED_IMAGES, config.report.images))
     started = time.monotonic()
     with watched():
+        comparison = begin_comparison(config, run, trained_s)
         purified = purify(config, run, samples)
     figures = {**purified.figures, **verdict(run), metrics.PURIFY_S: time.monotonic() - started}
     run.update_metrics(figures, stale=(metrics.TRUST,))
     started = time.monotonic()
     export(run, samples, KINDS[config.method.kind].DEPLOYED)  # after the labels: its card says how far to trust them
     run.update_metrics({metrics.EXPORT_S: time.monotonic() - started})
-    if compares:
-        started = time.monotonic()
-        compare(run, config, trained_s, samples)
-        run.update_metrics({metrics.COMPARE_S: time.monotonic() - started})
+    with watched():
+        end_comparison(comparison, run)
     write_report(run, samples)
     return run.read_metrics()
 

@@ -12,7 +12,6 @@ one of the label model's posterior (`vote_targets`).
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator
@@ -43,8 +42,6 @@ from coreg_ray.training.rows import feature_statistics, feature_sums, pixel_stat
 from coreg_ray.training.sample import Sample, Samples
 from coreg_ray.training.state import optimizer_of, working_precision
 
-log = logging.getLogger(__name__)
-
 MOST_IMAGES = 20_000  # of the pool; more make no difference to a linear probe
 MOST_BYTES = 1_000_000_000  # of pixels: the driver's machine is often a small one
 MOST_TOLD = 100_000_000  # images x classes, for each of which the annotator's mean probability is held: 400 MB
@@ -70,22 +67,18 @@ class Answers:
     mean: Tensor
 
 
-def compare(run: RunFolder, config: Config, trained_s: float = 0.0, samples: Samples | None = None) -> list[Baseline]:
+def compare(run: RunFolder, config: Config, trained_s: float = 0.0) -> list[Baseline]:
     """Both baselines, scored on the run's labelled test images; none where these lack.
 
     They do not depend on the training, so they are kept in the run folder and only made anew with other settings.
 
     Args:
-        trained_s: seconds that the training took; a part of them may go into distilling. samples: of this run, where
-            they are read already.
+        trained_s: seconds that the training took; a part of them may go into distilling.
     """
     kept = read_baselines(run, config)
     if kept is not None:
         return kept
-    made = _make(run, config, max(MOST_SECONDS, MOST_SHARE * trained_s), samples)
-    for baseline in made:
-        accuracy = "-" if baseline.accuracy is None else f"{baseline.accuracy:.3f}"
-        log.info("for comparison: %s %s, %s", baseline.name, accuracy, baseline.note)
+    made = _make(run, config, max(MOST_SECONDS, MOST_SHARE * trained_s))
     run.write_baselines(_fingerprint(run, config), made)
     return made
 
@@ -95,7 +88,7 @@ def read_baselines(run: RunFolder, config: Config) -> list[Baseline] | None:
     return run.read_baselines(_fingerprint(run, config))
 
 
-def most_images(config: Config, num_classes: int) -> int:
+def _most_images(config: Config, num_classes: int) -> int:
     """Images of a split that `compare` looks at, at most; of the pool one more, to see that there are too many."""
     return min(MOST_IMAGES, MOST_BYTES // (3 * config.student.resolution**2), MOST_TOLD // num_classes + 1)
 
@@ -105,13 +98,13 @@ def _fingerprint(run: RunFolder, config: Config) -> list[str | None]:
     return [config.fingerprint(), manifest.fingerprint if manifest else None]
 
 
-def _make(run: RunFolder, config: Config, limit_s: float, samples: Samples | None) -> list[Baseline]:
+def _make(run: RunFolder, config: Config, limit_s: float) -> list[Baseline]:
     manifest = run.read_candidate_manifest()
     if manifest is None:
         return []
     count = len(manifest.class_names)
-    samples = samples or Samples(run, config.student.resolution, count)
-    most, told = most_images(config, count), MOST_TOLD // count
+    most, told = _most_images(config, count), MOST_TOLD // count
+    samples = Samples(run, config.student.resolution, count)
     pool, test = samples.of("pool", most), samples.of("test", min(most, told))
     if pool is None or test is None:
         return []

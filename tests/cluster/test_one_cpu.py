@@ -63,7 +63,7 @@ def test_every_step_from_images_to_scores_ends_on_one_cpu_and_a_wait_in_vain_is_
     source = {"source__kind": "folder", "source__path": pool, "source__classes": json.dumps(CLASSES)}
     small = {
         "method__epochs": 2, "method__warmup_epochs": 1, "method__batch_size": 32, "method__warmup_batch_size": 32,
-        "method__queue_size": 64, "export__onnx": "false", "report__pictures": 0, "report__baselines": "false",
+        "method__queue_size": 64, "export__onnx": "false", "report__pictures": 0,
     }  # fmt: skip
     student = {"student__resolution": SIDE, "student__width": 4, "student__projection": 8}
     asked = {"source__prompts": json.dumps(["a {}", "the {}"]), "annotator__model": toy["model"], **student}
