@@ -11,6 +11,13 @@ import ray.data
 from coreg_ray.cluster.address import refuse_silent
 from coreg_ray.run.termination import heed_again
 
+_own = False
+
+
+def own_cluster() -> bool:
+    """Whether this process has started the Ray that it works on, which then ends with it whatever happens."""
+    return _own and ray.is_initialized()
+
 
 def connect() -> None:
     """Join the cluster that the environment names, else start Ray on this machine.
@@ -18,6 +25,7 @@ def connect() -> None:
     Raises:
         UserError: nobody answers at the address.
     """
+    global _own
     if ray.is_initialized():
         return
     refuse_silent()
@@ -35,5 +43,6 @@ def connect() -> None:
     cpus = max(4, (os.cpu_count() or 1) + 2) if local else None
     # What workers say stays in Ray's logs and its dashboard; the driver reports progress in its own words.
     ray.init(logging_level=logging.WARNING, log_to_driver=False, num_cpus=cpus, address="local" if local else None)
+    _own = local
     heed_again()  # Ray's own answer to SIGTERM is a traceback of its C++ and an abort
     ray.data.DataContext.get_current().enable_progress_bars = False

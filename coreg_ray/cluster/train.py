@@ -16,6 +16,7 @@ from ray.train import FailureConfig, RunConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from coreg_ray import metrics
+from coreg_ray.cluster.connect import own_cluster
 from coreg_ray.cluster.metrics import show_epoch
 from coreg_ray.cluster.resources import refuse_unreachable, scaling_config, wait_for_resources
 from coreg_ray.cluster.waiting import moved, waiting_for
@@ -90,15 +91,17 @@ def fit(config: Config, callbacks: Sequence[UserCallback] = (), compared: bool =
 
 
 class _Trainer(TorchTrainer):
-    """Without Ray Train's manager of data sets, of which there are none: rows lie in files.
+    """Without what Ray Train would start for nothing, each a process that takes seconds.
 
-    It would be a process of its own in every group of workers, which takes seconds to start. Where a version of Ray
-    makes its callbacks otherwise, it stays.
+    That is the manager of data sets, of which there are none: rows lie in files. And, on a Ray that ends with this
+    process, the one that frees the workers' resources after the process has been killed. Where a version of Ray makes
+    its callbacks otherwise, they stay.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        return [callback for callback in made if type(callback).__name__ != "DatasetsCallback"]
+        needless = {"DatasetsCallback", *(["PlacementGroupCleanerCallback"] if own_cluster() else [])}
+        return [callback for callback in made if type(callback).__name__ not in needless]
 
 
 def _whole_run(config: Config, run: RunFolder) -> TrainResult | None:
