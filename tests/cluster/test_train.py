@@ -153,6 +153,18 @@ def finish(driver: subprocess.Popen[str], *words: str) -> list[str]:
     return [line for lines in rests for line in lines]
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_what_frees_resources_after_a_driver_is_started_only_where_ray_survives_it(
+    own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "own_cluster", lambda: own)
+    trainer = training._Trainer(lambda: None)
+    started = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+    assert "BackendSetupCallback" in started
+    assert "DatasetsCallback" not in started
+    assert ("PlacementGroupCleanerCallback" in started) != own
+
+
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.cluster
 def test_a_killed_driver_continues_with_the_same_command(tmp_path: Path, undisturbed: Epochs) -> None:
