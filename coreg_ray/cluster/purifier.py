@@ -27,10 +27,11 @@ from coreg_ray.ids import contains
 from coreg_ray.report.confusions import Confusions
 from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.storage import Folder
+from coreg_ray.training.evaluate import ACCELERATOR_BATCH, EVALUATE_BATCH
+from coreg_ray.training.networks import Student
+from coreg_ray.training.side_by_side import at_once
 from coreg_ray.training.soundness import Soundness
 from coreg_ray.training.state import working_precision
-
-_BATCH = 256  # images a network gets at a time
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Purifier:
 
     def __init__(self, run: RunFolder, making: Making, precision: str, beside: int, stored: Stored) -> None:
         """`beside`: purifiers that share a machine's cores; 0 where each has a GPU."""
-        if beside:
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+        if beside:  # half of them for each network
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // (2 * beside)))
         pair = Pair.of(run)
         assert pair is not None
         self._run, self._making, self._stored, self._pair = run, making, stored, pair
@@ -141,17 +142,18 @@ class Purifier:
                     yield ahead.pop(0).result()
             yield from (part.result() for part in ahead)
 
-    @torch.inference_mode()
     def _logits(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) or (B, F) -> (2, B, K) on the host, in the precision that the networks were trained in."""
         device, kept = self._pair.a.device, torch.channels_last if inputs.dim() == 4 else torch.preserve_format
-        enabled = self._dtype == torch.bfloat16
-        answers = []
-        for block in inputs.split(_BATCH):
-            block = block.to(device, memory_format=kept)
-            with torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False):
-                answers.append(torch.stack([network.classify(block) for network in (self._pair.a, self._pair.b)]))
-        return torch.cat(answers, dim=1).cpu()
+        blocks, half = inputs.split(EVALUATE_BATCH.get(device.type, ACCELERATOR_BATCH)), self._dtype == torch.bfloat16
+
+        @torch.inference_mode()
+        def ask(network: Student) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
+                return torch.cat([network.classify(block.to(device, memory_format=kept)) for block in blocks]).cpu()
+
+        pair = (self._pair.a, self._pair.b)
+        return torch.stack(at_once(ask, pair) if device.type == "cpu" else [ask(network) for network in pair])
 
     def _tested(self, numbers: NDArray[np.int64], logits: Tensor) -> list[Confusions]:
         """Both networks together, a and b, on labelled test images."""

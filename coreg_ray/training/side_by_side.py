@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
@@ -13,6 +13,7 @@ from coreg_ray.training.mesh import Mesh
 from coreg_ray.training.state import Learner
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def side_by_side(learners: list[Learner], work: Callable[[Learner], T], mesh: Mesh) -> dict[int, T]:
@@ -23,8 +24,15 @@ def side_by_side(learners: list[Learner], work: Callable[[Learner], T], mesh: Me
     """
     if len(learners) == 1 or mesh.device.type != "cpu":
         return {learner.network: work(learner) for learner in learners}
-    pair = _pair_of_threads(torch.get_num_threads())
-    return dict(zip([learner.network for learner in learners], pair.map(work, learners), strict=True))
+    return dict(zip([learner.network for learner in learners], at_once(work, learners), strict=True))
+
+
+def at_once(work: Callable[[U], T], pair: Sequence[U]) -> list[T]:
+    """`work` for both of a pair at the same time, each in a thread of its own with `torch.get_num_threads()` threads.
+
+    What holds for one thread alone, such as inference mode and autocast, is up to `work`.
+    """
+    return list(_pair_of_threads(torch.get_num_threads()).map(work, pair))
 
 
 @cache
