@@ -1,7 +1,7 @@
 """What the networks are compared with is made on the cluster, beside what else follows the training.
 
 The comparison (report/baselines.py) needs nothing that comes after the last epoch. It takes one task, with what a
-training worker holds: by then nobody trains any more.
+training worker holds where the cluster has that: by then nobody trains any more.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 import ray
 
 from coreg_ray import metrics
-from coreg_ray.cluster.resources import scaling_config
+from coreg_ray.cluster.resources import missing_for, scaling_config
 from coreg_ray.cluster.tasks import ask, task
 from coreg_ray.config import Config
 from coreg_ray.report.baselines import compare, read_baselines
@@ -30,11 +30,13 @@ def begin_comparison(config: Config, run: RunFolder, trained_s: float) -> ray.Ob
     """
     if not config.report.baselines or not config.test.kind or read_baselines(run, config) is not None:
         return None
-    scaling = scaling_config(config.cluster)
-    others: dict[str, float] = dict(scaling.resources_per_worker or {})  # type: ignore[arg-type]
-    cpus, gpus = others.pop("CPU", 0.0), others.pop("GPU", 0.0)
-    where = {"label_selector": config.cluster.label_selector} if config.cluster.label_selector else {}
-    made = task(_made, cpus).options(num_gpus=gpus or None, resources=others or None, **where)
+    each: dict[str, float] = dict(scaling_config(config.cluster).resources_per_worker or {})  # type: ignore[arg-type]
+    labels = config.cluster.label_selector or {}
+    if missing_for(1, each, labels, [node for node in ray.nodes() if node["Alive"]]):
+        each, labels = {"CPU": 1.0}, {}  # trained elsewhere, or the nodes have gone: nobody brings them for this
+    cpus, gpus = each.pop("CPU", 0.0), each.pop("GPU", 0.0)
+    where = {"label_selector": labels} if labels else {}
+    made = task(_made, cpus).options(num_gpus=gpus or None, resources=each or None, **where)
     return made.remote(run, config, trained_s)
 
 

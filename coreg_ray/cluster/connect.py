@@ -11,12 +11,12 @@ import ray.data
 from coreg_ray.cluster.address import refuse_silent
 from coreg_ray.run.termination import heed_again
 
-_own = False
+_own = ""  # address of the Ray that this process has started
 
 
 def own_cluster() -> bool:
     """Whether this process has started the Ray that it works on, which then ends with it whatever happens."""
-    return _own and ray.is_initialized()
+    return ray.is_initialized() and ray.get_runtime_context().gcs_address == _own
 
 
 def connect() -> None:
@@ -43,6 +43,6 @@ def connect() -> None:
     cpus = max(4, (os.cpu_count() or 1) + 2) if local else None
     # What workers say stays in Ray's logs and its dashboard; the driver reports progress in its own words.
     ray.init(logging_level=logging.WARNING, log_to_driver=False, num_cpus=cpus, address="local" if local else None)
-    _own = local
+    _own = ray.get_runtime_context().gcs_address if local else ""
     heed_again()  # Ray's own answer to SIGTERM is a traceback of its C++ and an abort
     ray.data.DataContext.get_current().enable_progress_bars = False

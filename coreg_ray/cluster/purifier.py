@@ -145,12 +145,13 @@ class Purifier:
     def _logits(self, inputs: Tensor) -> Tensor:
         """(B, 3, S, S) or (B, F) -> (2, B, K) on the host, in the precision that the networks were trained in."""
         device, kept = self._pair.a.device, torch.channels_last if inputs.dim() == 4 else torch.preserve_format
-        blocks, half = inputs.split(EVALUATE_BATCH.get(device.type, ACCELERATOR_BATCH)), self._dtype == torch.bfloat16
+        at_a_time, half = EVALUATE_BATCH.get(device.type, ACCELERATOR_BATCH), self._dtype == torch.bfloat16
+        blocks = [block.to(device, memory_format=kept) for block in inputs.split(at_a_time)]
 
         @torch.inference_mode()
         def ask(network: Student) -> Tensor:
             with torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-                return torch.cat([network.classify(block.to(device, memory_format=kept)) for block in blocks]).cpu()
+                return torch.cat([network.classify(block) for block in blocks]).cpu()
 
         pair = (self._pair.a, self._pair.b)
         return torch.stack(at_once(ask, pair) if device.type == "cpu" else [ask(network) for network in pair])

@@ -89,4 +89,5 @@ def test_every_step_from_images_to_scores_ends_on_one_cpu_and_a_wait_in_vain_is_
     assert re.search(r"1 x \(1 CPU, 1 GPU\) wanted; the cluster has 1 CPU \([01] free\), no GPU", told)
     assert ended.stdout.splitlines()[-1] == "ended", ended.stdout
     assert json.loads((run / "metrics.json").read_text())["test/images_in_pool"] == 3
+    assert len(json.loads((run / "baselines.json").read_text())["baselines"]) == 2  # a task beside the purifier
     assert json.loads((tmp_path / "scores/metrics.json").read_text())["test/images"] == 40
