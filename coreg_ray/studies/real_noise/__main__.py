@@ -61,7 +61,8 @@ def study(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name in arguments.variant or [*MAIN, "default"]
         if (voters, name, seed, rows, kind) not in done
     ]
-    problems = read_problems(which, folder, Eyes(student, arguments.features), rows, arguments.votes) if todo else {}
+    eyes, tested = Eyes(student, arguments.features), arguments.tested
+    problems = read_problems(which, folder, eyes, rows, arguments.votes, tested) if todo else {}
     for voters, name, seed in todo:
         line = _line(problems[voters], voters, name, seed, rows, student, epochs, records, arguments.keep)
         records.append(line)
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--votes", help="of the study's sets of voters only this one, e.g. clip3")
     parser.add_argument("--rows", type=int, help="most images of the pool, and most to test")
+    parser.add_argument("--tested", type=int, help="most images to test, where they are more than the pool's")
     parser.add_argument("--student", choices=("frozen", "scratch"), default="frozen", help="heads, or whole networks")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each training")
     parser.add_argument("--smoke", action="store_true", help="tiny images that the study makes itself")

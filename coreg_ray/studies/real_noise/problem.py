@@ -88,14 +88,16 @@ class Problem:
         return made if soft is None else replace(made, soft=Soft(*largest_shares(soft[order].float())))
 
 
-def read_problems(study: Study, folder: Path, eyes: Eyes, rows: int, only: str | None = None) -> dict[str, Problem]:
-    """The problems of a study by their voters' names; `rows`: most images of the pool and to test.
+def read_problems(
+    study: Study, folder: Path, eyes: Eyes, rows: int, only: str | None = None, most_tested: int | None = None
+) -> dict[str, Problem]:
+    """The problems of a study by their voters' names; `rows`: most images of the pool, and to test without `most_tested`.
 
     Raises:
         UserError: images without labels, or without votes.
     """
     pictures = read_pictures(folder / study.pool, min(rows, study.rows))
-    tested = read_pictures(folder / study.test, min(rows, study.tested))
+    tested = read_pictures(folder / study.test, min(most_tested or rows, study.tested))
     seen, test = eyes.see(pictures, views=True), eyes.see(tested, views=False)
     return {
         name: build(name, read_votes(folder / study.votes, pictures.ids, voters), study.classes, seen, test)
