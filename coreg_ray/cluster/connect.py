@@ -9,14 +9,22 @@ import ray
 import ray.data
 
 from coreg_ray.cluster.address import refuse_silent
+from coreg_ray.run.memory import physical_memory
 from coreg_ray.run.termination import heed_again
 
 _own = ""  # address of the Ray that this process has started
+_ROOMY = 12 << 30  # bytes of memory from which on processes that wait for work may stay
+_STAY = 10  # of them and those at work; one that has imported torch holds 0.4 GB, and another would take 2 s to start
 
 
 def own_cluster() -> bool:
     """Whether this process has started the Ray that it works on, which then ends with it whatever happens."""
     return ray.is_initialized() and ray.get_runtime_context().gcs_address == _own
+
+
+def starts_own() -> bool:
+    """Whether `connect` would start Ray on this machine."""
+    return not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
 
 
 def connect() -> None:
@@ -33,11 +41,11 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # an epoch's report waits for this poll
     for chatty in ("ray.data", "ray.data._internal.progress", "ray.train", "ray._private.authentication"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    local = "RAY_ADDRESS" not in os.environ
+    local = starts_own()
     if local:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
-        # Processes that annotation has left idle, half a gigabyte each, end before training begins.
-        os.environ.setdefault("RAY_num_workers_soft_limit", "0")
+        # On small machines processes that annotation has left idle end before training begins.
+        os.environ.setdefault("RAY_num_workers_soft_limit", str(_STAY if physical_memory() >= _ROOMY else 0))
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "10000")
     # Two logical CPUs more than cores on small machines: reading starves when actors hold every one.
     cpus = max(4, (os.cpu_count() or 1) + 2) if local else None

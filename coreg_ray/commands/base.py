@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import logging
 import shlex
@@ -67,6 +69,7 @@ def run(main: Callable[[list[str]], None], arguments: list[str], stopped: str | 
     Args:
         stopped: what Ctrl-C and SIGTERM are answered with.
     """
+    atexit.register(gc.freeze)  # last: else Python looks through all that torch and Ray have left, for over a second
     logging.basicConfig(level=logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_Discreet("%(message)s"))

@@ -17,6 +17,7 @@ from coreg_ray.errors import UserError
 from coreg_ray.images.paper_sets import explicit_student
 from coreg_ray.pure.label_free import ENOUGH
 from coreg_ray.run.folder import RunFolder
+from coreg_ray.run.memory import physical_memory
 from coreg_ray.run.records import CandidateManifest
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import checkpoint
@@ -243,15 +244,3 @@ def _to_device(parts: list[Images], mesh: Mesh) -> None:
         for part in parts:
             part.to(mesh.device)
     log.info("%.2f GB of images %s the GPU", size / 1e9, "on" if size < free / 2 else "stay off")
-
-
-def physical_memory() -> int:
-    """Bytes of memory this process may use: the machine's, or its container's limit."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(limit) as file:  # noqa: PTH123 (a kernel file, not a path of ours)
-                total = min(total, int(file.read()))
-        except (OSError, ValueError):
-            continue
-    return total

@@ -91,7 +91,7 @@ class Problem:
 def read_problems(
     study: Study, folder: Path, eyes: Eyes, rows: int, only: str | None = None, most_tested: int | None = None
 ) -> dict[str, Problem]:
-    """The problems of a study by their voters' names; `rows`: most images of the pool, and to test without `most_tested`.
+    """The problems of a study by their voters' names; `rows`: most images of the pool, and to test, or `most_tested`.
 
     Raises:
         UserError: images without labels, or without votes.
