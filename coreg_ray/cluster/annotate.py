@@ -15,8 +15,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import ray
-
 from coreg_ray.annotation import ledger, writer
 from coreg_ray.annotation.card import TEXT, Card
 from coreg_ray.annotation.manual import check_manual
@@ -29,9 +27,10 @@ from coreg_ray.annotation.rejects import (
     without_vote,
 )
 from coreg_ray.cluster.annotator_pool import run_annotator
+from coreg_ray.cluster.describing import Described, describe, keep, settle
 from coreg_ray.cluster.features import refuse_small_pool
 from coreg_ray.cluster.listing import Listing
-from coreg_ray.cluster.pools import Pool, announce, describe, keep, open_pool, settle
+from coreg_ray.cluster.pools import Pool, announce, open_pool
 from coreg_ray.cluster.rows import settle_rows, write_rows
 from coreg_ray.cluster.tasks import ask, each, task
 from coreg_ray.config import AnnotatorConfig, Config
@@ -80,7 +79,7 @@ def annotate_splits(
     for split in splits:
         source = open_pool(config, split)[1]
         pools.append(Pool(split, source, Listing(source, run.own("labels", split)), run))
-        if any(isinstance(answer, ray.ObjectRef) for answer in described):
+        if not all(isinstance(answer, Described) for answer in described):
             pools[-1].listing.dataset()  # now, while models load: Ray Data asks for the sizes of the blocks in tasks
     if splits[0] == "pool" and config.source.manual_labels:
         ask(task(check_manual).remote(config.source.manual_labels, words, pools[0].listing.rows))

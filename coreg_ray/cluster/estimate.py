@@ -17,8 +17,9 @@ from coreg_ray.annotation import factory, preparation, writer
 from coreg_ray.annotation.card import Card
 from coreg_ray.annotation.parts import Part, next_run
 from coreg_ray.cluster.annotator_pool import CHAT_BATCH
+from coreg_ray.cluster.describing import find_card
 from coreg_ray.cluster.listing import Listing
-from coreg_ray.cluster.pools import announce, find_card, open_pool
+from coreg_ray.cluster.pools import announce, open_pool
 from coreg_ray.cluster.tasks import ask, task
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.errors import UserError

@@ -15,6 +15,7 @@ from coreg_ray.cluster.annotate import annotate_splits
 from coreg_ray.cluster.baselines import begin_comparison, end_comparison
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.connect import connect
+from coreg_ray.cluster.describing import begin
 from coreg_ray.cluster.features import fitting_features, open_features, refuse_small_pool, write_features
 from coreg_ray.cluster.overlap import pool_overlap
 from coreg_ray.cluster.purify import purify
@@ -54,6 +55,8 @@ def run_pipeline(config: Config, annotated: str | None = None) -> dict[str, Any]
         refuse_pool_as_test(config)  # else their sources may have gone since they were annotated
     with locked(run, config.output):
         run.claim(config)
+        if annotated is None:
+            begin(config, run)
         connect()
         with watched():
             refuse_unreachable(run)
@@ -92,6 +95,7 @@ def annotate_pool(config: Config, run: RunFolder) -> dict[str, Any]:
     refuse_pool_as_test(config)
     with locked(run, config.output), watched():
         run.claim_for_annotation(config)
+        begin(config, run)
         connect()
         refuse_unreachable(run)
         started = time.monotonic()

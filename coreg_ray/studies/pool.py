@@ -30,7 +30,8 @@ from coreg_ray.annotation.writer import read_card
 from coreg_ray.cluster.annotate import annotate
 from coreg_ray.cluster.annotator_pool import vote_again
 from coreg_ray.cluster.connect import connect
-from coreg_ray.cluster.pools import Described, keep, open_pool
+from coreg_ray.cluster.describing import Described, keep
+from coreg_ray.cluster.pools import open_pool
 from coreg_ray.config import Config
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.studies.clock import machine
