@@ -6,7 +6,8 @@ goes by, and where the limits come from: docs/results.md.
 1. A label model that is believed has found voters who err independently, so its posterior says how sure to be of every
    vote, and networks can only move labels that are in doubt. They must have learned something: on images that they
    were not trained on they name the votes' class for a fair share of the surest half, held against how sure the votes
-   are of these.
+   are of these. But where they do so much oftener than the votes claim to be right, the votes are better than the label
+   model dares to say, or wrong together with the networks: either way networks are then heard too much.
 2. Where many images have no class with the most votes, votes alone take whichever comes first. Networks that have
    learned something know better.
 3. Otherwise only the networks can tell that votes are wrong, and they learn what votes have in common. Then they must
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # commands that only speak of it need no torch
 ENOUGH = interval.FEWEST  # reviewed images that decide
 FEWEST = 10  # images that agreement is told from
 LEARNED = 0.45  # least agreement, as a share of what the votes are sure of, where networks only have to have learned
+SURER = 1.2  # most agreement, as such a share: as often as the votes are sure of, and what chance may add
 LOST = 0.4  # doubt from which on they contradict the votes more than they can know
 TIED = 0.2  # share of images without a class with the most votes from which on networks are better at choosing
 EQUAL = 1e-3  # probabilities that differ by less
@@ -59,6 +61,8 @@ class Evidence:
     def improved(self) -> bool:
         """Whether the labels of networks and votes together are to be trusted above those of the votes alone."""
         if self.agreement is None or (self.doubt or 0.0) >= LOST:
+            return False
+        if self.believed and self.agreement > SURER * self.sureness:
             return False
         if self.believed or self.tied >= TIED:
             return self.agreement >= LEARNED * self.sureness

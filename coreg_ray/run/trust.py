@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from coreg_ray import metrics
-from coreg_ray.pure.trust import LOST, TIED
+from coreg_ray.pure.trust import LOST, SURER, TIED
 
 if TYPE_CHECKING:
     from coreg_ray.pure.trust import Evidence, Reviewed
@@ -71,6 +71,9 @@ def _labelfree_in_words(figures: dict[str, Any]) -> str:
     believed = figures[metrics.TRUST_BELIEVED]
     side = "the label model, which is believed," if believed else "the votes"
     told = f"on held-out images the networks agree with {side} for {agreement:.0%} of the surest"
+    sureness = figures.get(metrics.TRUST_SURENESS, 1.0)
+    if believed and agreement > SURER * sureness:
+        told += f", of which it dares to say {sureness:.0%}"
     tied, lost = figures.get(metrics.TRUST_TIED, 0.0), (unsound or 0.0) >= LOST
     if not (believed or lost) and tied >= TIED:
         told += f", and for {tied:.0%} of all images no class has the most votes"

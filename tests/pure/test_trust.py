@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from coreg_ray.pure.trust import ALIKE, FEWEST, LEARNED, LOST, TIED, Evidence, weigh
+from coreg_ray.pure.trust import ALIKE, FEWEST, LEARNED, LOST, SURER, TIED, Evidence, weigh
 from coreg_ray.run.trust import trust_figures, trust_in_words
 
 K = 4
@@ -47,6 +47,12 @@ def test_networks_that_have_learned_something_know_better_where_votes_tie_or_are
     assert not Evidence(True, 0.3, 0.6 * LEARNED, 50, sureness=0.7).improved
 
 
+def test_a_label_model_that_is_righter_than_it_dares_to_say_is_not_overruled() -> None:
+    assert not Evidence(True, 0.35, 0.79, 50, sureness=0.46).improved
+    assert Evidence(True, 0.35, SURER * 0.46, 50, sureness=0.46).improved
+    assert Evidence(False, 0.1, 0.9, 50, sureness=0.46).improved  # shares of votes claim nothing
+
+
 def test_networks_need_to_know_less_where_a_label_model_is_believed() -> None:
     assert Evidence(True, None, LEARNED, 50).improved
     assert not Evidence(True, 0.0, LEARNED - 0.01, 50).improved
@@ -76,6 +82,9 @@ def test_networks_need_to_know_less_where_a_label_model_is_believed() -> None:
          "surest and find 45% of the candidate sets unsound."),
         (Evidence(False, 0.45, 0.5, 50, tied=0.31), "of the surest and find 45% of the candidate sets unsound."),
         (Evidence(False, None, 0.9, 50), "and were never asked which candidate sets are unsound."),
+        (Evidence(True, 0.35, 0.79, 50, sureness=0.46), "are not to be trusted above the votes alone: on held-out "
+         "images the networks agree with the label model, which is believed, for 79% of the surest, of which it dares "
+         "to say 46%."),
         (Evidence(True, None, None, 3), "cannot be told, since too few images were held out"),
     ],
 )  # fmt: skip

@@ -84,7 +84,10 @@ def scores(problem: Problem, outcome: Outcome) -> dict[str, float]:
 def evidence_figures(evidence: Evidence) -> dict[str, float | bool | None]:
     """What is told without labels, by the names of the study's lines."""
     doubt, agreement = (None if v is None else round(v, 4) for v in (evidence.doubt, evidence.agreement))
-    return {"votes_improved": evidence.improved, "believed": evidence.believed, "doubt": doubt, "agreement": agreement}
+    return {
+        "votes_improved": evidence.improved, "believed": evidence.believed, "doubt": doubt, "agreement": agreement,
+        "sureness": round(evidence.sureness, 4), "tied": round(evidence.tied, 4),
+    }  # fmt: skip
 
 
 def _train(

@@ -2,8 +2,8 @@
 
     python -m coreg_ray.studies.real_noise.untuned --data DIR --output docs/results/untuned.jsonl
 
-Each case takes some voters of a study, or fewer images, or drops a class, or mixes some votes up. FIRST was tried
-first, and what went wrong there changed the verdict; SECOND was written down before anybody looked. Right: the verdict
+Each case takes some voters of a study, or fewer images, or drops a class, or mixes some votes up. FIRST and SECOND were
+tried, and what went wrong there changed the verdict; THIRD was written down before anybody looked. Right: the verdict
 says whether purified labels are more right than the label model's own; where the two differ by less than CLOSE, either
 answer is.
 """
@@ -97,7 +97,29 @@ SECOND = {
     "waste, no paper": Case("waste", without=3),
     "waste, a tenth of the votes mixed up": Case("waste", shuffled=0.1),
 }
-CASES = {**FIRST, **SECOND}
+THIRD = {
+    "people, the first and the last": Case("people", (0, 2), rows=2000),
+    "people, the second alone": Case("people", (1,), rows=2000),
+    "people, 400 images": Case("people", rows=400),
+    "people, 1000 images": Case("people", rows=1000),
+    "people, no dogs": Case("people", rows=2000, without=5),
+    "people, a quarter of the votes mixed up": Case("people", rows=2000, shuffled=0.25),
+    "Chinese alone": Case("vlm", (2, 6, 10), rows=2000),
+    "CLIP's English and French": Case("vlm", (0, 1), rows=2000),
+    "SigLIP2 in four languages": Case("vlm", (8, 9, 10, 11), rows=2000),
+    "every second model": Case("vlm", (0, 2, 4, 6, 8, 10, 12), rows=2000),
+    "English and Swahili": Case("vlm", (0, 3, 4, 7, 8, 11), rows=2000),
+    "CLIP in three languages, 300 images": Case("vlm", (0, 1, 2), rows=300),
+    "CLIP in three languages, half of the votes mixed up": Case("vlm", (0, 1, 2), rows=2000, shuffled=0.5),
+    "all thirteen models, a quarter of the votes mixed up": Case("vlm", rows=2000, shuffled=0.25),
+    "waste, the last eight": Case("waste", tuple(range(4, 12))),
+    "waste, every second": Case("waste", (0, 2, 4, 6, 8, 10)),
+    "waste, three of them": Case("waste", (2, 5, 8)),
+    "waste, 1000 images": Case("waste", rows=1000),
+    "waste, no metal": Case("waste", without=2),
+    "waste, half of the votes mixed up": Case("waste", shuffled=0.5),
+}
+CASES = {**FIRST, **SECOND, **THIRD}
 
 
 def main() -> None:
