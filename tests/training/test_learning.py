@@ -30,7 +30,9 @@ from coreg_ray.training.state import build_state
 NAMES = ["one", "three", "five", "seven", "nine"]
 SIDE, EPOCHS, WARMUP, SEEDS = 16, 16, 6, (0, 1, 2)
 MARGIN = 0.1  # of accuracy
-STUDENT = StudentConfig(resolution=SIDE, width=8, projection=32, precision="float32", flip=False)
+STUDENT = StudentConfig(
+    name="preact_resnet10", resolution=SIDE, width=8, projection=32, precision="float32", flip=False
+)
 
 
 @dataclass
