@@ -18,8 +18,8 @@ from coreg_ray import metrics
 from coreg_ray.cluster.connect import connect
 from coreg_ray.cluster.features import open_features, write_features
 from coreg_ray.cluster.metrics import show_epoch
-from coreg_ray.cluster.pipeline import take_rows
 from coreg_ray.cluster.resources import at_once_here, nodes_with, refuse_unreachable, scaling_config, teams_on_one_node
+from coreg_ray.cluster.stages import take_rows
 from coreg_ray.cluster.train import fit as fit_in_workers
 from coreg_ray.cluster.train import most_memory
 from coreg_ray.cluster.tune import fit_into_cluster

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ray
-import torch
 
 from coreg_ray.annotation import factory, writer
 from coreg_ray.annotation.card import MANIFEST, TEXT, Card
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 Told = tuple[Card, "TextTable | None"]
 _begun: dict[str, Future[Told]] = {}  # by what is asked of which model
+_imported = threading.Event()  # whether the thread that loads models has what it imports
+_imported.set()
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,16 @@ def begin(config: Config, run: RunFolder) -> None:
             answer = _begun[_asked(annotator, words, background)] = Future()
             waiting.append((answer, annotator))
     if waiting:  # one after the other; no daemon, which Python's end would break off within torch
+        _imported.clear()
         threading.Thread(target=_tell, args=(waiting, words, background)).start()
 
 
 def _tell(waiting: list[tuple[Future[Told], AnnotatorConfig]], words: Vocabulary, background: list[str]) -> None:
+    try:
+        import open_clip  # noqa: F401  # here, beside Ray's start
+        import torch
+    finally:
+        _imported.set()
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a task of one CPU: the same bits
     for answer, annotator in waiting:
@@ -69,6 +76,11 @@ def _tell(waiting: list[tuple[Future[Told], AnnotatorConfig]], words: Vocabulary
         except BaseException as error:  # whatever it is, whoever asks raises it
             answer.set_exception(error)
     torch.set_num_threads(before)
+
+
+def wait_for_imports() -> None:
+    """Wait until `begin` imports nothing any more: two threads that import parts of torch may get halves of them."""
+    _imported.wait()
 
 
 def _asked(annotator: AnnotatorConfig, words: Vocabulary, background: list[str]) -> str:

@@ -16,10 +16,10 @@ from coreg_ray.annotation.vocabulary import templates
 from coreg_ray.cluster.connect import connect
 from coreg_ray.cluster.features import open_features, write_features
 from coreg_ray.cluster.listing import Listing
-from coreg_ray.cluster.pipeline import prepare, take_rows
 from coreg_ray.cluster.pools import open_pool
 from coreg_ray.cluster.resources import nodes_with, refuse_unreachable, scaling_config, wait_for_resources
 from coreg_ray.cluster.room import copies
+from coreg_ray.cluster.stages import prepare, take_rows
 from coreg_ray.cluster.tune_parts import Tidy, TrialLog, loggers, param_space, scheduler, searcher, trial_name
 from coreg_ray.cluster.tune_trial import Study, candidate_maker, train_nested, train_trial
 from coreg_ray.cluster.waiting import waiting_for, watched

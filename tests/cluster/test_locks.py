@@ -43,13 +43,18 @@ def lock_of_another(tmp_path: Path) -> Iterator[int]:
         child.kill()
 
 
+def ends_at_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "begin", lambda *given: None)  # which would load a model
+    monkeypatch.setattr(tune, "refuse_unreachable", _reached)
+    for module in (pipeline, tune):
+        monkeypatch.setattr(module, "connect", _reached)
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_second_command_ends_before_any_work(
     name: str, lock_of_another: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (pipeline, tune):
-        monkeypatch.setattr(module, "refuse_unreachable", _reached)
-        monkeypatch.setattr(module, "connect", _reached)
+    ends_at_its_work(monkeypatch)
     with pytest.raises(SystemExit) as end:
         run(lambda _: COMMANDS[name](Config(output=str(tmp_path))), [])
     assert end.value.code == 2
@@ -71,9 +76,7 @@ def test_the_lock_is_held_from_before_the_claim_to_the_end(
         claim(self, file, content)
 
     monkeypatch.setattr(RunFolder, "write_json", claimed)
-    for module in (pipeline, tune):
-        monkeypatch.setattr(module, "refuse_unreachable", _reached)
-        monkeypatch.setattr(module, "connect", _reached)
+    ends_at_its_work(monkeypatch)
     with pytest.raises(Reached):
         COMMANDS[name](Config(output=str(tmp_path)))
     assert claims

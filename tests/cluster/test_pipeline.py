@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from coreg_ray.cluster.pipeline import prepare, run_pipeline
+from coreg_ray.cluster.pipeline import run_pipeline
 from coreg_ray.cluster.purify import purify
+from coreg_ray.cluster.stages import prepare
 from coreg_ray.commands import labels
 from coreg_ray.commands.base import Command, load
 from coreg_ray.errors import UserError

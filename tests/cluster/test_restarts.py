@@ -27,8 +27,9 @@ from toy_clip import write_toy_clip
 from coreg_ray.cluster.annotate import annotate, annotate_splits
 from coreg_ray.cluster.candidates import build_candidates, zero_shot
 from coreg_ray.cluster.estimate import estimate
-from coreg_ray.cluster.pipeline import annotate_pool, prepare
+from coreg_ray.cluster.pipeline import annotate_pool
 from coreg_ray.cluster.rows import write_rows
+from coreg_ray.cluster.stages import prepare
 from coreg_ray.config import AnnotatorConfig, Config
 from coreg_ray.config.texts import resolved_yaml
 from coreg_ray.errors import UserError

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
 
 from coreg_ray.annotation.arrow import write_table
-from coreg_ray.cluster import pipeline
-from coreg_ray.cluster.pipeline import finish
+from coreg_ray.cluster import stages
+from coreg_ray.cluster.stages import finish
 from coreg_ray.config import Config
 from coreg_ray.deploy import export as exporting
 from coreg_ray.deploy.export import export
@@ -167,7 +167,7 @@ def test_one_samples_object_reads_each_split_once_for_all(
     assert take_home(other, Samples(other, SIDE, len(NAMES), 60)) == ["pool", "test"]
     assert [other.read(name) for name in ("model/model.safetensors", "review.csv")] == apart
     read.clear()
-    monkeypatch.setattr(pipeline, "purify", lambda *given: PurifiedManifest("", 0, 0.0, 1.0, {}))  # on Ray
+    monkeypatch.setattr(stages, "purify", lambda *given: PurifiedManifest("", 0, 0.0, 1.0, {}))  # on Ray
     finish(config, other, trained_s=0.0)
     assert sorted(read) == ["pool", "test"]
 
