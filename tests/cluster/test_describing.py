@@ -1,5 +1,6 @@
 """A model is described while Ray starts: the same card and texts, and the same errors, as a task would bring."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def test_what_began_before_ray_is_what_a_task_would_tell(tmp_path: Path, monkeyp
     words = asked_about(given, ())
     describing.begin(given, run)
     assert len(describing._begun) == 1
+    describing.wait_for_imports()
+    assert "open_clip" in sys.modules
     described = describing.settle(describing.describe(given.annotator, given, words, run))
     card, text = factory.describe(given.annotator, words, given.source.background)
     assert text is not None
