@@ -26,6 +26,7 @@ from coreg_ray.run.termination import EXIT_CODE, Terminated, terminable
 from coreg_ray.run.uris import without_credentials
 
 C = TypeVar("C", bound="Command")
+_NOTHING = "null"  # on a command line: empties a setting
 
 
 class Command(Config):
@@ -113,7 +114,11 @@ def _parse(arguments: list[str], command: type[Command], description: str | None
         exit_on_error=False,
     )
     source = CliSettingsSource[ArgumentParser](
-        _settings(command), root_parser=parser, add_argument_method=_add_argument, formatter_class=_HelpLayout
+        _settings(command),
+        root_parser=parser,
+        add_argument_method=_add_argument,
+        formatter_class=_HelpLayout,
+        cli_parse_none_str=_NOTHING,  # which versions before 2.16 do not take from the model's configuration
     )
     try:
         given, unknown = parser.parse_known_args(arguments)
@@ -177,7 +182,7 @@ def _settings(command: type[Config]) -> type[BaseSettings]:
                 cli_kebab_case=False,
                 cli_avoid_json=True,
                 cli_hide_none_type=True,
-                cli_parse_none_str="null",
+                cli_parse_none_str=_NOTHING,
                 cli_use_class_docs_for_groups=True,
                 protected_namespaces=(),
             ),

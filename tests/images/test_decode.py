@@ -35,7 +35,7 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
         "P": lambda: grey.quantize(4),
     }
     image = special.get(mode, lambda: grey.convert(mode))()
-    kind = "TIFF" if mode in ("F", "CMYK", "YCbCr", "LAB") else "PNG"
+    kind = {"F": "TIFF", "CMYK": "TIFF", "LAB": "TIFF", "YCbCr": "JPEG"}.get(mode, "PNG")
     content = encoded(image, kind)
     decoded = decode(content)
     assert decoded.mode == "RGB"

@@ -38,7 +38,10 @@ class Pickled(pa.ExtensionType):
 @pytest.fixture(params=["ray.data.arrow_pickled_test", "ray.data.arrow_tensor_test", "arrow.py_extension_type"])
 def kind(request: Any) -> Iterator[Pickled]:
     kind = Pickled(pa.large_binary(), request.param)
-    pa.register_extension_type(kind)
+    try:
+        pa.register_extension_type(kind)
+    except pa.ArrowKeyError:
+        pytest.skip(f"{request.param} is this pyarrow's own, which reads no program from it")
     read_by_python.clear()
     yield kind
     pa.unregister_extension_type(request.param)
