@@ -6,8 +6,11 @@ Ray of one's own takes seconds to start, in which a core is idle: there the mode
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -70,12 +73,30 @@ def _tell(waiting: list[tuple[Future[Told], AnnotatorConfig]], words: Vocabulary
         _imported.set()
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a task of one CPU: the same bits
-    for answer, annotator in waiting:
-        try:
-            answer.set_result(factory.describe(annotator, words, background))
-        except BaseException as error:  # whatever it is, whoever asks raises it
-            answer.set_exception(error)
+    with _silence():
+        for answer, annotator in waiting:
+            try:
+                answer.set_result(factory.describe(annotator, words, background))
+            except BaseException as error:  # whatever it is, whoever asks raises it
+                answer.set_exception(error)
     torch.set_num_threads(before)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What open_clip tells the root logger in this thread is not for the terminal, unless it is a warning."""
+    here, handlers = threading.get_ident(), list(logging.getLogger().handlers)
+
+    def heard(record: logging.LogRecord) -> bool:
+        return record.thread != here or record.levelno >= logging.WARNING
+
+    for handler in handlers:
+        handler.addFilter(heard)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(heard)
 
 
 def wait_for_imports() -> None:

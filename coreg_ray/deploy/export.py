@@ -125,7 +125,17 @@ def forms(model: Model, settings: ExportConfig, pool: Sample | None = None, test
     files, figures, remarks = dict[str, bytes](), dict[str, Any](), list[str]()
     wants_onnx = onnx.onnx_is_installed() if settings.onnx is None else settings.onnx
     if wants_onnx:
-        files["model.onnx"] = onnx.to_onnx(model)
+        try:
+            files["model.onnx"] = onnx.to_onnx(model)
+        except Exception as error:  # exporters raise anything; who has not asked for this form loses nothing else by it
+            if settings.onnx:
+                raise
+            wants_onnx = False
+            remarks.append(
+                f"no ONNX: the installed torch, onnx and onnxscript cannot make it ({type(error).__name__}); "
+                "--export.onnx true shows why"
+            )
+    if wants_onnx:
         model.onnx = {"opset": onnx.opset_of(files["model.onnx"]), "input": ["batch", 3, *(2 * [model.resolution])]}
     if pool is not None and wants_onnx and settings.int8 is not False:
         fits = pool.pixels.shape[-1] == model.resolution

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from coreg_ray.deploy.model import Model
 
 M = TypeVar("M", bound=nn.Module)
+_MOST = 2**31 - 1  # images in a batch; torch 2.6 and 2.7 object to a size without a limit
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4  # largest difference of a probability between PyTorch and the exported model
 _CHECKED_IMAGES = 5  # another number than the model is traced with, so a fixed batch size would show
@@ -75,7 +76,7 @@ def to_onnx(model: Model) -> bytes:
             path,
             input_names=["images"],
             output_names=["probabilities"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"images": {0: torch.export.Dim("batch", max=_MOST)}},
             dynamo=True,
             external_data=False,
             verbose=False,
@@ -97,7 +98,7 @@ def to_program(model: Model) -> bytes:
     """The model as a `torch.export` program; read it with `torch.export.load`, only from a source that you trust."""
     buffer = io.BytesIO()
     with torch.no_grad(), _quietly():
-        batch = torch.export.Dim("batch")
+        batch = torch.export.Dim("batch", max=_MOST)
         program = torch.export.export(Deployed(model), (_images(model, 2),), dynamic_shapes={"images": {0: batch}})
         torch.export.save(program, buffer)
     return buffer.getvalue()

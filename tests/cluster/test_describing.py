@@ -1,5 +1,6 @@
 """A model is described while Ray starts: the same card and texts, and the same errors, as a task would bring."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -23,7 +24,10 @@ def nothing_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(describing, "_begun", {})
 
 
-def test_what_began_before_ray_is_what_a_task_would_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_began_before_ray_is_what_a_task_would_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr(describing, "starts_own", lambda: True)
     given, run = config(tmp_path), RunFolder.at(str(tmp_path))
     words = asked_about(given, ())
@@ -32,6 +36,7 @@ def test_what_began_before_ray_is_what_a_task_would_tell(tmp_path: Path, monkeyp
     describing.wait_for_imports()
     assert "open_clip" in sys.modules
     described = describing.settle(describing.describe(given.annotator, given, words, run))
+    assert not [record for record in caplog.records if record.levelno < logging.WARNING]  # open_clip's own
     card, text = factory.describe(given.annotator, words, given.source.background)
     assert text is not None
     assert (described.card, described.text) == (card, text.to_bytes())

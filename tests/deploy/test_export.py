@@ -21,8 +21,9 @@ from toy import SIDE
 
 import coreg_ray
 from coreg_ray.config import ExportConfig
+from coreg_ray.deploy import onnx
 from coreg_ray.deploy.calibration import calibration_error, fit_temperature
-from coreg_ray.deploy.export import choose, export, purified_labels, write
+from coreg_ray.deploy.export import choose, export, forms, purified_labels, write
 from coreg_ray.deploy.model import Model
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.errors import UserError
@@ -233,6 +234,19 @@ def test_purified_labels_lie_in_the_candidate_set() -> None:
     logits = torch.tensor([[5.0, 1.0, 2.0], [-3.0, -2.0, 9.0]])
     sets = torch.tensor([[False, True, True], [True, True, False]])
     assert purified_labels(logits, sets).tolist() == [2, 1]
+
+
+def test_an_exporter_that_fails_costs_its_own_form_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: Model) -> bytes:
+        raise ValueError("The model contains functions")
+
+    monkeypatch.setattr(onnx, "onnx_is_installed", lambda: True)
+    monkeypatch.setattr(onnx, "to_onnx", fail)
+    made = forms(model, ExportConfig())
+    assert (made.files, made.figures) == ({}, {})
+    assert made.remarks[0].startswith("no ONNX: the installed torch, onnx and onnxscript cannot make it (ValueError)")
+    with pytest.raises(ValueError, match="contains functions"):
+        forms(model, ExportConfig(onnx=True))
 
 
 def test_onnx_agrees_with_pytorch_at_any_batch_size(model: Model, tmp_path: Path) -> None:
