@@ -69,6 +69,10 @@ def _tell(waiting: list[tuple[Future[Told], AnnotatorConfig]], words: Vocabulary
     try:
         import open_clip  # noqa: F401  # here, beside Ray's start
         import torch
+    except BaseException as error:  # a torchvision that does not load, for one: nobody may wait for ever
+        for answer, _ in waiting:
+            answer.set_exception(error)
+        return
     finally:
         _imported.set()
     before = torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,18 @@ def test_a_model_that_cannot_be_loaded_says_so_when_it_is_asked_for(
     describing.begin(given, run)
     with pytest.raises(UserError, match=r"annotator\.model=ViT-Q-7"):
         describing.settle(describing.describe(given.annotator, given, asked_about(given, ()), run))
+
+
+def test_packages_that_cannot_be_imported_end_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(describing, "starts_own", lambda: True)
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # importing it raises ImportError
+    given, run = config(tmp_path), RunFolder.at(str(tmp_path))
+    describing.begin(given, run)
+    describing.wait_for_imports()
+    answer = describing.describe(given.annotator, given, asked_about(given, ()), run)
+    assert isinstance(answer, Future)
+    with pytest.raises(ImportError, match="open_clip"):
+        answer.result(timeout=30)
 
 
 def test_on_a_cluster_the_driver_loads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
