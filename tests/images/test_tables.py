@@ -40,7 +40,7 @@ def kind(request: Any) -> Iterator[Pickled]:
     kind, theirs = Pickled(pa.large_binary(), request.param), False
     try:
         pa.register_extension_type(kind)
-    except pa.ArrowKeyError:  # some versions of pyarrow have a type of their own by this name, and expect it at their end
+    except pa.ArrowKeyError:  # pyarrow 17 has a type of its own by this name, and expects one at its end
         theirs = True
         pa.unregister_extension_type(request.param)
         pa.register_extension_type(kind)
