@@ -154,7 +154,8 @@ def forms(model: Model, settings: ExportConfig, pool: Sample | None = None, test
 
 def write(model: Model, folder: Folder, settings: ExportConfig) -> None:
     """All files of an artifact, for those of an earlier one. Raises UserError: `export.onnx` needs the extra."""
-    save(model, folder, forms(model, settings).files)
+    made = forms(model, settings)
+    save(model, folder, made.files, made.remarks)
 
 
 def save(model: Model, folder: Folder, files: dict[str, bytes], remarks: Sequence[str] = ()) -> None:

@@ -73,7 +73,7 @@ def _labelfree_in_words(figures: dict[str, Any]) -> str:
     told = f"on held-out images the networks agree with {side} for {agreement:.0%} of the surest"
     sureness = figures.get(metrics.TRUST_SURENESS, 1.0)
     if believed and agreement > SURER * sureness:
-        told += f", of which it dares to say {sureness:.0%}"
+        told += f", where it claims to be right for {sureness:.0%} only"
     tied, lost = figures.get(metrics.TRUST_TIED, 0.0), (unsound or 0.0) >= LOST
     if not (believed or lost) and tied >= TIED:
         told += f", and for {tied:.0%} of all images no class has the most votes"

@@ -236,7 +236,9 @@ def test_purified_labels_lie_in_the_candidate_set() -> None:
     assert purified_labels(logits, sets).tolist() == [2, 1]
 
 
-def test_an_exporter_that_fails_costs_its_own_form_alone(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exporter_that_fails_costs_its_own_form_alone(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(model: Model) -> bytes:
         raise ValueError("The model contains functions")
 
@@ -245,6 +247,8 @@ def test_an_exporter_that_fails_costs_its_own_form_alone(model: Model, monkeypat
     made = forms(model, ExportConfig())
     assert (made.files, made.figures) == ({}, {})
     assert made.remarks[0].startswith("no ONNX: the installed torch, onnx and onnxscript cannot make it (ValueError)")
+    write(model, Folder.at(tmp_path), ExportConfig())
+    assert "no ONNX: the installed torch" in (tmp_path / "README.md").read_text()
     with pytest.raises(ValueError, match="contains functions"):
         forms(model, ExportConfig(onnx=True))
 

@@ -83,8 +83,8 @@ def test_networks_need_to_know_less_where_a_label_model_is_believed() -> None:
         (Evidence(False, 0.45, 0.5, 50, tied=0.31), "of the surest and find 45% of the candidate sets unsound."),
         (Evidence(False, None, 0.9, 50), "and were never asked which candidate sets are unsound."),
         (Evidence(True, 0.35, 0.79, 50, sureness=0.46), "are not to be trusted above the votes alone: on held-out "
-         "images the networks agree with the label model, which is believed, for 79% of the surest, of which it dares "
-         "to say 46%."),
+         "images the networks agree with the label model, which is believed, for 79% of the surest, where it claims "
+         "to be right for 46% only."),
         (Evidence(True, None, None, 3), "cannot be told, since too few images were held out"),
     ],
 )  # fmt: skip
