@@ -1,4 +1,8 @@
-"""Several plain processes that form a gloo world, for tests of distribution without Ray."""
+"""Several plain processes that form a gloo world, for tests of distribution without Ray.
+
+They are forked from one process that has imported torch and the training loop, once for all worlds of a test process:
+importing takes seconds, and a world has up to four members.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,8 @@ from torch import distributed as dist
 
 def run_world(world: int, function: str, *arguments: Any, timeout: float = 120) -> list[Any]:
     """Call `module.name` with the arguments in `world` processes; returns their answers in the order of ranks."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "coreg_ray.training.worker"])
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(target=_enter, args=(rank, world, folder, function, arguments, sys.path), daemon=True)

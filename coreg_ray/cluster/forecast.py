@@ -32,6 +32,7 @@ from coreg_ray.cluster.waiting import watched
 from coreg_ray.config import Config
 from coreg_ray.config.fit_to_pool import fitted_to_pool
 from coreg_ray.config.student import ANNOTATOR
+from coreg_ray.deploy.export import ASKED_IMAGES, FORMS
 from coreg_ray.errors import UserError
 from coreg_ray.ids import row_numbers
 from coreg_ray.images.base import Source
@@ -46,8 +47,10 @@ from coreg_ray.training.pace import Pace, measure
 
 log = logging.getLogger(__name__)
 
-# What a stage takes besides its work, on two cores: processes that start and load torch, reports, checkpoints.
-_ANNOTATION_S, _FEATURES_S, _TRAINING_S, _EPOCH_S = 12.0, 8.0, 12.0, 0.5
+# What a stage takes besides its work, on two cores: processes that start and load torch, reports, checkpoints. The
+# first is that of the whole command: imports, Ray's start where it is one's own, and its end.
+_COMMAND_S, _ANNOTATION_S, _FEATURES_S, _TRAINING_S, _EPOCH_S, _RESULTS_S = 9.0, 8.0, 6.0, 6.0, 0.2, 8.0
+_MOST_AT_ONCE = 16  # backbones that are measured side by side, as they share a machine's memory
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,13 @@ def _measured(config: Config, run: RunFolder) -> Forecast:
     config = fitted_to_pool(config, images, run.read_config())
     sample = task(_decoded).remote(source, of_each_block(listing), config.student.resolution)
     stages = [_annotation(config, run, images, tested, ask(task(_stored).remote(sample)))]
+    backbone_s = 0.0
     if config.student.on_features:
-        stage, sample = _features(config, run, sample, images, tested)
+        stage, sample, backbone_s = _features(config, run, sample, images, tested)
         stages.append(stage)
-    stages.append(_training(config, sample, images, tested))
+    stage, pace = _training(config, sample, images, tested)
+    stages += [stage, _results(config, pace, backbone_s, images, tested)]
+    stages.append(Stage("start, end", _COMMAND_S, 0.0, 0.0))
     return Forecast(images, tested, config.method.whole().epochs, tuple(stages))
 
 
@@ -133,27 +139,34 @@ def _annotation(config: Config, run: RunFolder, images: int, tested: int, row: f
 
 def _features(
     config: Config, run: RunFolder, sample: ray.ObjectRef, images: int, tested: int
-) -> tuple[Stage, ray.ObjectRef]:
-    """Of a frozen backbone, and the sample's: numbers and (n, 1 + V, F)."""
+) -> tuple[Stage, ray.ObjectRef, float]:
+    """Of a frozen backbone; and the sample's, numbers and (n, 1 + V, F), and the seconds that one image takes it."""
     if config.student.name == ANNOTATOR:
         dim = max((writer.read_card(folder).dim for folder in _answered(run)), default=0)
         if not dim:
             raise UserError("student.name=annotator: no annotator stores embeddings; use one of kind clip")
         stage = Stage("features", _FEATURES_S / 2, 0.0, 2.0 * dim * (images + tested))
-        return stage, task(_like_embeddings).remote(sample, dim)
+        return stage, task(_like_embeddings).remote(sample, dim), 0.0
     size, gpus = pool_size(config, -(-images // PART_ROWS))
     at_once = size if gpus or len(ray.nodes()) > 1 else min(size, os.cpu_count() or 1)
-    measure_features = task(_seen).options(num_gpus=gpus, num_returns=2)
-    figures, seen = measure_features.remote(run, sample, threads_of(size))
-    seconds, memory, width = ask(figures)
+    # Together, as they will work: on a CPU each is slower beside others than alone.
+    beside = 1 if gpus else min(at_once, _MOST_AT_ONCE)
+    seers = [ray.remote(num_cpus=1, num_gpus=gpus)(_Seer).remote(run, threads_of(size)) for _ in range(beside)]
+    for seer in seers:
+        ask(seer.ready.remote())
+    looks = [seer.look.options(num_returns=2).remote(sample) for seer in seers]
+    measured = [ask(figures) for figures, _ in looks]
+    seconds, memory, width = np.mean(measured, axis=0).tolist()
     views = config.student.frozen_views
-    passes = images * (1 + views) + tested
+    passes, splits = images * (1 + views) + tested, 1 + bool(tested)
     disk = 2.0 * width * passes + run.features.size(WEIGHTS)
-    return Stage("features", _FEATURES_S + passes * seconds / at_once, float(memory * size), disk), seen
+    last = min(images, PART_ROWS) * (1 + views) * (1 - 1 / at_once) / 2  # one may still be at work on its last part
+    lasts = splits * _FEATURES_S + (passes / at_once + last) * seconds
+    return Stage("features", lasts, float(memory * size), disk), looks[0][1], seconds
 
 
-def _training(config: Config, sample: ray.ObjectRef, images: int, tested: int) -> Stage:
-    """By a few steps in a process with the means of a training worker."""
+def _training(config: Config, sample: ray.ObjectRef, images: int, tested: int) -> tuple[Stage, Pace]:
+    """By a few steps in a process with the means of a training worker; and how fast these were."""
     scaling = scaling_config(config.cluster)
     wait_for_resources(scaling, config.cluster.wait_s)
     each: dict[str, float] = dict(scaling.resources_per_worker or {})  # type: ignore[arg-type]
@@ -169,12 +182,24 @@ def _training(config: Config, sample: ray.ObjectRef, images: int, tested: int) -
         seconds /= workers if options["num_gpus"] else workers / 2
     state = 6 * pace.parameters + 8 * method.queue_size * config.student.projection
     state += 2 * (2 * method.loss_history + 4) * rows
-    return Stage(
+    stage = Stage(
         "training",
         _TRAINING_S + _EPOCH_S * method.epochs + seconds,
         float(workers * pace.memory + size * (images + tested) * (1 if workers == 1 else 2)),
         float((config.checkpoint.keep + 1) * state),
     )
+    return stage, pace
+
+
+def _results(config: Config, pace: Pace, backbone_s: float, images: int, tested: int) -> Stage:
+    """Purified labels, the model in all its forms, the report.
+
+    Eight bits are calibrated on some images and compared with the float model on others; on a frozen backbone that is
+    most of it.
+    """
+    shown = min(images, ASKED_IMAGES) + 2 * min(tested, ASKED_IMAGES) if config.export.int8 is not False else 0
+    seconds = _RESULTS_S + (images + tested) * pace.look + shown * (backbone_s or pace.look)
+    return Stage("results", seconds, float(pace.memory), (len(FORMS) + 1.0) * pace.parameters)
 
 
 # In tasks.
@@ -201,23 +226,31 @@ def _stored(sample: tuple[NDArray[np.int64], NDArray[np.uint8]]) -> float:
     return stored.tell() / len(sample[0])
 
 
-def _seen(
-    run: RunFolder, sample: tuple[NDArray[np.int64], NDArray[np.uint8]], num_threads: int
-) -> tuple[tuple[float, int, int], tuple[NDArray[np.int64], NDArray[np.float16]]]:
-    """Seconds a pass, bytes of memory and numbers in a feature; and the features of a part of the sample."""
-    manifest = run.read_features_manifest()
-    assert manifest is not None
-    device = "cuda" if ray.get_gpu_ids() else "cpu"
-    if device == "cpu":
-        torch.set_num_threads(num_threads)
-    backbone = read_backbone(run.features, manifest.backbone).to(device)
-    numbers, pixels = sample[0][:PART_ROWS], torch.from_numpy(sample[1][:PART_ROWS].copy())
-    rows = torch.from_numpy(numbers.copy())
-    features_of(pixels[:16], rows[:16], backbone, manifest)  # the first pass is slower than all others
-    started = time.perf_counter()
-    features = features_of(pixels, rows, backbone, manifest)
-    seconds = (time.perf_counter() - started) / (len(pixels) * (1 + manifest.views))
-    return (seconds, peak_memory(), features.shape[2]), (numbers, features.numpy())
+class _Seer:
+    """A frozen backbone in a process of its own, as `cluster/features.py` holds each of a pool."""
+
+    def __init__(self, run: RunFolder, num_threads: int) -> None:
+        manifest = run.read_features_manifest()
+        assert manifest is not None
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(num_threads)
+        self._manifest, self._backbone = manifest, read_backbone(run.features, manifest.backbone).to(device)
+
+    def ready(self) -> None:
+        """Return once it is there."""
+
+    def look(
+        self, sample: tuple[NDArray[np.int64], NDArray[np.uint8]]
+    ) -> tuple[tuple[float, int, int], tuple[NDArray[np.int64], NDArray[np.float16]]]:
+        """Seconds a pass, bytes of memory and numbers in a feature; and the features of a part of the sample."""
+        numbers, pixels = sample[0][:PART_ROWS], torch.from_numpy(sample[1][:PART_ROWS].copy())
+        rows = torch.from_numpy(numbers.copy())
+        features_of(pixels[:16], rows[:16], self._backbone, self._manifest)  # the first pass is slower than all others
+        started = time.perf_counter()
+        features = features_of(pixels, rows, self._backbone, self._manifest)
+        seconds = (time.perf_counter() - started) / (len(pixels) * (1 + self._manifest.views))
+        return (seconds, peak_memory(), features.shape[2]), (numbers, features.numpy())
 
 
 def _like_embeddings(

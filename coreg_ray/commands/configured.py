@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from coreg_ray.commands.presets import METHOD_PRESET, merged, preset_settings
 from coreg_ray.config import Config
 from coreg_ray.config.method import FITTED
-from coreg_ray.config.texts import explain, fields_of, flattened, unknown_key
+from coreg_ray.config.texts import explain, flattened, types_of, unknown_key
 from coreg_ray.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def configured(given: Mapping[str, Any], command: type[C], continues: bool = Fal
     """
     given = dict(given)
     file = given.pop("config", None)
-    whole = {name for name, _ in fields_of(command) if is_mapping(name, command)}
+    whole = {name for name in types_of(command) if is_mapping(name, command)}
     under = _read_yaml(file) if isinstance(file, str) else file
     values = merged(under, given, whole) if under else given
     _refuse_unknown(values, command)
@@ -113,7 +113,7 @@ def nested(content: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:
-    valid = {name for name, _ in fields_of(command)}
+    valid = types_of(command).keys()
     for name in flattened(tree):
         prefixes = {name.rsplit(".", depth)[0] for depth in range(name.count(".") + 1)}
         if not prefixes & valid:
@@ -122,5 +122,5 @@ def _refuse_unknown(tree: dict[str, Any], command: type[Config]) -> None:
 
 def is_mapping(name: str, command: type[Config]) -> bool:
     """Whether a setting is a mapping as a whole, such as `cluster.label_selector`."""
-    annotation = dict(fields_of(command))[name]
+    annotation = types_of(command)[name]
     return any(get_origin(part) is dict for part in (annotation, *get_args(annotation)))

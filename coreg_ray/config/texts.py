@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import yaml
@@ -54,9 +55,15 @@ def fields_of(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, An
             yield f"{above}{name}", field.annotation
 
 
+@cache
+def types_of(model: type[BaseModel]) -> Mapping[str, Any]:
+    """`fields_of` by name; settings are looked up by the hundred."""
+    return dict(fields_of(model))
+
+
 def unknown_key(name: str, command: type[Config]) -> str:
     """What to say of a key that is none: the nearest one, and those of its section."""
-    keys = [key for key, _ in fields_of(command)]
+    keys = list(types_of(command))
     below = [key for key in keys if key.startswith(f"{name}.")]
     if below:
         return f"{name} is a section of settings; give one of them: {', '.join(below)}"

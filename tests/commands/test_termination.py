@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -101,6 +102,8 @@ def test_connecting_takes_the_signal_back_from_ray(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(connect.ray, "init", start)
+    monkeypatch.setattr(connect.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
+    monkeypatch.setattr(connect, "_own", "")
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with terminable():
         ours = signal.getsignal(signal.SIGTERM)

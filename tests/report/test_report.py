@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from chromium import chromium, needs_chromium, tab
 from finished_run import NAMES, POOL, PROMPTS, TEST, finished_run, run_config
 from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
@@ -471,65 +473,61 @@ def test_thumbnails_are_small_and_show_the_image() -> None:
 
 # In a real browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found; on Debian: apt-get install chromium")
-PROBE = """<script>
-const head = [...document.querySelectorAll("#test table.sortable th")].find(th => th.textContent === "recall");
-head.querySelector("button").click();
-const sorted = [...document.querySelectorAll("#test table.sortable tbody tr")].map(tr => tr.cells[2].textContent);
-document.title = JSON.stringify({
-  wide: document.documentElement.scrollWidth, window: window.innerWidth, sorted, sort: head.getAttribute("aria-sort"),
-  broken: [...document.images].filter(img => img.loading !== "lazy" && !img.naturalWidth).length,
-  images: document.images.length, ink: getComputedStyle(document.body).color,
-});
-</script></body>"""
+SORT_BY_RECALL = """(() => {
+  const head = [...document.querySelectorAll("#test table.sortable th")].find(th => th.textContent === "recall");
+  head.querySelector("button").click();
+  const sorted = [...document.querySelectorAll("#test table.sortable tbody tr")].map(tr => tr.cells[2].textContent);
+  return {
+    wide: document.documentElement.scrollWidth, window: innerWidth, sorted, sort: head.getAttribute("aria-sort"),
+    broken: [...document.images].filter(image => image.loading !== "lazy" && !image.naturalWidth).length,
+    images: document.images.length, ink: getComputedStyle(document.body).color,
+  };
+})()"""
 
 
-def browse(page: Path, width: int, *options: str) -> subprocess.CompletedProcess[str]:
-    """Open a page in headless Chromium; what the console says comes on stderr."""
-    assert CHROMIUM is not None
-    command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-        "--enable-logging=stderr", "--virtual-time-budget=2000", f"--window-size={width},2400",
-        f"--user-data-dir={page.parent / 'profile'}", *options, page.as_uri(),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+@pytest.fixture(scope="module")
+def devtools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with chromium(tmp_path_factory.mktemp("profile")) as address:
+        yield address
 
 
 @needs_chromium
 @pytest.mark.parametrize(("width", "name"), [(390, "phone"), (1280, "desktop")])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_renders_in_a_browser(run: RunFolder, tmp_path: Path, width: int, name: str, scheme: str) -> None:
-    page = tmp_path / "report.html"
-    page.write_text(run.read("report.html").decode().replace("</body>", PROBE))
-    colours = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
-    seen = browse(page, width, colours, "--dump-dom")
-    assert "CONSOLE" not in seen.stderr, seen.stderr
-    shown = _title(seen.stdout)
-    assert shown["wide"] <= shown["window"], "the page scrolls sideways"
+def test_the_page_renders_in_a_browser(run: RunFolder, devtools: str, width: int, name: str, scheme: str) -> None:
+    picture = SCREENSHOTS / f"report-{name}-{scheme}.png"
+
+    async def look() -> dict[str, Any]:
+        async with tab(devtools) as page:
+            await page.size(width, 2400)
+            await page.dark(scheme == "dark")
+            await page.call("Page.navigate", url=Path(run.path, "report.html").as_uri())
+            await page.until("document.readyState === 'complete' && !!document.querySelector('#settings')")
+            shown: dict[str, Any] = await page.run(SORT_BY_RECALL)
+            await page.screenshot(picture)
+            assert not page.errors()
+            return shown
+
+    shown = asyncio.run(look())
+    assert shown["wide"] <= shown["window"] == width, "the page scrolls sideways"
     assert shown["images"] > 10
+    assert shown["broken"] == 0
     assert shown["sort"] == "ascending"
     assert shown["sorted"] == sorted(shown["sorted"], key=lambda text: float(text or 0))
     light = sum(map(int, re.findall(r"\d+", shown["ink"])[:3])) > 3 * 128
     assert light == (scheme == "dark")
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    picture = SCREENSHOTS / f"report-{name}-{scheme}.png"
-    browse(page, width, colours, f"--screenshot={picture}")
     assert picture.stat().st_size > 10_000
 
 
 @needs_chromium
-def test_a_console_error_would_be_seen(tmp_path: Path) -> None:
-    page = tmp_path / "bad.html"
-    page.write_text("<script>nothing.at.all()</script>")
-    assert "CONSOLE" in browse(page, 390, "--dump-dom").stderr
+def test_a_console_error_would_be_seen(tmp_path: Path, devtools: str) -> None:
+    bad = tmp_path / "bad.html"
+    bad.write_text("<script>nothing.at.all()</script>")
 
+    async def look() -> list[str]:
+        async with tab(devtools) as page:
+            await page.call("Page.navigate", url=bad.as_uri())
+            await page.until("document.readyState === 'complete' && location.pathname.endsWith('bad.html')")
+            return page.errors()
 
-def _title(dom: str) -> dict[str, Any]:
-    import html
-    import json
-
-    title = re.search(r"<title>(.*?)</title>", dom, re.S)
-    assert title is not None
-    content: dict[str, Any] = json.loads(html.unescape(title.group(1)))
-    return content
+    assert "nothing is not defined" in str(asyncio.run(look()))

@@ -127,7 +127,7 @@ def test_who_took_too_long_to_take_it_has_not_got_it(folder: Folder, monkeypatch
     folder.write_json(LOCK, {"host": "elsewhere", "pid": 1, "started": 1.0, "renewed": 1.0})
     for late, limit in ((LOCK_CLAIM, "CLAIMED_WITHIN_S"), (LOCK, "GIVEN_UP_AFTER_S")):
         with monkeypatch.context() as patch:
-            patch.setattr(lock, limit, 0.5)
+            patch.setattr(lock, limit, 0.2)
             slow_writes(patch, partial(late_by, late))
             assert re.search(r"to take its lock took \d s, and after \d s others may have", refusal(folder))
         assert folder.lock_claims() == []
@@ -136,7 +136,7 @@ def test_who_took_too_long_to_take_it_has_not_got_it(folder: Folder, monkeypatch
 
 def late_by(beginning: str, name: str) -> float:
     """Seconds that a file takes longer whose name begins so."""
-    return 0.6 if name.startswith(beginning) else 0.0
+    return 0.3 if name.startswith(beginning) else 0.0
 
 
 def slow_writes(patch: pytest.MonkeyPatch, seconds: Callable[[str], float]) -> None:
@@ -204,7 +204,8 @@ def test_of_many_at_once_one_works(
     """Even where a write takes much longer than another command's whole way to the lock."""
     if before is not None:
         folder.write_json(LOCK, before | {"renewed": 1.0})
-    slow_writes(monkeypatch, lambda name: random.choice((0.0, 0.1, 0.8)))
+    monkeypatch.setattr(lock, "_LOOKS_EVERY_S", 0.05)
+    slow_writes(monkeypatch, lambda name: random.choice((0.0, 0.05, 0.3)))
     start, end = threading.Barrier(8), threading.Barrier(8)
     answers: list[str] = []
 
