@@ -18,6 +18,7 @@ from coreg_ray.annotation.card import MANIFEST, TEXT, Card
 from coreg_ray.annotation.clip import TextTable
 from coreg_ray.annotation.parts import Part, annotation_table
 from coreg_ray.config import Config
+from coreg_ray.deploy.export import complete, draft
 from coreg_ray.ids import content_hash, row_numbers
 from coreg_ray.methods import KINDS
 from coreg_ray.pure.candidates import synthetic_candidates
@@ -26,6 +27,7 @@ from coreg_ray.run.folder import RunFolder, Split
 from coreg_ray.run.records import CandidateFigures, CandidateManifest, TrainResult
 from coreg_ray.run.storage import Folder
 from coreg_ray.training.mesh import Mesh
+from coreg_ray.training.sample import Samples
 from coreg_ray.training.worker import train
 
 POOL, TEST = 240, 80
@@ -56,6 +58,11 @@ def finished_run(
     folder.update_metrics(TrainResult(last, world_size=1, start_epoch=0).metrics())
     folder.update_metrics({metrics.ZERO_SHOT: 0.6, metrics.ANNOTATE_S: 1.5, metrics.TRAIN_S: 12.0})
     return folder
+
+
+def export(run: RunFolder, samples: Samples | None = None) -> None:
+    """Write `model/`, as the end of a run does."""
+    complete(draft(run, samples), run)
 
 
 def run_config(folder: Folder, classes: list[str], **settings: Any) -> Config:

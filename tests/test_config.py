@@ -378,7 +378,7 @@ UNUSUAL: dict[str, Any] = {  # not one setting at its default, but for what woul
 
 def test_the_fingerprint_of_a_preset_is_the_one_that_it_always_was() -> None:
     then = "--student.name preact_resnet18 --method.epochs 20 --method.warmup_epochs 6 --method.batch_size 64"
-    then += " --method.warmup_batch_size 64 --method.learning_rate 0.04"
+    then += " --method.warmup_batch_size 64 --method.learning_rate 0.04 --method.contrast_delay 2"
     decisive = load(["--preset", "digits", *then.split()], Command).decisive()
     assert DIGITS in [digest(form) for form in (decisive, *as_older_versions(decisive))]
 

@@ -6,12 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from finished_run import finished_run
+from finished_run import export, finished_run
 from make_reference import HERE, PAGES, RENEW, default, kind
 
 from coreg_ray.config import Config, MethodSettings, StudentConfig
 from coreg_ray.config.texts import fields_of
-from coreg_ray.deploy.export import export
 from coreg_ray.report.page import write_report
 from coreg_ray.run.inventory import ENTRIES, STEPS, of_file, of_top
 from coreg_ray.run.lock import LOCK, locked

@@ -151,7 +151,8 @@ def _features(
     at_once = size if gpus or len(ray.nodes()) > 1 else min(size, os.cpu_count() or 1)
     # Together, as they will work: on a CPU each is slower beside others than alone.
     beside = 1 if gpus else min(at_once, _MOST_AT_ONCE)
-    seers = [ray.remote(num_cpus=1, num_gpus=gpus)(_Seer).remote(run, threads_of(size)) for _ in range(beside)]
+    member: Any = ray.remote(num_cpus=1, num_gpus=gpus)(_Seer)
+    seers = [member.remote(run, threads_of(size)) for _ in range(beside)]
     for seer in seers:
         ask(seer.ready.remote())
     looks = [seer.look.options(num_returns=2).remote(sample) for seer in seers]
@@ -195,10 +196,10 @@ def _results(config: Config, pace: Pace, backbone_s: float, images: int, tested:
     """Purified labels, the model in all its forms, the report.
 
     Eight bits are calibrated on some images and compared with the float model on others; on a frozen backbone that is
-    most of it.
+    most of it, though onnxruntime takes half as long.
     """
     shown = min(images, ASKED_IMAGES) + 2 * min(tested, ASKED_IMAGES) if config.export.int8 is not False else 0
-    seconds = _RESULTS_S + (images + tested) * pace.look + shown * (backbone_s or pace.look)
+    seconds = _RESULTS_S + (images + tested) * pace.look + shown * (backbone_s or pace.look) / 2
     return Stage("results", seconds, float(pace.memory), (len(FORMS) + 1.0) * pace.parameters)
 
 

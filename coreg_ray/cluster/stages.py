@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from coreg_ray.cluster.tasks import ask, task
 from coreg_ray.cluster.waiting import watched
 from coreg_ray.config import Config
 from coreg_ray.config.fit_to_pool import fitted_to_pool
-from coreg_ray.deploy.export import ASKED_IMAGES, export
+from coreg_ray.deploy.export import ASKED_IMAGES, complete, draft
 from coreg_ray.deploy.reviewed import verdict
 from coreg_ray.errors import UserError
 from coreg_ray.methods import KINDS
@@ -54,15 +55,13 @@ def finish(config: Config, run: RunFolder, trained_s: float) -> dict[str, Any]:
     class_names = manifest.class_names if manifest else []
     samples = Samples(run, config.student.resolution, len(class_names), max(ASKED_IMAGES, config.report.images))
     started = time.monotonic()
-    with watched():
+    with watched(), ThreadPoolExecutor(1) as beside:  # the model's forms are made here, labels on the cluster
         comparison = begin_comparison(config, run, trained_s)
+        drafted = beside.submit(draft, run, samples, KINDS[config.method.kind].DEPLOYED)
         purified = purify(config, run, samples)
-    figures = {**purified.figures, **verdict(run), metrics.PURIFY_S: time.monotonic() - started}
-    run.update_metrics(figures, stale=(metrics.TRUST,))
-    started = time.monotonic()
-    export(run, samples, KINDS[config.method.kind].DEPLOYED)  # after the labels: its card says how far to trust them
-    run.update_metrics({metrics.EXPORT_S: time.monotonic() - started})
-    with watched():
+        figures = {**purified.figures, **verdict(run), metrics.PURIFY_S: time.monotonic() - started}
+        run.update_metrics(figures, stale=(metrics.TRUST,))
+        complete(drafted.result(), run)  # after the labels: the model's card says how far to trust them
         end_comparison(comparison, run)
     write_report(run, samples)
     return run.read_metrics()
@@ -118,17 +117,23 @@ def annotate(config: Config, run: RunFolder, rows: bool) -> Prepared:
     for split, figures in done.items():
         log.info("%s: %d images annotated, %d of them now", split, figures.images, figures.encoded_images)
     overlap = pool_overlap(run) if config.test.kind else None
-    manifest = build_candidates(config, run)
-    scores = zero_shot(config, run) if config.test.kind else {}
+    manifest, scores = _judged(config, run)
     return Prepared(manifest, scores, overlap, AnnotateResult(done["pool"], done.get("test")))
+
+
+def _judged(config: Config, run: RunFolder, annotated: RunFolder | None = None) -> tuple[CandidateManifest, Any]:
+    """The pool's candidate sets; and what annotators alone come to on the test images, found at the same time."""
+    with ThreadPoolExecutor(1) as beside:
+        alone = beside.submit(zero_shot, config, run, annotated) if config.test.kind else None
+        manifest = build_candidates(config, run, annotated)
+        return manifest, alone.result() if alone else {}
 
 
 def _take_over(config: Config, run: RunFolder, annotated: RunFolder, features: Folder | None) -> Prepared:
     """Candidate sets, labels and rows from the annotations of another run folder; `features`: its own, if they fit."""
     overlap = pool_overlap(annotated) if config.test.kind else None
-    manifest = build_candidates(config, run, annotated)
+    manifest, scores = _judged(config, run, annotated)
     refuse_small_pool(config, manifest.quality.rows)
-    scores = zero_shot(config, run, annotated) if config.test.kind else {}
     if annotated.filesystem == run.filesystem:  # what the method is compared with learns from the embeddings
         links = {"annotations": annotated.resolve("annotations")}
         run.link(**(links | {"features": features} if features else links))

@@ -83,6 +83,10 @@ def run(main: Callable[[list[str]], None], arguments: list[str], stopped: str | 
     except KeyboardInterrupt as end:
         sys.stderr.write(f"\n{stopped or 'stopped; the same command continues this run'}\n")
         sys.exit(EXIT_CODE if isinstance(end, Terminated) else 130)
+    if "coreg_ray.cluster.connect" in sys.modules:
+        from coreg_ray.cluster.connect import leave  # late: Ray takes seconds, and few commands need it
+
+        leave()
 
 
 def show(text: str) -> None:

@@ -12,6 +12,7 @@ What else lies there is a person's, and stays (own_files.py).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +48,30 @@ ASKED_IMAGES = 2048  # pool images that decide which network is deployed, and it
 ASK_S = 20.0  # time to ask about them; only large networks without a GPU get less far
 
 
-def export(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, ...] = NETWORKS) -> None:
-    """Write `model/` from the newest whole checkpoint of the run folder, as its `config.yaml` asks.
+@dataclass(frozen=True)
+class Forms:
+    """A model's further forms: files by name, figures by name, and what people should know about them."""
+
+    files: dict[str, bytes]
+    figures: dict[str, Any]
+    remarks: list[str]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model in all its forms that lacks what purified labels say of it, and the seconds that it took."""
+
+    model: Model
+    pair: Pair
+    forms: Forms
+    settings: ExportConfig
+    seconds: float
+
+
+def draft(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, ...] = NETWORKS) -> Draft:
+    """The model of the newest whole checkpoint, as the run's `config.yaml` asks.
+
+    Nothing is written and purified labels are not needed, so they may be made at the same time.
 
     Args:
         samples: of this run, where they are read already. deployed: the networks that may be taken home, which the
@@ -57,6 +80,7 @@ def export(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, 
     Raises:
         UserError: the run has no checkpoint yet, or `export.onnx` is asked for without the extra.
     """
+    started = time.monotonic()
     pair = Pair.of(run)
     if pair is None:
         raise UserError(f"{run.path} has no whole checkpoint, so there is nothing to export; train first")
@@ -67,16 +91,25 @@ def export(run: RunFolder, samples: Samples | None = None, deployed: tuple[str, 
     chosen, temperature = choose(pair, settings, pool, deployed)
     networks = nn.ModuleDict({name: getattr(pair, name) for name in chosen}).eval()
     model = Model(pair.class_names, pair.student, networks, temperature, backbone=backbone)
-    rule = _abstention(run, pair, model, settings.abstain)
-    model.abstain = rule.rule if rule else None
     made = forms(model, settings, pool, samples.of("test", ASKED_IMAGES))
+    return Draft(model, pair, made, settings, time.monotonic() - started)
+
+
+def complete(given: Draft, run: RunFolder) -> None:
+    """Write `model/`: a draft, when it may abstain by the run's purified labels, and a card that says what they say."""
+    started = time.monotonic()
+    model, made, abstain = given.model, given.forms, given.settings.abstain
+    rule = _abstention(run, given.pair, model, abstain)
+    model.abstain = rule.rule if rule else None
     run.update_metrics({**made.figures, **(rule.metrics() if rule else {})}, stale=("int8/", "abstain/"))
-    model.provenance = provenance(run, pair.checkpoint)
-    remarks = [*made.remarks, *([rule.words(settings.abstain)] if rule and settings.abstain else [])]
+    model.provenance = provenance(run, given.pair.checkpoint)
+    remarks = [*made.remarks, *([rule.words(abstain)] if rule and abstain else [])]
     for remark in remarks:
         log.info("model: %s", remark)
     save(model, run.model, made.files, remarks)
-    log.info("model: network %s, temperature %.2f, in %s", " and ".join(chosen), temperature, run.model.path)
+    chosen = " and ".join(model.networks)
+    log.info("model: network %s, temperature %.2f, in %s", chosen, model.temperature, run.model.path)
+    run.update_metrics({metrics.EXPORT_S: given.seconds + time.monotonic() - started})
 
 
 def _abstention(run: RunFolder, pair: Pair, model: Model, wish: float | None) -> Choice | None:
@@ -102,15 +135,6 @@ def _backbone(run: RunFolder, pair: Pair) -> Backbone | None:
     if features is None:
         raise UserError(f"{run.path} has no features/ any more, where the backbone's weights lie; train again")
     return read_backbone(run.features, features.backbone)
-
-
-@dataclass(frozen=True)
-class Forms:
-    """A model's further forms: files by name, figures by name, and what people should know about them."""
-
-    files: dict[str, bytes]
-    figures: dict[str, Any]
-    remarks: list[str]
 
 
 def forms(model: Model, settings: ExportConfig, pool: Sample | None = None, test: Sample | None = None) -> Forms:

@@ -7,6 +7,7 @@ held out.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -92,14 +93,17 @@ class Samples:
         """`side`: S. `num_classes`: K. `most`: images that somebody will ask for, so that one reading serves all."""
         self.run, self.side, self.num_classes, self.most = run, side, num_classes, most
         self._read: dict[Split, Sample | None] = {}
+        self._reading = threading.Lock()
 
     def of(self, split: Split, count: int) -> Sample | None:
         """At most `count` images of `rows/<split>`; None where there are none. Raises as `read_sample` does."""
         if count < 1:
             return None
-        known = self._read.get(split)
-        if split not in self._read or (known is not None and len(known) < min(count, known.total)):
-            known = self._read[split] = read_sample(self.run, split, self.side, self.num_classes, max(count, self.most))
+        with self._reading:  # labels and the model are made at the same time
+            known = self._read.get(split)
+            if split not in self._read or (known is not None and len(known) < min(count, known.total)):
+                most = max(count, self.most)
+                known = self._read[split] = read_sample(self.run, split, self.side, self.num_classes, most)
         return known and known.first(count)
 
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finished_run import finished_run
+from finished_run import export, finished_run
 from PIL import Image
 from toy import CLASSES, images
 
-from coreg_ray.deploy.export import export
 from coreg_ray.deploy.model import Model
 from coreg_ray.errors import UserError
 from coreg_ray.run.folder import RunFolder

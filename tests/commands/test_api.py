@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from finished_run import NAMES, finished_run
+from finished_run import NAMES, export, finished_run
 from labelled_run import PICTURES, labelled_run, purify_by_hand
 
 import coreg_ray
@@ -20,7 +20,6 @@ from coreg_ray import Config, Labels, Run, UserError
 from coreg_ray.commands import api, base
 from coreg_ray.commands.base import Command
 from coreg_ray.commands.compare import rows_of
-from coreg_ray.deploy.export import export
 from coreg_ray.run.folder import RunFolder
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finished_run import NAMES, finished_run
+from finished_run import NAMES, export, finished_run
 from PIL import Image
 from torch.nn import functional as F
 from toy import SIDE
@@ -23,7 +23,7 @@ import coreg_ray
 from coreg_ray.config import ExportConfig
 from coreg_ray.deploy import onnx
 from coreg_ray.deploy.calibration import calibration_error, fit_temperature
-from coreg_ray.deploy.export import choose, export, forms, purified_labels, write
+from coreg_ray.deploy.export import choose, forms, purified_labels, write
 from coreg_ray.deploy.model import Model
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.errors import UserError

@@ -10,11 +10,10 @@ import onnxruntime
 import pytest
 import torch
 import toy
-from finished_run import finished_run
+from finished_run import export, finished_run
 from safetensors.torch import load_file
 
 import coreg_ray
-from coreg_ray.deploy.export import export
 from coreg_ray.deploy.model import Model
 from coreg_ray.report.baselines import compare
 from coreg_ray.run.folder import RunFolder

@@ -11,14 +11,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from finished_run import finished_run
+from finished_run import export, finished_run
 from PIL import Image
 from safetensors.torch import load
 from toy_clip import write_toy_clip
 
 import coreg_ray
 from coreg_ray.cluster.predict import fit_of
-from coreg_ray.deploy.export import export
 from coreg_ray.deploy.model import Model
 from coreg_ray.deploy.predictions import Pair
 from coreg_ray.errors import UserError

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from finished_run import NAMES, finished_run
+from finished_run import NAMES, export, finished_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,7 +25,6 @@ from coreg_ray.config import Config, StudentConfig
 from coreg_ray.deploy import int8
 from coreg_ray.deploy import onnx as onnx_form
 from coreg_ray.deploy.abstain import UNKNOWN, Abstention
-from coreg_ray.deploy.export import export
 from coreg_ray.deploy.model import Model, new_network
 from coreg_ray.deploy.onnx import to_onnx
 from coreg_ray.deploy.threshold import least_images, threshold_for

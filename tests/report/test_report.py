@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from chromium import chromium, needs_chromium, tab
-from finished_run import NAMES, POOL, PROMPTS, TEST, finished_run, run_config
+from finished_run import NAMES, POOL, PROMPTS, TEST, export, finished_run, run_config
 from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
 
@@ -27,7 +27,6 @@ from coreg_ray.cluster import stages
 from coreg_ray.cluster.stages import finish
 from coreg_ray.config import Config
 from coreg_ray.deploy import export as exporting
-from coreg_ray.deploy.export import export
 from coreg_ray.deploy.predictions import Judgement
 from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.pure.rng import generator
