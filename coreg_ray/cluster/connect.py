@@ -13,6 +13,7 @@ from coreg_ray.run.memory import physical_memory
 from coreg_ray.run.termination import heed_again
 
 _own = ""  # address of the Ray that this process has started
+_joined = False  # whether this file has joined a cluster, and nobody before it
 _ROOMY = 12 << 30  # bytes of memory from which on processes that wait for work may stay
 _STAY = 10  # of them and those at work; one that has imported torch holds 0.4 GB, and another would take 2 s to start
 
@@ -28,8 +29,9 @@ def starts_own() -> bool:
 
 
 def leave() -> None:
-    """Leave the cluster, and end the Ray that this process has started: left to Python's end, Ray would first sleep."""
-    ray.shutdown()
+    """Undo `connect`; a Ray of one's own ends. Where Python's end does that, Ray first sleeps for half a second."""
+    if _joined:
+        ray.shutdown()
 
 
 def connect() -> None:
@@ -38,7 +40,7 @@ def connect() -> None:
     Raises:
         UserError: nobody answers at the address.
     """
-    global _own
+    global _own, _joined
     if ray.is_initialized():
         return
     refuse_silent()
@@ -56,6 +58,6 @@ def connect() -> None:
     cpus = max(4, (os.cpu_count() or 1) + 2) if local else None
     # What workers say stays in Ray's logs and its dashboard; the driver reports progress in its own words.
     ray.init(logging_level=logging.WARNING, log_to_driver=False, num_cpus=cpus, address="local" if local else None)
-    _own = ray.get_runtime_context().gcs_address if local else ""
+    _own, _joined = ray.get_runtime_context().gcs_address if local else "", True
     heed_again()  # Ray's own answer to SIGTERM is a traceback of its C++ and an abort
     ray.data.DataContext.get_current().enable_progress_bars = False

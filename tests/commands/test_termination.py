@@ -104,8 +104,15 @@ def test_connecting_takes_the_signal_back_from_ray(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(connect.ray, "init", start)
     monkeypatch.setattr(connect.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="here"))
     monkeypatch.setattr(connect, "_own", "")
+    monkeypatch.setattr(connect, "_joined", False)
+    left: list[bool] = []
+    monkeypatch.setattr(connect.ray, "shutdown", lambda: left.append(True))
+    connect.leave()
+    assert not left, "somebody else has joined the cluster, or nobody"
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with terminable():
         ours = signal.getsignal(signal.SIGTERM)
         connect.connect()
         assert signal.getsignal(signal.SIGTERM) == ours
+    run(lambda _: None, [])
+    assert left == [True], "the command has ended"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +18,7 @@ from coreg_ray.ids import held_out, row_numbers
 from coreg_ray.run.folder import RunFolder
 from coreg_ray.run.storage import Folder
 from coreg_ray.training import sample as sampling
-from coreg_ray.training.sample import Sample, read_sample
+from coreg_ray.training.sample import Sample, Samples, read_sample
 
 SIDE, CLASSES, EACH = 2, 40, 50
 IDS = [f"class {number // EACH:02d}/{number % EACH:03d}.png" for number in range(CLASSES * EACH)]  # sorted by class
@@ -129,6 +133,25 @@ def test_pixels_are_read_only_of_parts_that_hold_one_of_the_sample(
     monkeypatch.setattr(sampling, "read_table", counting)
     places = [IDS.index(name) for name in read(output, 5).ids]
     assert sorted(opened) == sorted({f"{place // EACH * EACH:05d}.parquet" for place in places})
+
+
+def test_two_threads_that_ask_at_once_read_a_split_once(output: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, read = threading.Barrier(2), []
+
+    def slow(*given: Any) -> Sample | None:
+        read.append(given)
+        time.sleep(0.05)
+        return read_sample(*given)
+
+    def ask(count: int) -> int:
+        both.wait(20)
+        return len(samples.of("pool", count) or ())
+
+    monkeypatch.setattr(sampling, "read_sample", slow)
+    samples = Samples(output, SIDE, CLASSES, most=20)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(ask, [10, 20])) == [10, 20]
+    assert len(read) == 1
 
 
 def test_where_all_pixels_are_too_many_parts_are_drawn_first(
