@@ -28,12 +28,6 @@ def starts_own() -> bool:
     return not ray.is_initialized() and "RAY_ADDRESS" not in os.environ
 
 
-def leave() -> None:
-    """Undo `connect`; a Ray of one's own ends. Where Python's end does that, Ray first sleeps for half a second."""
-    if _joined:
-        ray.shutdown()
-
-
 def connect() -> None:
     """Join the cluster that the environment names, else start Ray on this machine.
 
@@ -61,3 +55,9 @@ def connect() -> None:
     _own, _joined = ray.get_runtime_context().gcs_address if local else "", True
     heed_again()  # Ray's own answer to SIGTERM is a traceback of its C++ and an abort
     ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+def leave() -> None:
+    """Undo `connect`; a Ray of one's own ends. Where Python's end does that, Ray first sleeps for half a second."""
+    if _joined:
+        ray.shutdown()
