@@ -52,6 +52,7 @@ def environment(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     constants: Any = import_module("huggingface_hub.constants")  # read from the environment, once
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf/token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # newer than the lowest version

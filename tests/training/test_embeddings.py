@@ -52,7 +52,7 @@ def by_hand(run: RunFolder, numbers: Tensor, prompt: int) -> Tensor:
     (folder,) = run.read_used("pool")
     table = finished_run.parquet(folder)
     stored = dict(zip(row_numbers(table["image_id"].to_pylist()).tolist(), table["embedding"].to_pylist(), strict=True))
-    embedding = torch.tensor([stored[number] for number in numbers.tolist()])
+    embedding = torch.tensor([stored[number] for number in numbers.tolist()], dtype=torch.float32)
     return (SCALE * embedding @ TEXTS[prompt].T).softmax(1)
 
 
