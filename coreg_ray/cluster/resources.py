@@ -79,8 +79,7 @@ def wait_for_resources(scaling: ScalingConfig, wait_s: float) -> None:
             if waited - last_logged >= _SAY_EVERY_S:
                 last_logged = waited
                 log.info("waiting for the cluster: %s", missing)
-                bundle = {name: math.ceil(amount) for name, amount in each.items()}  # Ray 2.56 takes whole ones alone
-                request_resources(bundles=[bundle] * workers, bundle_label_selectors=[labels] * workers)
+                request_resources(bundles=[each] * workers, bundle_label_selectors=[labels] * workers)
             time.sleep(min(1.0, wait_s - waited))
     finally:
         if last_logged >= 0:
