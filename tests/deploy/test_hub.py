@@ -53,6 +53,10 @@ def environment(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setenv(name, value)
     constants: Any = import_module("huggingface_hub.constants")  # read from the environment, once
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    downloads = import_module("huggingface_hub.file_download")  # of older versions, which have a copy of it
+    for module in (constants, downloads):
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf/hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf/token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True, raising=False)  # newer than the lowest version
