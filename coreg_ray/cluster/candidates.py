@@ -135,7 +135,7 @@ def _set_aside(folder: Folder, cpus: float) -> CandidateManifest | None:
         folder.write_json(BEFORE, before.as_json())
     folder.delete(MANIFEST)  # first, so that no kill leaves it with a part of the sets
     for name in folder.entries():
-        if name != BEFORE:
+        if name not in (BEFORE, ZERO_SHOT):  # that is about the test images, and may be in use at this moment
             folder.delete(name)
     return before
 

@@ -121,7 +121,9 @@ def annotate(config: Config, run: RunFolder, rows: bool) -> Prepared:
     return Prepared(manifest, scores, overlap, AnnotateResult(done["pool"], done.get("test")))
 
 
-def _judged(config: Config, run: RunFolder, annotated: RunFolder | None = None) -> tuple[CandidateManifest, Any]:
+def _judged(
+    config: Config, run: RunFolder, annotated: RunFolder | None = None
+) -> tuple[CandidateManifest, dict[str, Any]]:
     """The pool's candidate sets; and what annotators alone come to on the test images, found at the same time."""
     with ThreadPoolExecutor(1) as beside:
         alone = beside.submit(zero_shot, config, run, annotated) if config.test.kind else None

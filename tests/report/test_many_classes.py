@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from chromium import Tab, chromium, needs_chromium, tab
+from chromium import Tab, needs_chromium, tab
 from finished_run import finished_run
 from toy import method
 
@@ -27,12 +27,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = RunFolder.at(tmp_path_factory.mktemp("many") / "a run")
     write_report(finished_run(folder, NAMES, method=method(epochs=1, warmup_epochs=1).model_dump()))
     return folder
-
-
-@pytest.fixture(scope="module")
-def devtools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with chromium(tmp_path_factory.mktemp("profile")) as address:
-        yield address
 
 
 def look(run: RunFolder, devtools: str, work: Callable[[Tab], Awaitable[None]]) -> None:

@@ -7,7 +7,6 @@ import csv
 import io
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from chromium import chromium, needs_chromium, tab
+from chromium import needs_chromium, tab
 from finished_run import NAMES, POOL, PROMPTS, TEST, export, finished_run, run_config
 from torch.nn import functional as F
 from toy import CLASSES, SIDE, images, method
@@ -482,12 +481,6 @@ SORT_BY_RECALL = """(() => {
     images: document.images.length, ink: getComputedStyle(document.body).color,
   };
 })()"""
-
-
-@pytest.fixture(scope="module")
-def devtools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with chromium(tmp_path_factory.mktemp("profile")) as address:
-        yield address
 
 
 @needs_chromium
